@@ -1,0 +1,81 @@
+"""The workflows that are measured, importable by every process under the same names."""
+
+import asyncio
+from typing import Final, final
+
+from durable import Step, action, workflow
+
+DAY_S: Final = 86_400
+
+
+@final
+class Gate:
+    """Holds up the runs that a process must not finish before it is killed; open at first."""
+
+    def __init__(self) -> None:
+        """Begin open."""
+        self._missing: int | None = None
+        self._crowded = asyncio.Event()
+
+    def close(self, *, expected: int) -> None:
+        """Hold up whoever comes from now on; ``expected`` of them make a crowd."""
+        self._missing = expected
+
+    async def pass_through(self) -> None:
+        """Return at once when the gate is open, else never."""
+        if self._missing is None:
+            return
+        self._missing -= 1
+        if self._missing == 0:
+            self._crowded.set()
+        await asyncio.Event().wait()
+
+    async def wait_until_crowded(self) -> None:
+        """Wait until all who are expected are held up."""
+        await self._crowded.wait()
+
+
+gate: Final = Gate()
+
+
+@action
+async def increment(value: int) -> int:
+    """Do next to nothing, so that what is measured is the engine."""
+    return value + 1
+
+
+@action
+async def pass_gate(value: int) -> int:
+    """Stay at the gate while it is closed."""
+    await gate.pass_through()
+    return value
+
+
+@workflow
+async def sequence(step: Step, steps: int) -> int:  # noqa: ARG001 - a body's first parameter
+    """Take the steps one after another."""
+    value = 0
+    for _ in range(steps):
+        value = await increment(value)
+    return value
+
+
+@workflow
+async def fan_out(step: Step, steps: int) -> int:  # noqa: ARG001 - a body's first parameter
+    """Take the steps all at once."""
+    return sum(await asyncio.gather(*(increment(0) for _ in range(steps))))
+
+
+@workflow
+async def guarded_sequence(step: Step, steps: int) -> int:  # noqa: ARG001 - as above
+    """Take the steps one after another, and a last one through the gate."""
+    value = 0
+    for _ in range(steps):
+        value = await increment(value)
+    return await pass_gate(value)
+
+
+@workflow
+async def sleep_a_day(step: Step) -> None:
+    """Sleep longer than any benchmark runs."""
+    await step.sleep(DAY_S)

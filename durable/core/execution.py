@@ -1,0 +1,552 @@
+"""One execution of one run's body: history and completions in, commands and the outcome out.
+
+Rules:
+
+- The body is run from one completion to the point where nothing is ready (*quiescence*): a
+  *turn*. What it issued and withdrew in a turn is committed as a whole, with the delivery that led
+  to it. So a journal is always a prefix of a run's turns.
+- Replay is the same code: the recorded deliveries, in the recorded order, to a fresh body. A turn
+  that was recorded must issue exactly what is recorded, or the run is *stuck*.
+- A command is known by its task's path and its ordinal in that task; kind, name and arguments are
+  compared. Its ``number`` is the order of issue in the run.
+- The run's time is that of the latest delivery: constant within a turn, the same on replay.
+- A body that has ended is followed by what ``asyncio.run`` does: the tasks still running are
+  cancelled and awaited, then its async generators are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+from durable.core.errors import DeadlockError, NonDeterminismError
+from durable.core.loop import TurnTooLongError, WorkflowFuture, WorkflowLoop
+from durable.core.records import StepKind, StepRecord, StepState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from durable.core.loop import WorkflowTask
+    from durable.core.records import RunRecord
+
+UNSET: Any = object()
+"""Stands for a value that was not handed over, where ``None`` is a value."""
+
+DUE_MS_MAX = 253_402_300_799_000
+"""The end of the year 9999: no timer is due later."""
+
+ARGS_SHOWN_CHARS = 400
+"""How much of a step's arguments a divergence message shows."""
+
+
+@final
+class Stuck(Exception):  # noqa: N818  a state of a run
+    """The body cannot go on with the code as it is. The message has both sides."""
+
+
+class Work(Protocol):
+    """What a command of the body stands for. Only the layers above look into it."""
+
+    def decode(self, text: str) -> object:
+        """Return the result that JSON text stands for."""
+        ...
+
+    def rebuild(self, error: str) -> BaseException:
+        """Return the exception that a stored error stands for."""
+        ...
+
+
+@final
+class Command:
+    """Something that the body waits for: a step, or a timer.
+
+    Attributes:
+        key: ``task path : ordinal``.
+        number: The order of issue in the run; -1 until the turn has ended.
+        args: The canonical JSON of the arguments.
+        compares_args: Whether replay compares the arguments.
+        due_ms: When a timer fires or a delayed step begins.
+        record: What the journal holds of it, when it was issued in an earlier life.
+    """
+
+    __slots__ = (
+        "args",
+        "compares_args",
+        "due_ms",
+        "future",
+        "handle",
+        "is_withdrawn",
+        "key",
+        "kind",
+        "name",
+        "number",
+        "record",
+        "work",
+    )
+
+    def __init__(  # noqa: D107
+        self,
+        kind: StepKind,
+        name: str,
+        key: str,
+        *,
+        args: str = "{}",
+        compares_args: bool = True,
+        due_ms: int | None = None,
+        work: Work | None = None,
+    ) -> None:
+        self.kind = kind
+        self.name = name
+        self.key = key
+        self.args = args
+        self.compares_args = compares_args
+        self.due_ms = due_ms
+        self.work = work
+        self.number = -1
+        self.record: StepRecord | None = None
+        self.is_withdrawn = False
+        self.future: CommandFuture | None = None
+        self.handle: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Command {self.number} {self.kind} {self.name!r} at {self.key}>"
+
+
+@final
+class CommandFuture(WorkflowFuture[Any]):
+    """What the body awaits. Cancelling it withdraws the command, at that moment."""
+
+    def __init__(
+        self, loop: WorkflowLoop, withdraw: Callable[[Command], None], command: Command
+    ) -> None:
+        super().__init__(loop)
+        self._withdraw = withdraw
+        self._command = command
+
+    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ANN401  as asyncio has it
+        if not super().cancel(msg):
+            return False
+        self._withdraw(self._command)
+        return True
+
+
+@final
+class Returned:
+    """The body returned ``value``."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+@final
+class Raised:
+    """The body raised ``error``."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+@final
+class Turn:
+    """What one turn of the body led to.
+
+    Attributes:
+        issued: New commands, numbered, in order.
+        withdrawn: Earlier commands that the body does not wait for any more.
+        end: How the body ended, if it did.
+    """
+
+    __slots__ = ("end", "issued", "withdrawn")
+
+    def __init__(
+        self, issued: list[Command], withdrawn: list[Command], end: Returned | Raised | None
+    ) -> None:
+        self.issued = issued
+        self.withdrawn = withdrawn
+        self.end = end
+
+
+class _Phase(Enum):
+    BODY = auto()
+    TASKS = auto()
+    GENERATORS = auto()
+    DONE = auto()
+
+
+@final
+class Execution:
+    """A body, live on its own loop.
+
+    Args:
+        run: The run, as recorded.
+        history: All of its steps, as recorded.
+        started_at_ms: The run's time in its first turn.
+    """
+
+    def __init__(
+        self, run: RunRecord, history: Iterable[StepRecord] = (), *, started_at_ms: int
+    ) -> None:
+        self.run = run
+        self.loop = WorkflowLoop(self, run.run_id)
+        self.failures: list[dict[str, Any]] = []
+        self._now_ms = started_at_ms
+        self._recorded = {step.key: step for step in history}
+        self._next_number = len(self._recorded)
+        self._deliveries = [step for step in history if step.position is not None]
+        self._deliveries.sort(key=_position_of, reverse=True)
+        self._next_position = len(self._deliveries)
+        self._open: dict[int, Command] = {}
+        self._timers: dict[int, Command] = {}
+        self._issued: list[Command] = []
+        self._withdrawn: list[Command] = []
+        self._withdrawn_in_replay: list[Command] = []
+        self._refusal: NonDeterminismError | None = None
+        self._phase = _Phase.BODY
+        self._outcome: Returned | Raised | None = None
+        self._root: WorkflowTask[Any] | None = None
+        # A run that has begun has at least its first turn in the journal.
+        self.is_replaying = run.started_at_ms is not None
+
+    # --- what the runtime does ---------------------------------------------------------------------
+
+    def begin(self, open_body: Callable[[Execution], Coroutine[Any, Any, object]]) -> Turn:
+        """Start the body: its first turn. When that is recorded, nothing in it is new.
+
+        Raises:
+            Stuck: The turn differs from the recorded one, or did what cannot be replayed.
+        """
+        assert self._root is None
+        self._root = self.loop.spawn_root(open_body(self))
+        return self._take_turn(None)
+
+    def replay(self, deliveries_max: int) -> bool:
+        """Deliver recorded completions; return whether more of them are left.
+
+        Raises:
+            Stuck: The body does not do what the journal says it did.
+        """
+        for _ in range(deliveries_max):
+            if not self._deliveries:
+                break
+            self._deliver_recorded(self._deliveries.pop())
+        if self._deliveries:
+            return True
+        self._end_replay()
+        return False
+
+    def deliver(self, record: StepRecord, value: object = UNSET) -> Turn:
+        """Hand a completion to the body and run it to quiescence.
+
+        Args:
+            record: The settled step, with its outcome and its position.
+            value: What the recorded result decodes to, when it is at hand.
+
+        Raises:
+            Stuck: The body did what cannot be replayed, or the recorded result does not fit.
+        """
+        assert not self.is_replaying
+        assert record.position == self._next_position
+        self._next_position += 1
+        return self._take_turn(record, value)
+
+    @property
+    def next_position(self) -> int:
+        """The position that the next delivery gets."""
+        return self._next_position
+
+    def open_commands(self) -> list[Command]:
+        """Return the commands that the body waits for, in order of issue."""
+        return list(self._open.values())
+
+    def is_open(self, number: int) -> bool:
+        """Whether the body waits for the command of that number."""
+        return number in self._open
+
+    def close(self) -> None:
+        """Drop the body from memory. Nothing in it can act any more."""
+        self.loop.close()
+        self._open.clear()
+        self._timers.clear()
+
+    # --- what the body does ------------------------------------------------------------------------
+
+    def next_key(self) -> str:
+        """Return the key of the next command of the task that runs now."""
+        self.loop.refuse_when_closed()
+        scope = self.loop.scope()
+        key = f"{scope.path}:{scope.commands_count}"
+        scope.commands_count += 1
+        return key
+
+    def recorded(self, key: str) -> StepRecord | None:
+        """Return what the journal holds of the command with that key."""
+        return self._recorded.get(key)
+
+    def issue(self, command: Command) -> CommandFuture:
+        """Take a command of the body; return the future of its outcome."""
+        command.future = CommandFuture(self.loop, self.withdraw, command)
+        self._issued.append(command)
+        return command.future
+
+    def withdraw(self, command: Command) -> None:
+        """The body does not wait for ``command`` any more."""
+        assert not command.is_withdrawn
+        command.is_withdrawn = True
+        if command.number >= 0:
+            del self._open[command.number]
+            self._withdrawn.append(command)
+            if self.is_replaying:
+                self._withdrawn_in_replay.append(command)
+
+    # --- LoopHost ------------------------------------------------------------------------------------
+
+    def time_ms(self) -> int:
+        """Return the time of the latest delivery."""
+        return self._now_ms
+
+    def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
+        """Issue a timer that asyncio asked for."""
+        command = Command(
+            StepKind.SLEEP,
+            "timer",
+            self.next_key(),
+            due_ms=_due_ms(when),
+            compares_args=False,
+        )
+        command.handle = handle
+        self._timers[id(handle)] = command
+        self._issued.append(command)
+
+    def cancel_timer(self, handle: asyncio.TimerHandle) -> None:
+        """Withdraw a timer, if it has not fired."""
+        command = self._timers.pop(id(handle), None)
+        if command is not None:
+            self.withdraw(command)
+
+    def report_refusal(self, error: NonDeterminismError) -> None:
+        """Remember the first refusal of the turn."""
+        self._refusal = self._refusal or error
+
+    def report_exception(self, context: dict[str, Any]) -> None:
+        """Keep what no part of the body can catch, for the runtime to log."""
+        if not self.is_replaying:
+            self.failures.append(context)
+
+    # --- turns ---------------------------------------------------------------------------------------
+
+    def _take_turn(self, record: StepRecord | None, value: object = UNSET) -> Turn:
+        self._issued = []
+        self._withdrawn = []
+        try:
+            if record is None:
+                self.loop.pump()
+            else:
+                self._now_ms = record.finished_at_ms or self._now_ms
+                command = self._open.pop(record.number)
+                self.loop.pump(lambda: self._settle(command, record, value))
+            self._advance_end()
+        except TurnTooLongError:
+            msg = (
+                f"the body of {self.run.name!r} ran in circles without waiting for anything. "
+                "Await a step or a timer in its loop, and resume the run with the fixed code."
+            )
+            raise Stuck(msg) from None
+        return self._close_turn()
+
+    def _settle(self, command: Command, record: StepRecord, value: object) -> None:
+        if command.handle is not None:
+            self._timers.pop(id(command.handle), None)
+            self.loop.add_ready(command.handle)
+            return
+        future, work = command.future, command.work
+        assert future is not None
+        if record.state is StepState.COMPLETED:
+            if value is UNSET:
+                value = None
+                if work is not None:
+                    value = self._decode(record, work)
+            future.set_result(value)
+        else:
+            assert record.state is StepState.FAILED
+            assert record.error is not None
+            assert work is not None
+            future.set_exception(work.rebuild(record.error))
+
+    def _decode(self, record: StepRecord, work: Work) -> object:
+        try:
+            return work.decode(record.result or "null")
+        except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
+            msg = (
+                f"the recorded result of {_describe(record)} does not fit the code's annotation "
+                f"any more: {exc}. Annotate it so that both fit, or give the workflow a new version."
+            )
+            raise Stuck(msg) from None
+
+    def _close_turn(self) -> Turn:
+        issued = [command for command in self._issued if not command.is_withdrawn]
+        self._check_refusal()
+        if self._phase is not _Phase.DONE:
+            if issued or self._open:
+                for command in issued:
+                    self._enter(command)
+                return Turn(issued, self._withdrawn, None)
+            # Nothing is ready, nothing is under way: no turn will ever follow. A leftover task
+            # that waits for ever, after the body has ended, is dropped with it.
+            if self._outcome is None:
+                self._outcome = Raised(DeadlockError(self._describe_deadlock()))
+        assert self._outcome is not None
+        if self.is_replaying:
+            msg = f"the body now ends where the journal goes on. {self._describe_next_recorded()}"
+            raise Stuck(msg)
+        left = list(self._open.values())
+        for command in left:
+            command.is_withdrawn = True
+        self.close()
+        return Turn([], self._withdrawn + left, self._outcome)
+
+    def _check_refusal(self) -> None:
+        """A refusal that did not end the body was swallowed: what the body did is unknown."""
+        refusal, self._refusal = self._refusal, None
+        if refusal is None:
+            return
+        if not (self._phase is _Phase.DONE and isinstance(self._outcome, Raised)):
+            raise Stuck(str(refusal))
+
+    def _enter(self, command: Command) -> None:
+        if self.is_replaying:
+            self._match(command)
+        else:
+            command.number = self._next_number
+            self._next_number += 1
+        self._open[command.number] = command
+
+    def _advance_end(self) -> None:
+        """Once the body has ended, end its tasks and then its async generators."""
+        root = self._root
+        assert root is not None
+        if self._phase is _Phase.BODY and root.done():
+            self._outcome = _outcome_of(root)
+            self._phase = _Phase.TASKS
+            left = self.loop.unfinished_tasks()
+            if left:
+                self.loop.pump(lambda: [task.cancel() for task in left])
+        if self._phase is _Phase.TASKS and not self.loop.unfinished_tasks():
+            self._phase = _Phase.GENERATORS
+            generators = self.loop.open_generators()
+            if generators:
+                self.loop.pump(lambda: self._close_generators(generators))
+        if self._phase is _Phase.GENERATORS and not self.loop.unfinished_tasks():
+            self._phase = _Phase.DONE
+
+    def _close_generators(self, generators: list[Any]) -> None:
+        async def close_all() -> None:
+            for generator in generators:
+                with contextlib.suppress(Exception):
+                    await generator.aclose()
+
+        self.loop.create_task(close_all(), context=self.loop.context)
+
+    # --- replay --------------------------------------------------------------------------------------
+
+    def _deliver_recorded(self, record: StepRecord) -> None:
+        if record.number not in self._open:
+            msg = (
+                f"the journal goes on with the outcome of {_describe(record)}, which the code does "
+                "not wait for at this point."
+            )
+            raise Stuck(msg)
+        self._take_turn(record)
+
+    def _match(self, command: Command) -> None:
+        record = self._recorded.pop(command.key, None)
+        if record is None:
+            msg = (
+                f"the code now issues {_describe(command)}, which the journal does not have. "
+                f"{self._describe_next_recorded()}"
+            )
+            raise Stuck(msg)
+        is_same = (record.kind, record.name) == (command.kind, command.name)
+        if not is_same or (command.compares_args and record.args != command.args):
+            msg = f"the journal has {_describe(record)}; the code now issues {_describe(command)}."
+            raise Stuck(msg)
+        command.number = record.number
+        command.record = record
+        command.due_ms = record.due_at_ms
+
+    def _end_replay(self) -> None:
+        """Check that the body has come to where the journal ends, from here on it is live."""
+        if self._recorded:
+            msg = f"{self._describe_next_recorded()} The code does not issue it any more."
+            raise Stuck(msg)
+        for command in self._withdrawn_in_replay:
+            assert command.record is not None
+            if not command.record.state.is_final:
+                msg = (
+                    f"the code now withdraws {_describe(command.record)}, for which the journal "
+                    "still waits."
+                )
+                raise Stuck(msg)
+        for command in self._open.values():
+            assert command.record is not None
+            if command.record.state is StepState.CANCELED:
+                msg = (
+                    f"the journal says that the body withdrew {_describe(command.record)}, for "
+                    "which the code now waits."
+                )
+                raise Stuck(msg)
+        self._withdrawn_in_replay.clear()
+        self.is_replaying = False
+
+    def _describe_next_recorded(self) -> str:
+        if not self._recorded:
+            return "The journal holds no further step."
+        return f"The journal has {_describe(min(self._recorded.values(), key=_number_of))}."
+
+    def _describe_deadlock(self) -> str:
+        places = [
+            f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            for task in self.loop.unfinished_tasks()
+            for frame in task.get_stack(limit=1)
+        ]
+        return (
+            f"the body of {self.run.name!r} waits for something that nothing can bring about: no "
+            f"step and no timer is open. It waits at {', '.join(places[:10])}"
+        )
+
+
+def _outcome_of(task: asyncio.Task[Any]) -> Returned | Raised:
+    if task.cancelled():
+        return Raised(asyncio.CancelledError())
+    error = task.exception()
+    return Returned(task.result()) if error is None else Raised(error)
+
+
+def _due_ms(when: float) -> int:
+    """Turn a loop's time into milliseconds: never early, and exact for whole milliseconds."""
+    if when >= DUE_MS_MAX / 1000:
+        return DUE_MS_MAX
+    return math.ceil(when * 1000 - 0.001)
+
+
+def _describe(step: StepRecord | Command) -> str:
+    args = step.args
+    if len(args) > ARGS_SHOWN_CHARS:
+        args = args[:ARGS_SHOWN_CHARS] + "[...]"
+    number = f"{step.number} " if step.number >= 0 else ""
+    return f"step {number}{step.name!r} ({step.kind}, key {step.key}) with arguments {args}"
+
+
+def _position_of(step: StepRecord) -> int:
+    assert step.position is not None
+    return step.position
+
+
+def _number_of(step: StepRecord) -> int:
+    return step.number

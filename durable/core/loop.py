@@ -1,0 +1,444 @@
+"""The private event loop that a workflow's body runs on.
+
+Rules:
+
+- It has no I/O, no threads and no clock of its own: a first-in first-out queue of handles, and
+  timers, which are durable commands. So the order in which it runs things depends on nothing but
+  the body's code and the order in which completions are delivered.
+- It runs only while it is pumped, from a plain callback of the host's loop.
+- What would make a body depend on the world raises ``NonDeterminismError``, and is remembered.
+- Tasks, futures and calls made in a body hash by their creation number, so that the sets of
+  ``asyncio.wait`` and ``as_completed`` are iterated in the same order on replay. The numbers start
+  at a base derived from the run's id, because asyncio keeps the tasks of all loops in one set.
+- A closed loop refuses commands with ``GeneratorExit``, so that a ``finally`` in a body that is
+  dropped from memory cannot act.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import math
+import opcode
+import sys
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, final
+
+from durable.core.errors import NonDeterminismError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+
+T = TypeVar("T")
+
+HANDLES_PER_TURN_MAX = 1_000_000
+"""A body that runs more callbacks than this without waiting for anything is taken to be caught in
+an endless loop: the host's loop would hang with it."""
+
+CLOSE_ATTEMPTS_MAX = 100
+"""How often a coroutine that answers ``GeneratorExit`` with another await is closed again."""
+
+PATH_CHARS_MAX = 64
+"""Task paths longer than this are shortened to a digest, so that recursion stays cheap."""
+
+TASKS_KEPT_MIN = 64
+"""Finished tasks are forgotten in bulk, when there are more than this."""
+
+
+class TurnTooLongError(Exception):
+    """The body ran ``HANDLES_PER_TURN_MAX`` callbacks without waiting for anything."""
+
+
+class LoopHost(Protocol):
+    """What the loop asks of the execution it belongs to."""
+
+    def time_ms(self) -> int:
+        """Return the run's own time."""
+        ...
+
+    def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
+        """Issue a durable timer that runs ``handle`` at ``when`` (seconds since the epoch)."""
+        ...
+
+    def cancel_timer(self, handle: asyncio.TimerHandle) -> None:
+        """Withdraw a timer."""
+        ...
+
+    def report_refusal(self, error: NonDeterminismError) -> None:
+        """Take note that the body tried what cannot be replayed."""
+        ...
+
+    def report_exception(self, context: dict[str, Any]) -> None:
+        """Take note of an exception that nobody can catch, such as a callback's."""
+        ...
+
+
+class WorkflowFuture(asyncio.Future[T]):
+    """A future of a body's loop."""
+
+    def __init__(self, loop: WorkflowLoop) -> None:
+        self.number = loop.next_number()
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+@final
+class WorkflowTask(asyncio.Task[T]):
+    """A task of a body's loop.
+
+    Attributes:
+        path: Its place among the body's tasks: the root is ``0``, its second child ``0.1``.
+        commands_count: How many commands it has issued.
+        children_count: How many tasks it has created.
+    """
+
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        loop: WorkflowLoop,
+        path: str,
+        name: str | None,
+        context: contextvars.Context | None,
+    ) -> None:
+        self.number = loop.next_number()
+        self.path = path
+        self.commands_count = 0
+        self.children_count = 0
+        super().__init__(coro, loop=loop, name=name or f"Task-{path}", context=context)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def _is_native(coro: object) -> bool:
+    return hasattr(coro, "cr_code") or hasattr(coro, "gi_code")
+
+
+def _shorten(path: str) -> str:
+    if len(path) <= PATH_CHARS_MAX:
+        return path
+    return "~" + hashlib.blake2b(path.encode(), digest_size=12).hexdigest()
+
+
+class _Scope:
+    """Issues numbers to what is done outside of any task: in callbacks."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.commands_count = 0
+        self.children_count = 0
+
+
+@final
+class WorkflowLoop(asyncio.AbstractEventLoop):
+    """The deterministic event loop of one execution of one body."""
+
+    def __init__(self, host: LoopHost, run_id: str) -> None:
+        self._host = host
+        self._ready: deque[asyncio.Handle] = deque()
+        self._tasks: list[WorkflowTask[Any]] = []
+        self._tasks_kept = TASKS_KEPT_MIN
+        self._generators: dict[int, weakref.ref[Any]] = {}
+        self._callbacks_scope = _Scope("*")
+        self._closed = False
+        self._pumping = False
+        self.context = contextvars.Context()
+        digest = hashlib.blake2b(run_id.encode(), digest_size=5).digest()
+        self._number = int.from_bytes(digest, "big") << 20
+
+    # --- pumping ---------------------------------------------------------------------------------
+
+    def next_number(self) -> int:
+        """Return a creation number, for a hash that is the same on replay."""
+        self._number += 1
+        return self._number
+
+    def spawn_root(self, body: Coroutine[Any, Any, T]) -> WorkflowTask[T]:
+        """Make the body's own task. It runs at the next pump."""
+        assert not self._tasks
+        self._pumping = True
+        try:
+            return self._spawn(body, "0", None, self.context)
+        finally:
+            self._pumping = False
+
+    def pump(self, first: Callable[[], object] | None = None) -> None:
+        """Run what is ready, and what that makes ready, until nothing is.
+
+        Args:
+            first: What to do before, as a part of it: hand over a completion, cancel tasks.
+
+        Raises:
+            TurnTooLongError: The bound on callbacks was reached.
+            KeyboardInterrupt: Ctrl-C came while the body ran. The turn is void.
+        """
+        assert not self._closed
+        outer_loop = asyncio._get_running_loop()  # noqa: SLF001  the documented hook for loops
+        outer_hooks = sys.get_asyncgen_hooks()
+        asyncio._set_running_loop(self)  # noqa: SLF001
+        sys.set_asyncgen_hooks(firstiter=self._on_generator, finalizer=self._on_generator_dropped)
+        self._pumping = True
+        try:
+            if first is not None:
+                first()
+            self._run_ready()
+        finally:
+            self._pumping = False
+            sys.set_asyncgen_hooks(*outer_hooks)
+            asyncio._set_running_loop(outer_loop)  # noqa: SLF001
+
+    def _run_ready(self) -> None:
+        ready = self._ready
+        left = HANDLES_PER_TURN_MAX
+        while ready:
+            handle = ready.popleft()
+            if handle.cancelled():
+                continue
+            try:
+                handle._run()  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio's own loops do
+            except SystemExit:
+                pass  # The task that raised it has it as its result; that decides about the run.
+            except KeyboardInterrupt as exc:
+                if _is_from_signal(exc):
+                    raise
+            left -= 1
+            if left == 0:
+                raise TurnTooLongError
+
+    def add_ready(self, handle: asyncio.Handle) -> None:
+        """Queue a handle, such as that of a timer that has fired."""
+        self._ready.append(handle)
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    def unfinished_tasks(self) -> list[WorkflowTask[Any]]:
+        """Return the tasks that have not ended, in creation order."""
+        return [task for task in self._tasks if not task.done()]
+
+    def open_generators(self) -> list[Any]:
+        """Return the async generators that were begun and still exist, in that order."""
+        found = (ref() for ref in self._generators.values())
+        return [generator for generator in found if generator is not None]
+
+    def close(self) -> None:
+        """Drop the body from memory: its frames are closed, and whatever they try is refused."""
+        if self._closed:
+            return
+        self._closed = True
+        outer_loop = asyncio._get_running_loop()  # noqa: SLF001
+        asyncio._set_running_loop(self)  # noqa: SLF001  so that a Call in a finally is refused too
+        try:
+            for task in reversed(self.unfinished_tasks()):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+                _close_coroutine(task.get_coro())
+        finally:
+            asyncio._set_running_loop(outer_loop)  # noqa: SLF001
+        self._ready.clear()
+        self._tasks.clear()
+        self._generators.clear()
+
+    def refuse_when_closed(self) -> None:
+        """Raise ``GeneratorExit`` when the body was dropped: no ``finally`` in it may act."""
+        if self._closed:
+            raise GeneratorExit
+
+    # --- asyncio: what bodies may do ---------------------------------------------------------------
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return self._pumping
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def time(self) -> float:
+        return self._host.time_ms() / 1000
+
+    def scope(self) -> WorkflowTask[Any] | _Scope:
+        """Return the task that runs now, or what stands for it in a callback."""
+        task = asyncio.current_task(self)
+        if isinstance(task, WorkflowTask):
+            return task  # pyright: ignore[reportUnknownVariableType]
+        return self._callbacks_scope
+
+    def create_future(self) -> WorkflowFuture[Any]:
+        return WorkflowFuture(self)
+
+    def create_task(  # type: ignore[override]
+        self,
+        coro: Coroutine[Any, Any, T] | Generator[Any, None, T],
+        *,
+        name: object = None,
+        context: contextvars.Context | None = None,
+        eager_start: bool | None = None,
+    ) -> WorkflowTask[T]:
+        self.refuse_when_closed()
+        if eager_start:
+            self._refuse("an eagerly started task", "create the task without eager_start")
+        scope = self.scope()
+        path = _shorten(f"{scope.path}.{scope.children_count}")
+        scope.children_count += 1
+        native: Any = coro if _is_native(coro) else _await(coro)  # type: ignore[arg-type]
+        return self._spawn(native, path, None if name is None else str(name), context)
+
+    def _spawn(
+        self,
+        coro: Coroutine[Any, Any, T],
+        path: str,
+        name: str | None,
+        context: contextvars.Context | None,
+    ) -> WorkflowTask[T]:
+        task = WorkflowTask(coro, loop=self, path=path, name=name, context=context)
+        # Strong references: a task that only its own waiting holds must not be collected.
+        self._tasks.append(task)
+        if len(self._tasks) > self._tasks_kept:
+            self._tasks = self.unfinished_tasks()
+            self._tasks_kept = 2 * len(self._tasks) + TASKS_KEPT_MIN
+        return task
+
+    def get_task_factory(self) -> None:
+        return None
+
+    def call_soon(  # type: ignore[override]
+        self,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        if self._pumping:
+            self._ready.append(handle)
+        elif not self._closed:
+            msg = (
+                "a future or task of a workflow's body was touched from outside of it. Send the "
+                "value as the result of an action."
+            )
+            raise NonDeterminismError(msg)
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self.refuse_when_closed()
+        if math.isnan(when):
+            msg = "a timer's time is not a number"
+            raise ValueError(msg)
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        if when <= self.time():
+            self._ready.append(handle)
+        else:
+            self._host.start_timer(handle, when)
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        # TimerHandle.cancel() tells its loop by this name.
+        if not self._closed:
+            self._host.cancel_timer(handle)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if not self._closed:
+            self._host.report_exception(context)
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        self.call_exception_handler(context)
+
+    def get_exception_handler(self) -> None:
+        return None
+
+    # --- async generators --------------------------------------------------------------------------
+
+    def _on_generator(self, generator: Any) -> None:  # noqa: ANN401  AsyncGenerator of anything
+        self._generators[id(generator)] = weakref.ref(generator)
+
+    def _on_generator_dropped(self, generator: Any) -> None:  # noqa: ANN401
+        self._generators.pop(id(generator), None)
+        # Dropped by the body: as asyncio, close it in a task. Collected at any other time: forget it.
+        if self._pumping and not self._closed:
+            self.create_task(generator.aclose(), context=self.context)
+
+    # --- what bodies may not do --------------------------------------------------------------------
+
+    def _refuse(self, what: str, instead: str = "put it in an action") -> NoReturn:
+        self.refuse_when_closed()
+        error = NonDeterminismError(
+            f"a workflow's body may not use {what}: it could not be replayed. Do this instead: "
+            f"{instead}."
+        )
+        if asyncio._get_running_loop() is self:  # noqa: SLF001  not from another thread
+            self._host.report_refusal(error)
+        raise error
+
+    def refuse(self, what: str, instead: str) -> NoReturn:
+        """Refuse what a body tried: raise ``NonDeterminismError`` and remember it."""
+        self._refuse(what, instead)
+
+
+def _is_from_signal(exc: KeyboardInterrupt) -> bool:
+    """Whether Ctrl-C raised it, not a ``raise`` statement of the body."""
+    at = exc.__traceback__
+    assert at is not None
+    while at.tb_next is not None:
+        at = at.tb_next
+    code = at.tb_frame.f_code
+    is_statement = code.co_code[at.tb_lasti] == opcode.opmap["RAISE_VARARGS"]
+    return not is_statement or code.co_filename == asyncio.runners.__file__
+
+
+def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine
+    for _ in range(CLOSE_ATTEMPTS_MAX):
+        try:
+            coro.close()
+        except RuntimeError:
+            continue  # It answered with another await: close that too.
+        except BaseException:  # noqa: BLE001  a finally of the user's may raise anything
+            return
+        return
+
+
+_REFUSED = """
+    add_reader remove_reader add_writer remove_writer add_signal_handler remove_signal_handler
+    call_soon_threadsafe run_forever run_until_complete stop set_debug set_task_factory
+    set_exception_handler run_in_executor set_default_executor
+    getaddrinfo getnameinfo create_connection create_server
+    create_unix_connection create_unix_server create_datagram_endpoint connect_accepted_socket
+    connect_read_pipe connect_write_pipe sendfile start_tls subprocess_exec subprocess_shell
+    sock_accept sock_connect sock_recv sock_recv_into sock_recvfrom sock_recvfrom_into sock_sendall
+    sock_sendfile sock_sendto shutdown_asyncgens shutdown_default_executor
+""".split()
+
+
+def _refuser(name: str) -> Callable[..., Any]:
+    def refused(self: WorkflowLoop, *_args: object, **_kwargs: object) -> NoReturn:
+        self._refuse(f"loop.{name}()")  # noqa: SLF001  a method of that class
+
+    refused.__name__ = name
+    refused.__qualname__ = f"WorkflowLoop.{name}"
+    return refused
+
+
+for _name in _REFUSED:
+    setattr(WorkflowLoop, _name, _refuser(_name))

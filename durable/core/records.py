@@ -1,0 +1,228 @@
+"""What the journal holds: runs and steps, their states, and which state may follow which.
+
+Rules:
+
+- Records are frozen. A change is a new record; the journal refuses one that leaves a final state.
+- Times are whole milliseconds since the epoch, UTC. A ``position`` counts deliveries from 0, a
+  step's ``number`` counts commands from 0, ``attempts`` counts tries from 1.
+- Values (``args``, ``result``, ``context``) are JSON text, so that ``sqlite3`` can read them.
+- A step is *open* until it has a final state, and *settled* from then on. Once its outcome was
+  handed to the body it has a ``position``; a settled step without one waits to be delivered.
+- Names and tags are stored: never rename one, never reuse one.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import final
+
+import msgspec
+
+
+@final
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    CANCELING = "canceling"
+    STUCK = "stuck"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run is over: such a state is written once."""
+        return not RUN_TRANSITIONS[self]
+
+
+@final
+class StepState(StrEnum):
+    """Where a step stands. ``pending`` is queued, delayed or backing off."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the step is settled: such a state is written once."""
+        return not STEP_TRANSITIONS[self]
+
+
+@final
+class StepKind(StrEnum):
+    """What a step does."""
+
+    ACTION = "action"
+    QUERY = "query"
+    MUTATION = "mutation"
+    WORKFLOW = "workflow"
+    SLEEP = "sleep"
+    EVENT = "event"
+
+
+# An empty set is a final state. A state may always be kept.
+RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
+    RunState.PENDING: frozenset(
+        {
+            RunState.RUNNING,
+            RunState.STUCK,
+            RunState.COMPLETED,
+            RunState.FAILED,
+            RunState.CANCELED,
+        }
+    ),
+    RunState.RUNNING: frozenset(
+        {
+            RunState.CANCELING,
+            RunState.STUCK,
+            RunState.COMPLETED,
+            RunState.FAILED,
+            RunState.CANCELED,
+        }
+    ),
+    RunState.CANCELING: frozenset(
+        {RunState.STUCK, RunState.COMPLETED, RunState.FAILED, RunState.CANCELED}
+    ),
+    RunState.STUCK: frozenset(
+        {
+            RunState.PENDING,
+            RunState.RUNNING,
+            RunState.CANCELING,
+            RunState.COMPLETED,
+            RunState.FAILED,
+            RunState.CANCELED,
+        }
+    ),
+    RunState.COMPLETED: frozenset(),
+    RunState.FAILED: frozenset(),
+    RunState.CANCELED: frozenset(),
+}
+
+STEP_TRANSITIONS: dict[StepState, frozenset[StepState]] = {
+    StepState.PENDING: frozenset(
+        {StepState.RUNNING, StepState.COMPLETED, StepState.FAILED, StepState.CANCELED}
+    ),
+    StepState.RUNNING: frozenset(
+        {StepState.PENDING, StepState.COMPLETED, StepState.FAILED, StepState.CANCELED}
+    ),
+    StepState.COMPLETED: frozenset(),
+    StepState.FAILED: frozenset(),
+    StepState.CANCELED: frozenset(),
+}
+
+
+def advance_run(before: RunState, after: RunState) -> RunState:
+    """Return ``after``, or raise ``ValueError`` when it may not follow ``before``."""
+    if after is before or after in RUN_TRANSITIONS[before]:
+        return after
+    msg = f"a run that is {before} cannot become {after}"
+    raise ValueError(msg)
+
+
+def advance_step(before: StepState, after: StepState) -> StepState:
+    """Return ``after``, or raise ``ValueError`` when it may not follow ``before``."""
+    if after is before or after in STEP_TRANSITIONS[before]:
+        return after
+    msg = f"a step that is {before} cannot become {after}"
+    raise ValueError(msg)
+
+
+@final
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """What is known of an exception.
+
+    Attributes:
+        type_name: The class: the bare name of a builtin, else ``module.QualName``.
+        message: Its text.
+        traceback: Where it was raised, as Python prints it; empty when there is none.
+    """
+
+    type_name: str
+    message: str
+    traceback: str = ""
+
+
+class StoredError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An exception as the journal holds it: its description, and what rebuilds it.
+
+    Attributes:
+        args: The exception's ``args``, as plain JSON values; ``None`` when they have no JSON.
+        attributes: Its ``__dict__``, as plain JSON values.
+    """
+
+    type_name: str
+    message: str
+    traceback: str = ""
+    args: list[object] | None = None
+    attributes: dict[str, object] = {}
+
+    @property
+    def info(self) -> ErrorInfo:
+        """The part that users see."""
+        return ErrorInfo(self.type_name, self.message, self.traceback)
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One run.
+
+    Attributes:
+        args: The arguments that the caller wrote: a JSON object from name to value, in canonical
+            form.
+        result: The body's result as JSON, when it completed.
+        error: A ``StoredError`` as JSON, when it failed or is stuck.
+        context: The caller's own value as JSON.
+        started_at_ms: When the body's first turn was committed: what the body's first ``now`` is.
+    """
+
+    run_id: str
+    name: str
+    version: int = 0
+    state: RunState = RunState.PENDING
+    generation: int = 0
+    parent_id: str | None = None
+    args: str = "{}"
+    result: str | None = None
+    error: str | None = None
+    context: str | None = None
+    created_at_ms: int = 0
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+
+
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One step of a run.
+
+    Attributes:
+        number: The order of issue in the run, from 0.
+        key: The body's task that issued it and the how-manieth of that task: ``0.2:3``.
+        args: A JSON object from parameter name to value, in canonical form.
+        attempts: How many attempts have begun; an interrupted one counts once.
+        interruptions: How often the process died during an attempt.
+        position: The place of its outcome among the deliveries to the body, from 0; ``None``
+            while it was not handed over.
+        due_at_ms: When a timer fires, a delayed step starts, or the next attempt is made.
+        result: Its value as JSON, when it completed.
+        error: A ``StoredError`` as JSON: why it failed, or why the last attempt did.
+    """
+
+    number: int
+    key: str
+    kind: StepKind
+    name: str
+    args: str = "{}"
+    state: StepState = StepState.PENDING
+    attempts: int = 0
+    interruptions: int = 0
+    position: int | None = None
+    due_at_ms: int | None = None
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    result: str | None = None
+    error: str | None = None
+    child_run_id: str | None = None
+    event_id: str | None = None

@@ -1,0 +1,90 @@
+"""Retry: an attempt's number and a draw in, the wait before the next attempt or "give up" out."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import final
+
+import msgspec
+
+MAX_DELAY_S = 100 * 365 * 86400
+"""No wait is longer than a century, so that a due time always fits in the journal's integers."""
+
+
+def seconds(value: float | timedelta, what: str) -> float:
+    """Turn a duration of the public API (seconds or ``timedelta``) into seconds.
+
+    Raises:
+        TypeError: It is neither a number nor a ``timedelta``.
+        ValueError: It is NaN.
+    """
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{what} is seconds or a timedelta, not {value!r}"
+        raise TypeError(msg)
+    if math.isnan(value):
+        msg = f"{what} is not a number"
+        raise ValueError(msg)
+    return min(float(value), float(MAX_DELAY_S))
+
+
+@final
+class Retry(msgspec.Struct, frozen=True):
+    """How often and how soon a failed attempt is made again.
+
+    The wait before attempt ``n + 1`` is ``initial_backoff * base ** (n - 1)`` seconds, times a
+    uniform draw from [0.5, 1.5) with ``jitter``, and never more than ``max_backoff``.
+
+    Attributes:
+        max_attempts: How many attempts there are in all; the first counts. At least 1.
+        initial_backoff: The wait before attempt 2, in seconds.
+        base: What the wait is multiplied with from one attempt to the next. At least 1.
+        max_backoff: The longest wait, in seconds; ``None`` for no bound.
+        jitter: Whether the wait is spread, so that many failures do not come back together.
+
+    Raises:
+        ValueError: A field is out of its range.
+    """
+
+    max_attempts: int = 5
+    initial_backoff: float = 0.5
+    base: float = 2.0
+    max_backoff: float | None = None
+    jitter: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
+            msg = f"Retry(max_attempts=) is a whole number, not {self.max_attempts!r}"
+            raise TypeError(msg)
+        if self.max_attempts < 1:
+            msg = f"Retry(max_attempts=) counts the first attempt: at least 1, not {self.max_attempts}"
+            raise ValueError(msg)
+        for field, least in (("initial_backoff", 0.0), ("base", 1.0), ("max_backoff", 0.0)):
+            value = getattr(self, field)
+            if value is None and field == "max_backoff":
+                continue
+            if seconds(value, f"Retry({field}=)") < least:
+                msg = f"Retry({field}=) is at least {least:g}, not {value}"
+                raise ValueError(msg)
+
+    def backoff_ms(self, attempt: int, draw: float) -> int | None:
+        """Return the wait after a failed ``attempt`` (from 1), or ``None`` to give up.
+
+        Args:
+            attempt: The number of the attempt that failed.
+            draw: A number in [0, 1) that decides the jitter.
+        """
+        assert attempt >= 1
+        assert 0 <= draw < 1
+        if attempt >= self.max_attempts:
+            return None
+        try:
+            wait_s = self.initial_backoff * self.base ** (attempt - 1)
+        except OverflowError:
+            wait_s = float(MAX_DELAY_S)
+        if self.jitter:
+            wait_s *= 0.5 + draw
+        bound_s = MAX_DELAY_S if self.max_backoff is None else min(self.max_backoff, MAX_DELAY_S)
+        return round(min(wait_s, bound_s) * 1000)

@@ -1,0 +1,164 @@
+"""The contract of a journal.
+
+Rules:
+
+- What one turn of one run writes is a ``Change``; a commit takes many, each whole or not at all.
+- Every commit is fenced by the owner's *epoch* in the same transaction: an owner that was replaced
+  writes nothing.
+- A run is somebody's work when its wake time has come. Claiming it clears the wake time; parking it
+  sets a new one, or none, and gives the claim back.
+- A commit that raised has an unknown outcome. The journal must be opened again before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol, final
+
+import msgspec
+
+from durable.core.errors import JournalError
+from durable.core.records import RunRecord, RunState, StepRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class OwnershipLostError(JournalError):
+    """Another owner has taken the journal over. Nothing was written."""
+
+
+@final
+class Parked(msgspec.Struct, frozen=True):
+    """The run needs nobody until then; ``None``: until something is sent to it."""
+
+    wake_at_ms: int | None
+
+
+@final
+class Change(msgspec.Struct, kw_only=True):
+    """What one turn of one run writes, whole or not at all.
+
+    Attributes:
+        run: The run's row as it is to be, or ``None`` when it does not change.
+        is_start: The run is new: insert it, unless its id is taken; then nothing is written.
+        issued: New steps.
+        updated: Steps whose rows exist. One that left the state it had for a final one stays.
+        parked: Gives the claim back, with the run's next wake time.
+    """
+
+    run_id: str
+    run: RunRecord | None = None
+    is_start: bool = False
+    issued: list[StepRecord] = []
+    updated: list[StepRecord] = []
+    parked: Parked | None = None
+
+    def size(self) -> int:
+        """Return about how many bytes of values it carries."""
+        run = self.run
+        size = 0 if run is None else len(run.args) + len(run.result or "") + len(run.error or "")
+        for step in self.issued:
+            size += len(step.args)
+        for step in self.updated:
+            size += len(step.result or "") + len(step.error or "")
+        return size
+
+
+@final
+class Claim(msgspec.Struct, frozen=True):
+    """Runs that this owner now has to work on.
+
+    Attributes:
+        runs: Each with all of its steps, in order of number.
+        next_wake_at_ms: When the next run that was not claimed is due; ``None`` when none is.
+        errors: Runs that could not be read, which nobody works on: the error names the row.
+    """
+
+    runs: list[tuple[RunRecord, list[StepRecord]]]
+    next_wake_at_ms: int | None
+    errors: list[JournalError] = []
+
+
+@final
+class RunQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runs, in which order, after which: keyset paging by order of insertion."""
+
+    name: str | None = None
+    state: RunState | None = None
+    parent_id: str | None = None
+    order: Literal["asc", "desc"] = "asc"
+    limit: int
+    after: int | None = None
+
+
+@final
+class StepQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which steps of a run, after which number."""
+
+    run_id: str
+    order: Literal["asc", "desc"] = "asc"
+    limit: int
+    after: int | None = None
+    only_open: bool = False
+
+
+class Journal(Protocol):
+    """A store of runs and steps. One task at a time calls ``open``, ``commit`` and ``claim``."""
+
+    async def open(self) -> None:
+        """Migrate, become the owner, and make what the last owner left behind claimable.
+
+        Raises:
+            JournalLockedError: Another process owns it.
+            JournalVersionError: It is newer than this code.
+            JournalCorruptError: It is damaged, or not a journal.
+            JournalUnavailableError: The storage failed.
+        """
+        ...
+
+    async def reopen(self) -> None:
+        """Open again after a failed commit, as the same owner. Raises what ``open`` raises."""
+        ...
+
+    async def close(self) -> None:
+        """Give the ownership back and release what is held. Never raises."""
+        ...
+
+    async def commit(self, changes: Sequence[Change]) -> dict[str, RunRecord]:
+        """Write ``changes`` in one transaction.
+
+        Returns:
+            The runs that are there already, of the starts whose id is taken.
+
+        Raises:
+            OwnershipLostError: Another owner has taken over; nothing was written.
+            JournalError: The outcome is unknown.
+
+        Cancellation:
+            Never splits it. A cancelled caller does not know the outcome.
+        """
+        ...
+
+    async def claim(self, now_ms: int, limit: int) -> Claim:
+        """Claim up to ``limit`` runs that are due, and read their histories.
+
+        Raises:
+            JournalError: The outcome is unknown: claims are found again by ``reopen``.
+        """
+        ...
+
+    async def load_run(self, run_id: str) -> RunRecord | None:
+        """Return the run of that id, as committed."""
+        ...
+
+    async def load_open_steps(self, run_ids: Sequence[str]) -> dict[str, list[StepRecord]]:
+        """Return the steps of these runs that are not settled."""
+        ...
+
+    async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord]]:
+        """Return the runs that match, each with its place for ``RunQuery.after``."""
+        ...
+
+    async def list_steps(self, query: StepQuery) -> list[StepRecord]:
+        """Return the steps that match."""
+        ...

@@ -1,0 +1,60 @@
+-- The journal's schema, version 1. Times are milliseconds since the epoch, UTC; values are JSON.
+-- The tables may live beside the application's own in one database file.
+
+-- One row: the present owner's fencing token. Each owner adds 1; a commit under an older one is void.
+CREATE TABLE durable_owner (
+    id    INTEGER PRIMARY KEY CHECK (id = 1),
+    epoch INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO durable_owner (id, epoch) VALUES (1, 0);
+
+-- One row a run. wake_at_ms: from when on an owner has to work on it; NULL while one does (then
+-- epoch is that owner's) or while it waits for something to be sent.
+CREATE TABLE durable_run (
+    seq            INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id         TEXT    NOT NULL UNIQUE,
+    name           TEXT    NOT NULL,
+    version        INTEGER NOT NULL,
+    state          TEXT    NOT NULL,
+    generation     INTEGER NOT NULL,
+    parent_id      TEXT,
+    args           TEXT    NOT NULL,
+    result         TEXT,
+    error          TEXT,
+    context        TEXT,
+    created_at_ms  INTEGER NOT NULL,
+    started_at_ms  INTEGER,
+    finished_at_ms INTEGER,
+    wake_at_ms     INTEGER,
+    epoch          INTEGER
+) STRICT;
+
+CREATE INDEX durable_run_due      ON durable_run (wake_at_ms) WHERE wake_at_ms IS NOT NULL;
+CREATE INDEX durable_run_claimed  ON durable_run (epoch)      WHERE epoch IS NOT NULL;
+CREATE INDEX durable_run_name     ON durable_run (name);
+CREATE INDEX durable_run_state    ON durable_run (state);
+CREATE INDEX durable_run_children ON durable_run (parent_id)  WHERE parent_id IS NOT NULL;
+
+-- One row a step, from its issue on. position: the place of its outcome among the deliveries to the
+-- body; NULL until it was delivered.
+CREATE TABLE durable_step (
+    run_id         TEXT    NOT NULL,
+    number         INTEGER NOT NULL,
+    key            TEXT    NOT NULL,
+    kind           TEXT    NOT NULL,
+    name           TEXT    NOT NULL,
+    args           TEXT    NOT NULL,
+    state          TEXT    NOT NULL,
+    attempts       INTEGER NOT NULL,
+    interruptions  INTEGER NOT NULL,
+    position       INTEGER,
+    due_at_ms      INTEGER,
+    started_at_ms  INTEGER,
+    finished_at_ms INTEGER,
+    result         TEXT,
+    error          TEXT,
+    child_run_id   TEXT,
+    event_id       TEXT,
+    PRIMARY KEY (run_id, number)
+) STRICT, WITHOUT ROWID;

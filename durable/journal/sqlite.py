@@ -1,0 +1,274 @@
+"""The journal in SQLite, through aiosqlite: one connection that writes, one that reads.
+
+Rules:
+
+- WAL and ``synchronous=FULL``, set explicitly: anything less loses acknowledged commits in a power
+  cut. Source: sqlite.org/pragma.html#pragma_synchronous, sqlite.org/wal.html.
+- A transaction is one plain function that runs whole on the connection's thread. Cancelling its
+  caller does not split it.
+- After a failed commit the connection is not trusted any more: ``reopen`` makes a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+import aiosqlite
+
+from durable.core.errors import (
+    JournalCorruptError,
+    JournalError,
+    JournalUnavailableError,
+    JournalVersionError,
+)
+from durable.journal import statements
+from durable.journal.ownership import OwnershipLock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from durable.core.records import RunRecord, StepRecord
+    from durable.journal.base import Change, Claim, RunQuery, StepQuery
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+
+BUSY_TIMEOUT_S = 10
+"""How long a statement waits for another connection's lock, such as a backup's."""
+
+STATEMENTS_CACHED = 256
+"""Prepared statements kept by a connection: more than there are."""
+
+_CORRUPT = {"SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_SCHEMA"}
+
+
+@final
+class SqliteJournal:
+    """A journal in an SQLite file, or in memory when ``path`` is ``None``."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = None if path is None else Path(path).absolute()
+        self._lock: OwnershipLock | None = None
+        self._writer: aiosqlite.Connection | None = None
+        self._reader: aiosqlite.Connection | None = None
+        self._epoch = 0
+
+    def __repr__(self) -> str:
+        return f"<SqliteJournal {self._path or 'in memory'} epoch={self._epoch}>"
+
+    @property
+    def path(self) -> Path | None:
+        """The database file."""
+        return self._path
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        if self._path is not None:
+            self._check_path(self._path)
+            self._lock = OwnershipLock(self._path.resolve())
+            self._lock.acquire()
+        try:
+            await self._connect(self._become_owner)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def reopen(self) -> None:
+        if self._path is None:
+            # A journal in memory is its connection.
+            assert self._writer is not None
+            await self._call(self._writer, _roll_back)
+            await self._call(self._writer, partial(_transact, work=self._become_owner))
+            return
+        await self._disconnect()
+        await self._connect(self._become_owner)
+
+    async def close(self) -> None:
+        await self._disconnect()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _check_path(self, path: Path) -> None:
+        if path.is_dir():
+            msg = f"{path} is a directory; a journal is a file, such as {path / 'durable.db'}"
+            raise JournalUnavailableError(msg)
+        if not path.parent.is_dir():
+            msg = f"the directory {path.parent} of the journal {path.name} does not exist; make it"
+            raise JournalUnavailableError(msg)
+
+    async def _connect(self, first: Callable[[sqlite3.Connection], None]) -> None:
+        self._writer = await self._open_connection()
+        await self._call(self._writer, _set_up_writer)
+        await self._call(self._writer, partial(_transact, work=first))
+        if self._path is None:
+            self._reader = self._writer
+        else:
+            self._reader = await self._open_connection()
+            await self._call(self._reader, _set_up_reader)
+
+    async def _open_connection(self) -> aiosqlite.Connection:
+        try:
+            return await aiosqlite.connect(
+                ":memory:" if self._path is None else self._path,
+                isolation_level=None,
+                timeout=BUSY_TIMEOUT_S,
+                cached_statements=STATEMENTS_CACHED,
+            )
+        except sqlite3.Error as exc:
+            raise self._translate(exc) from exc
+
+    async def _disconnect(self) -> None:
+        connections = {self._reader, self._writer} - {None}
+        self._reader = self._writer = None
+        for connection in connections:
+            assert connection is not None
+            # An unclosed connection keeps its thread, and so the interpreter, alive.
+            with contextlib.suppress(sqlite3.Error):
+                await connection.close()
+
+    def _become_owner(self, db: sqlite3.Connection) -> None:
+        _migrate(db)
+        (self._epoch,) = db.execute(statements.NEW_EPOCH).fetchone()
+        db.execute(statements.RELEASE_CLAIMS)
+        db.execute(statements.RETRY_STUCK)
+
+    # --- the contract ----------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[Change]) -> dict[str, RunRecord]:
+        def work(db: sqlite3.Connection) -> dict[str, RunRecord]:
+            statements.check_fence(db, self._epoch)
+            return statements.apply_changes(db, changes, self._epoch)
+
+        return await self._call(self._writer, partial(_transact, work=work))
+
+    async def claim(self, now_ms: int, limit: int) -> Claim:
+        def work(db: sqlite3.Connection) -> Claim:
+            statements.check_fence(db, self._epoch)
+            return statements.claim_due(db, now_ms, limit, self._epoch)
+
+        return await self._call(self._writer, partial(_transact, work=work))
+
+    async def load_run(self, run_id: str) -> RunRecord | None:
+        return await self._call(self._reader, partial(statements.read_run, run_id=run_id))
+
+    async def load_open_steps(self, run_ids: Sequence[str]) -> dict[str, list[StepRecord]]:
+        return await self._call(self._reader, partial(statements.read_open_steps, run_ids=run_ids))
+
+    async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord]]:
+        return await self._call(self._reader, partial(statements.read_runs, query=query))
+
+    async def list_steps(self, query: StepQuery) -> list[StepRecord]:
+        return await self._call(self._reader, partial(statements.read_steps, query=query))
+
+    # --- the one way to the connection -------------------------------------------------------------
+
+    async def _call(
+        self, connection: aiosqlite.Connection | None, function: Callable[[sqlite3.Connection], T]
+    ) -> T:
+        """Run ``function`` whole, on the connection's thread."""
+        if connection is None:
+            msg = f"the journal {self._path} is not open"
+            raise JournalUnavailableError(msg)
+        raw: Any = connection._conn  # noqa: SLF001  pyright: ignore[reportPrivateUsage]
+        try:
+            # aiosqlite offers statements only; a transaction must not be split into several calls.
+            return await connection._execute(function, raw)  # type: ignore[no-any-return, no-untyped-call]  # noqa: SLF001  pyright: ignore
+        except sqlite3.Error as exc:
+            raise self._translate(exc) from exc
+        except ValueError as exc:  # aiosqlite, about a connection that was closed meanwhile
+            msg = f"the journal {self._path} was closed"
+            raise JournalUnavailableError(msg) from exc
+
+    def _translate(self, exc: sqlite3.Error) -> JournalError:
+        name = getattr(exc, "sqlite_errorname", "")
+        if name.startswith(tuple(_CORRUPT)):
+            msg = (
+                f"{self._path} is damaged, or not a journal ({exc}). Check the path, or restore "
+                "the file from a backup."
+            )
+            return JournalCorruptError(msg)
+        msg = (
+            f"the storage of the journal {self._path} failed: {exc} ({name or 'no code'}). What "
+            "was asked may have been written or not: ask again with the same id."
+        )
+        return JournalUnavailableError(msg)
+
+
+# --- functions of the connection's thread --------------------------------------------------------
+
+
+def _set_up_writer(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA journal_mode = WAL").fetchone()
+    db.execute("PRAGMA synchronous = FULL")
+
+
+def _set_up_reader(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA query_only = ON")
+
+
+def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        result = work(db)
+        db.execute("COMMIT")
+    except BaseException:
+        _roll_back(db)
+        raise
+    return result
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """Bring the schema to this code's version, inside the transaction of the caller.
+
+    Raises:
+        JournalVersionError: It is newer.
+        JournalCorruptError: The file is another application's, or its tables are not the schema's.
+    """
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    is_journal = "durable_run" in tables
+    if version > SCHEMA_VERSION and (is_journal or not tables):
+        msg = (
+            f"the journal has schema version {version}; this durable knows {SCHEMA_VERSION}. "
+            "Install the newer durable that wrote it."
+        )
+        raise JournalVersionError(msg)
+    if version != 0 and not is_journal:
+        msg = (
+            f"the database has user_version {version} but no journal in it: it belongs to another "
+            "application. Give the journal a file of its own."
+        )
+        raise JournalCorruptError(msg)
+    if not is_journal:
+        _run_script(db, files("durable.journal").joinpath("schema.sql").read_text("utf-8"))
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    for probe in statements.probes():
+        try:
+            db.execute(probe)
+        except sqlite3.OperationalError as exc:
+            msg = f"the database's durable tables are not those of a journal: {exc}"
+            raise JournalCorruptError(msg) from exc
+
+
+def _run_script(db: sqlite3.Connection, script: str) -> None:
+    # executescript() would commit the transaction that is open.
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            db.execute(statement)
+            statement = ""

@@ -1,0 +1,33 @@
+"""Which store a journal's URL or path names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote
+
+SCHEME = "sqlite://"
+
+HELP = (
+    "use 'sqlite:///relative.db', 'sqlite:////absolute.db', 'sqlite://' (in memory), or a "
+    "pathlib.Path"
+)
+
+
+def parse_url(url: str | Path) -> Path | None:
+    """Return the database file that ``url`` names, or ``None`` for a journal in memory.
+
+    Raises:
+        TypeError: It is neither text nor a path.
+        ValueError: It is no URL of a known store.
+    """
+    if isinstance(url, Path):
+        return url
+    if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]  users may err
+        msg = f"a journal is text or a pathlib.Path, not {url!r}: {HELP}"
+        raise TypeError(msg)
+    if url == SCHEME:
+        return None
+    if not url.startswith(SCHEME + "/") or url == SCHEME + "/" or "?" in url or "\0" in url:
+        msg = f"{url!r} names no journal: {HELP}"
+        raise ValueError(msg)
+    return Path(unquote(url.removeprefix(SCHEME + "/")))

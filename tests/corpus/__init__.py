@@ -1,0 +1,31 @@
+"""Workflow bodies on which replay is tested: each must be exact in any order of completions.
+
+Every body ends, whatever the order in which its open steps and its timers complete, and uses no
+clock, randomness or I/O of its own. A module is a theme; most results are traces of what happened
+in which order, so that a replay which gets the order wrong gives another result.
+"""
+
+from . import (  # noqa: F401 - importing a theme adds its bodies to the corpus
+    anyio_groups,
+    anyio_scopes,
+    cancelling,
+    contexts,
+    endings,
+    gather,
+    generators,
+    groups,
+    locks,
+    queues,
+    races,
+    shapes,
+    shields,
+    sleeps,
+    tasks,
+    timeouts,
+    values,
+)
+from .case import Case, collected
+
+CORPUS: tuple[Case, ...] = collected()
+
+__all__ = ["CORPUS", "Case"]
