@@ -1,0 +1,84 @@
+"""Durable execution inside an asyncio application.
+
+A workflow is a plain coroutine. Every await of a step in it is journaled, so that it survives
+crashes, deploys and months of sleep, and runs to completion.
+"""
+
+from durable.attempts import attempt
+from durable.core.errors import (
+    ArgumentError,
+    DeadlockError,
+    DuplicateDefinitionError,
+    DurableError,
+    EngineClosedError,
+    JournalCorruptError,
+    JournalError,
+    JournalLockedError,
+    JournalUnavailableError,
+    JournalVersionError,
+    NoEngineError,
+    NonDeterminismError,
+    NonRetryable,
+    NotInWorkflowError,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    ReturnTypeError,
+    RunConflictError,
+    RunFailed,
+    RunNotFoundError,
+    StepFailed,
+    StepInterrupted,
+)
+from durable.core.records import ErrorInfo, RunState, StepKind, StepState
+from durable.core.retry import Retry
+from durable.definitions import Action, Call, Workflow, action, workflow
+from durable.engine import Engine
+from durable.run import Run, run
+from durable.runtime.attempt import Attempt
+from durable.status import EngineStatistics, Page, RunStatus, StepInfo
+from durable.step import Step
+
+__all__ = [
+    "Action",
+    "ArgumentError",
+    "Attempt",
+    "Call",
+    "DeadlockError",
+    "DuplicateDefinitionError",
+    "DurableError",
+    "Engine",
+    "EngineClosedError",
+    "EngineStatistics",
+    "ErrorInfo",
+    "JournalCorruptError",
+    "JournalError",
+    "JournalLockedError",
+    "JournalUnavailableError",
+    "JournalVersionError",
+    "NoEngineError",
+    "NonDeterminismError",
+    "NonRetryable",
+    "NotInWorkflowError",
+    "OutcomeUnknown",
+    "Page",
+    "PayloadTooLarge",
+    "Retry",
+    "ReturnTypeError",
+    "Run",
+    "RunConflictError",
+    "RunFailed",
+    "RunNotFoundError",
+    "RunState",
+    "RunStatus",
+    "Step",
+    "StepFailed",
+    "StepInfo",
+    "StepInterrupted",
+    "StepKind",
+    "StepState",
+    "Workflow",
+    "action",
+    "attempt",
+    "run",
+    "workflow",
+]

@@ -33,6 +33,10 @@ MESSAGE_CHARS_MAX = 65_536
 """The longest exception text that is stored."""
 
 
+ERROR_CHARS_MAX = 262_144
+"""A stored error longer than this keeps its texts only, not its arguments."""
+
+
 class EncodeError(Exception):
     """A value has no faithful JSON. The message says which part."""
 
@@ -265,6 +269,15 @@ _error_decoder = msgspec.json.Decoder(StoredError)
 def encode_error(error: StoredError) -> str:
     """Return a stored error as JSON text."""
     return _error_encoder.encode(error).decode()
+
+
+def encode_exception(exc: BaseException) -> str:
+    """Describe ``exc`` as JSON text for the journal. Never raises."""
+    error = store_error(exc)
+    text = encode_error(error)
+    if len(text) > ERROR_CHARS_MAX:
+        text = encode_error(msgspec.structs.replace(error, args=None, attributes={}))
+    return text
 
 
 def decode_error(text: str) -> StoredError:

@@ -38,6 +38,9 @@ UNSET: Any = object()
 DUE_MS_MAX = 253_402_300_799_000
 """The end of the year 9999: no timer is due later."""
 
+PLACES_SHOWN_MAX = 10
+"""How many of a body's tasks a message shows."""
+
 ARGS_SHOWN_CHARS = 400
 """How much of a step's arguments a divergence message shows."""
 
@@ -195,6 +198,8 @@ class Execution:
     ) -> None:
         self.run = run
         self.loop = WorkflowLoop(self, run.run_id)
+        # What the layers above want to find again from inside the body.
+        self.environment: object = None
         self.failures: list[dict[str, Any]] = []
         self._now_ms = started_at_ms
         self._recorded = {step.key: step for step in history}
@@ -265,9 +270,21 @@ class Execution:
         """Return the commands that the body waits for, in order of issue."""
         return list(self._open.values())
 
+    def command(self, number: int) -> Command:
+        """Return the open command of that number."""
+        return self._open[number]
+
     def is_open(self, number: int) -> bool:
         """Whether the body waits for the command of that number."""
         return number in self._open
+
+    def places(self) -> list[str]:
+        """Return where the body waits: ``file:line`` of each of its tasks, the first ones."""
+        return [
+            f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            for task in self.loop.unfinished_tasks()[:PLACES_SHOWN_MAX]
+            for frame in task.get_stack(limit=1)
+        ]
 
     def close(self) -> None:
         """Drop the body from memory. Nothing in it can act any more."""
@@ -510,14 +527,9 @@ class Execution:
         return f"The journal has {_describe(min(self._recorded.values(), key=_number_of))}."
 
     def _describe_deadlock(self) -> str:
-        places = [
-            f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            for task in self.loop.unfinished_tasks()
-            for frame in task.get_stack(limit=1)
-        ]
         return (
             f"the body of {self.run.name!r} waits for something that nothing can bring about: no "
-            f"step and no timer is open. It waits at {', '.join(places[:10])}"
+            f"step and no timer is open. It waits at {', '.join(self.places())}"
         )
 
 

@@ -20,13 +20,13 @@ import asyncio
 import contextvars
 import hashlib
 import math
-import opcode
 import sys
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, final
 
 from durable.core.errors import NonDeterminismError
+from durable.core.interrupts import is_from_signal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -143,7 +143,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     """The deterministic event loop of one execution of one body."""
 
     def __init__(self, host: LoopHost, run_id: str) -> None:
-        self._host = host
+        self.host = host
         self._ready: deque[asyncio.Handle] = deque()
         self._tasks: list[WorkflowTask[Any]] = []
         self._tasks_kept = TASKS_KEPT_MIN
@@ -208,7 +208,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             except SystemExit:
                 pass  # The task that raised it has it as its result; that decides about the run.
             except KeyboardInterrupt as exc:
-                if _is_from_signal(exc):
+                if is_from_signal(exc):
                     raise
             left -= 1
             if left == 0:
@@ -263,7 +263,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         return self._closed
 
     def time(self) -> float:
-        return self._host.time_ms() / 1000
+        return self.host.time_ms() / 1000
 
     def scope(self) -> WorkflowTask[Any] | _Scope:
         """Return the task that runs now, or what stands for it in a callback."""
@@ -351,17 +351,17 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         if when <= self.time():
             self._ready.append(handle)
         else:
-            self._host.start_timer(handle, when)
+            self.host.start_timer(handle, when)
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         # TimerHandle.cancel() tells its loop by this name.
         if not self._closed:
-            self._host.cancel_timer(handle)
+            self.host.cancel_timer(handle)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if not self._closed:
-            self._host.report_exception(context)
+            self.host.report_exception(context)
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         self.call_exception_handler(context)
@@ -389,23 +389,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             f"{instead}."
         )
         if asyncio._get_running_loop() is self:  # noqa: SLF001  not from another thread
-            self._host.report_refusal(error)
+            self.host.report_refusal(error)
         raise error
 
     def refuse(self, what: str, instead: str) -> NoReturn:
         """Refuse what a body tried: raise ``NonDeterminismError`` and remember it."""
         self._refuse(what, instead)
-
-
-def _is_from_signal(exc: KeyboardInterrupt) -> bool:
-    """Whether Ctrl-C raised it, not a ``raise`` statement of the body."""
-    at = exc.__traceback__
-    assert at is not None
-    while at.tb_next is not None:
-        at = at.tb_next
-    code = at.tb_frame.f_code
-    is_statement = code.co_code[at.tb_lasti] == opcode.opmap["RAISE_VARARGS"]
-    return not is_statement or code.co_filename == asyncio.runners.__file__
 
 
 def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine

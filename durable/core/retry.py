@@ -88,3 +88,35 @@ class Retry(msgspec.Struct, frozen=True):
             wait_s *= 0.5 + draw
         bound_s = MAX_DELAY_S if self.max_backoff is None else min(self.max_backoff, MAX_DELAY_S)
         return round(min(wait_s, bound_s) * 1000)
+
+
+def resolve_retry(
+    step: Retry | bool | None,
+    action: Retry | bool | None,
+    workflow: Retry | bool | None,
+    engine: Retry,
+    *,
+    by_default: bool,
+) -> tuple[Retry | None, bool]:
+    """Decide about the retries of one step: its own option, over the action's, over the defaults.
+
+    Args:
+        step: ``step.run(retry=)``.
+        action: ``action(retry=)``.
+        workflow: ``workflow(retry=)``.
+        engine: ``Engine(retry=)``.
+        by_default: Whether actions are retried that say nothing.
+
+    Returns:
+        The policy, ``None`` for a single attempt; and whether the step is at most once.
+    """
+    policies = (step, action, workflow, engine)
+    in_force = next(policy for policy in policies if isinstance(policy, Retry))
+    for said in (step, action):
+        if said is False:
+            return None, True
+        if said is not None:
+            return in_force, False
+    if isinstance(workflow, bool):
+        by_default = workflow
+    return (in_force if by_default else None), False

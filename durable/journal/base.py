@@ -99,7 +99,6 @@ class StepQuery(msgspec.Struct, frozen=True, kw_only=True):
     order: Literal["asc", "desc"] = "asc"
     limit: int
     after: int | None = None
-    only_open: bool = False
 
 
 class Journal(Protocol):
@@ -151,14 +150,15 @@ class Journal(Protocol):
         """Return the run of that id, as committed."""
         ...
 
-    async def load_open_steps(self, run_ids: Sequence[str]) -> dict[str, list[StepRecord]]:
-        """Return the steps of these runs that are not settled."""
+    async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+        """Return the run and its open steps, of one moment."""
         ...
 
-    async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord]]:
-        """Return the runs that match, each with its place for ``RunQuery.after``."""
+    async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
+        """Return the runs that match: each with its place for ``RunQuery.after``, and its open
+        steps, all of one moment."""
         ...
 
-    async def list_steps(self, query: StepQuery) -> list[StepRecord]:
-        """Return the steps that match."""
+    async def list_steps(self, query: StepQuery) -> list[StepRecord] | None:
+        """Return the steps that match; ``None`` when there is no such run."""
         ...

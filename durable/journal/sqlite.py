@@ -157,16 +157,19 @@ class SqliteJournal:
         return await self._call(self._writer, partial(_transact, work=work))
 
     async def load_run(self, run_id: str) -> RunRecord | None:
-        return await self._call(self._reader, partial(statements.read_run, run_id=run_id))
+        return await self._read(partial(statements.read_run, run_id=run_id))
 
-    async def load_open_steps(self, run_ids: Sequence[str]) -> dict[str, list[StepRecord]]:
-        return await self._call(self._reader, partial(statements.read_open_steps, run_ids=run_ids))
+    async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+        return await self._read(partial(statements.read_status, run_id=run_id))
 
-    async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord]]:
-        return await self._call(self._reader, partial(statements.read_runs, query=query))
+    async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
+        return await self._read(partial(statements.read_runs, query=query))
 
-    async def list_steps(self, query: StepQuery) -> list[StepRecord]:
-        return await self._call(self._reader, partial(statements.read_steps, query=query))
+    async def list_steps(self, query: StepQuery) -> list[StepRecord] | None:
+        return await self._read(partial(statements.read_steps, query=query))
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._call(self._reader, partial(_snapshot, work=work))
 
     # --- the one way to the connection -------------------------------------------------------------
 
@@ -223,6 +226,15 @@ def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -
         _roll_back(db)
         raise
     return result
+
+
+def _snapshot(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Read in one transaction: all of one moment."""
+    db.execute("BEGIN")
+    try:
+        return work(db)
+    finally:
+        db.execute("ROLLBACK")
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

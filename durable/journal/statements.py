@@ -10,6 +10,8 @@ Rules:
 
 from __future__ import annotations
 
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -113,6 +115,10 @@ WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN ('pending', 'runni
 GROUP BY run_id
 """
 
+_row = msgspec.structs.astuple
+_step_changes = attrgetter(*STEP_CHANGES)
+_run_changes = attrgetter(*RUN_CHANGES)
+
 _run = msgspec.json.Decoder(RunRecord)
 _steps = msgspec.json.Decoder(list[StepRecord])
 _rows = msgspec.json.Decoder(list[msgspec.Raw])
@@ -134,40 +140,43 @@ def apply_changes(
 ) -> dict[str, RunRecord]:
     """Write ``changes``; return the runs that took the ids of those which could not start."""
     taken = _find_taken(db, changes)
-    run_rows: list[Any] = []
-    step_rows: list[Any] = []
-    step_changes: list[Any] = []
-    run_changes: list[Any] = []
-    parked: list[Any] = []
+    new_steps: dict[tuple[str, int], StepRecord] = {}
+    old_steps: dict[tuple[str, int], StepRecord] = {}
+    parked: dict[str, int | None] = {}
+    starts: dict[str, tuple[RunRecord, int | None, int | None]] = {}
+    run_changes: dict[str, RunRecord] = {}
     for change in changes:
         run_id, run = change.run_id, change.run
         if change.is_start:
             assert run is not None
-            if taken.get(run_id, run) is not run:
+            if taken[run_id] is not run:
                 continue
-            if change.parked is None:
-                run_rows += (*msgspec.structs.astuple(run), None, epoch)
+            starts[run_id] = (run, None, epoch)
+        elif run is not None:
+            if run_id in starts:
+                starts[run_id] = (run, *starts[run_id][1:])
             else:
-                run_rows += (*msgspec.structs.astuple(run), change.parked.wake_at_ms, None)
-        else:
-            if run is not None:
-                run_changes.append(run_id)
-                run_changes += [getattr(run, column) for column in RUN_CHANGES]
-            if change.parked is not None:
-                parked += (run_id, change.parked.wake_at_ms)
+                run_changes[run_id] = run
+        if change.parked is not None:
+            if run_id in starts:
+                starts[run_id] = (starts[run_id][0], change.parked.wake_at_ms, None)
+            else:
+                parked[run_id] = change.parked.wake_at_ms
         for step in change.issued:
-            step_rows.append(run_id)
-            step_rows += msgspec.structs.astuple(step)
+            new_steps[run_id, step.number] = step
         for step in change.updated:
-            step_changes += (run_id, step.number)
-            step_changes += [getattr(step, column) for column in STEP_CHANGES]
-    _bulk(db, (INSERT_RUNS, ""), run_rows, len(RUN_COLUMNS) + 2)
-    _bulk(db, (INSERT_STEPS, ""), step_rows, len(STEP_COLUMNS) + 1)
-    _bulk(db, UPDATE_STEPS, step_changes, len(STEP_CHANGES) + 2)
-    _bulk(db, UPDATE_RUNS, run_changes, len(RUN_CHANGES) + 1)
-    _bulk(db, PARK_RUNS, parked, 2)
-    started = {change.run_id: change.run for change in changes if change.is_start}
-    return {run_id: run for run_id, run in taken.items() if run is not started[run_id]}
+            where = new_steps if (run_id, step.number) in new_steps else old_steps
+            where[run_id, step.number] = step
+    _bulk(db, (INSERT_RUNS, ""), [(*_row(run), *claim) for run, *claim in starts.values()])
+    _bulk(db, (INSERT_STEPS, ""), [(key[0], *_row(step)) for key, step in new_steps.items()])
+    _bulk(db, UPDATE_STEPS, [(*key, *_step_changes(step)) for key, step in old_steps.items()])
+    _bulk(db, UPDATE_RUNS, [(key, *_run_changes(run)) for key, run in run_changes.items()])
+    _bulk(db, PARK_RUNS, list(parked.items()))
+    return {
+        change.run_id: taken[change.run_id]
+        for change in changes
+        if change.is_start and taken[change.run_id] is not change.run
+    }
 
 
 def _find_taken(db: sqlite3.Connection, changes: Sequence[Change]) -> dict[str, RunRecord]:
@@ -185,16 +194,14 @@ def _find_taken(db: sqlite3.Connection, changes: Sequence[Change]) -> dict[str, 
     return owners
 
 
-def _bulk(db: sqlite3.Connection, sql: tuple[str, str], values: list[Any], width: int) -> None:
-    """Run a statement over all rows of ``values``, in as few executions as can be."""
+def _bulk(db: sqlite3.Connection, sql: tuple[str, str], rows: Sequence[Sequence[Any]]) -> None:
+    """Run a statement over all rows, in as few executions as can be."""
     done = 0
-    rows_left = len(values) // width
-    for rows in ROWS_PER_STATEMENT:
-        while rows_left >= rows:
-            end = done + rows * width
-            db.execute(_bulk_sql(sql, rows, width), values[done:end])
-            done = end
-            rows_left -= rows
+    for count in ROWS_PER_STATEMENT:
+        while len(rows) - done >= count:
+            chunk = rows[done : done + count]
+            db.execute(_bulk_sql(sql, count, len(chunk[0])), list(chain.from_iterable(chunk)))
+            done += count
 
 
 _bulk_texts: dict[tuple[tuple[str, str], int], str] = {}
@@ -235,20 +242,24 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
     return Claim(claimed, next_wake_at_ms, errors)
 
 
-def read_open_steps(db: sqlite3.Connection, run_ids: Sequence[str]) -> dict[str, list[StepRecord]]:
-    """Return the unsettled steps of these runs."""
-    rows = db.execute(OPEN_STEPS_OF_RUNS, (_text(run_ids),)).fetchall()
-    return {run_id: _decode_steps(run_id, text) for run_id, text in rows}
-
-
 def read_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
     """Return one run."""
     row = db.execute(RUN_BY_ID, (run_id,)).fetchone()
     return None if row is None else decode_row(_run, row[0], f"run {run_id!r}")
 
 
-def read_runs(db: sqlite3.Connection, query: RunQuery) -> list[tuple[int, RunRecord]]:
-    """Return a page of runs."""
+def read_status(
+    db: sqlite3.Connection, run_id: str
+) -> tuple[RunRecord, list[StepRecord]] | None:
+    """Return one run and its open steps."""
+    run = read_run(db, run_id)
+    return None if run is None else (run, _read_open_steps(db, [run_id]).get(run_id, []))
+
+
+def read_runs(
+    db: sqlite3.Connection, query: RunQuery
+) -> list[tuple[int, RunRecord, list[StepRecord]]]:
+    """Return a page of runs, each with its open steps."""
     where = ["1"]
     values: list[Any] = []
     for column, value in (
@@ -261,18 +272,18 @@ def read_runs(db: sqlite3.Connection, query: RunQuery) -> list[tuple[int, RunRec
             values.append(value)
     order, after = _keyset("seq", query.order, query.after, where, values)
     sql = (
-        f"SELECT seq, CAST({_RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: S608
+        f"SELECT seq, CAST({_RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: S608, E501
     )
     rows = db.execute(sql, [*values, query.limit]).fetchall()
-    return [(seq, decode_row(_run, data, f"durable_run, seq {seq}")) for seq, data in rows]
+    runs = [(seq, decode_row(_run, data, f"durable_run, seq {seq}")) for seq, data in rows]
+    steps = _read_open_steps(db, [run.run_id for _, run in runs if not run.state.is_final])
+    return [(seq, run, steps.get(run.run_id, [])) for seq, run in runs]
 
 
-def read_steps(db: sqlite3.Connection, query: StepQuery) -> list[StepRecord]:
+def read_steps(db: sqlite3.Connection, query: StepQuery) -> list[StepRecord] | None:
     """Return a page of a run's steps."""
     where = ["run_id = ?"]
     values: list[Any] = [query.run_id]
-    if query.only_open:
-        where.append("state IN ('pending', 'running')")
     order, after = _keyset("number", query.order, query.after, where, values)
     sql = f"""
     SELECT CAST(json_group_array({_STEP_JSON}) AS BLOB) FROM (
@@ -281,7 +292,14 @@ def read_steps(db: sqlite3.Connection, query: StepQuery) -> list[StepRecord]:
     """  # noqa: S608
     (data,) = db.execute(sql, [*values, query.limit]).fetchone()
     steps = _decode_steps(query.run_id, data)
+    if not steps and read_run(db, query.run_id) is None:
+        return None
     return steps if query.order == "asc" else steps[::-1]
+
+
+def _read_open_steps(db: sqlite3.Connection, run_ids: list[str]) -> dict[str, list[StepRecord]]:
+    rows = db.execute(OPEN_STEPS_OF_RUNS, (_text(run_ids),)).fetchall()
+    return {run_id: _decode_steps(run_id, data) for run_id, data in rows}
 
 
 def _keyset(

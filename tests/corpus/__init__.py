@@ -5,7 +5,7 @@ clock, randomness or I/O of its own. A module is a theme; most results are trace
 in which order, so that a replay which gets the order wrong gives another result.
 """
 
-from . import (  # noqa: F401 - importing a theme adds its bodies to the corpus
+from . import (
     anyio_groups,
     anyio_scopes,
     cancelling,
@@ -26,6 +26,26 @@ from . import (  # noqa: F401 - importing a theme adds its bodies to the corpus
 )
 from .case import Case, collected
 
+# Importing a theme adds its bodies.
+THEMES = (
+    anyio_groups,
+    anyio_scopes,
+    cancelling,
+    contexts,
+    endings,
+    gather,
+    generators,
+    groups,
+    locks,
+    queues,
+    races,
+    shapes,
+    shields,
+    sleeps,
+    tasks,
+    timeouts,
+    values,
+)
 CORPUS: tuple[Case, ...] = collected()
 
-__all__ = ["CORPUS", "Case"]
+__all__ = ["CORPUS", "THEMES", "Case"]

@@ -203,6 +203,7 @@ async def anyio_limits(_step: Step) -> list[str]:
 async def anyio_condition(_step: Step) -> list[int]:
     """A consumer sleeps on a condition until enough has arrived."""
     received: list[int] = []
+    enough: list[int] = []
     condition = anyio.Condition()
 
     async def send(n: int) -> None:
@@ -217,8 +218,8 @@ async def anyio_condition(_step: Step) -> list[int]:
         async with condition:
             while sum(received) < 6:
                 await condition.wait()
-            enough = sum(received)
-    return [enough, *received]
+            enough.extend(received)
+    return [*enough, *received]
 
 
 @case()

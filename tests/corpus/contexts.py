@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
@@ -40,7 +40,7 @@ class Resource:
 
 
 @asynccontextmanager
-async def borrowed(trace: list[str], label: str) -> AsyncIterator[str]:
+async def borrowed(trace: list[str], label: str) -> AsyncGenerator[str, None]:
     """Lend ``label`` between two steps."""
     lent = await traced(trace, echo(f"lend {label}"))
     try:

@@ -96,7 +96,7 @@ async def queue_last_in(_step: Step) -> list[str]:
     for label in "abc":
         task = asyncio.create_task(traced(trace, echo(label)))
         task.add_done_callback(lambda done: stack.put_nowait(done.result()))
-    taken = []
+    taken: list[str] = []
     for _ in range(3):
         taken.append(await stack.get())
         await echo("between")

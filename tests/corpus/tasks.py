@@ -231,8 +231,11 @@ async def task_done_order(_step: Step) -> list[str]:
         trace.append(f"{reader} read {await tasks[label]}")
         await traced(trace, echo(f"{reader}{label}"))
 
+    def told(done: asyncio.Task[str]) -> None:
+        trace.append(f"told {done.result()}")
+
     readers = [waiting(label, reader) for reader in ("one", "two") for label in "ba"]
-    for label, task in tasks.items():
-        task.add_done_callback(partial(lambda text, _: trace.append(text), f"told {label}"))
+    for task in tasks.values():
+        task.add_done_callback(told)
     await asyncio.gather(*readers)
     return trace

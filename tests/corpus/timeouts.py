@@ -45,8 +45,9 @@ async def timeout_rescheduled(_step: Step) -> list[str]:
     """A time-out that is moved after each step, then switched off."""
     trace: list[str] = []
     loop = asyncio.get_running_loop()
+    limit = asyncio.timeout(3)
     try:
-        async with asyncio.timeout(3) as limit:
+        async with limit:
             await traced(trace, echo("a"))
             limit.reschedule(loop.time() + 3)
             await traced(trace, echo("b"))
@@ -135,8 +136,9 @@ async def timeout_group(_step: Step) -> list[str]:
 @durable.workflow(name="corpus.timeout_own_error")
 async def timeout_own_error(_step: Step) -> list[str]:
     """A TimeoutError that a step raised is told from the time-out's own."""
+    limit = asyncio.timeout(5)
     try:
-        async with asyncio.timeout(5) as limit:
+        async with limit:
             await boom("timeout")
     except TimeoutError:
         source = "clock" if limit.expired() else "step"
@@ -204,8 +206,9 @@ async def wait_for_cleanup(_step: Step) -> list[str]:
 async def wait_for_in_timeout(_step: Step) -> list[str]:
     """wait_for nested in a time-out: either may end the step, and they are told apart."""
     trace: list[str] = []
+    limit = asyncio.timeout(6)
     try:
-        async with asyncio.timeout(6) as limit:
+        async with limit:
             try:
                 await asyncio.wait_for(traced(trace, echo("work")), 3)
             except TimeoutError:

@@ -1,0 +1,19 @@
+"""``durable.attempt()``: who calls this action."""
+
+from __future__ import annotations
+
+from durable.core.errors import NotInWorkflowError
+from durable.runtime.attempt import CURRENT_ATTEMPT, Attempt
+
+
+def attempt() -> Attempt:
+    """Return the attempt that the calling action is.
+
+    Raises:
+        NotInWorkflowError: The function was not called as a step.
+    """
+    try:
+        return CURRENT_ATTEMPT.get()
+    except LookupError:
+        msg = "durable.attempt() works in an action that runs as a workflow's step"
+        raise NotInWorkflowError(msg) from None

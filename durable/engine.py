@@ -1,0 +1,597 @@
+"""``Engine``: durable execution inside an async application.
+
+Rules:
+
+- ``async with`` is the whole life: open the journal, take up what is due, work, drain, close.
+- The engine is a guest: no signal handler, no loop policy, no logging configuration, no executor.
+- What callers give is checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
+
+from durable import registry
+from durable.core.codec import DecodeError, decode_error, decode_plain, rebuild_error
+from durable.core.errors import (
+    EngineClosedError,
+    JournalCorruptError,
+    NoEngineError,
+    NotInWorkflowError,
+    RunFailed,
+    RunNotFoundError,
+)
+from durable.core.loop import WorkflowLoop
+from durable.core.records import RunRecord, RunState, StepKind
+from durable.core.retry import Retry, seconds
+from durable.definitions import Call, Workflow
+from durable.journal.base import RunQuery, StepQuery
+from durable.journal.url import parse_url
+from durable.run import Run
+from durable.runtime.clock import SystemClock
+from durable.runtime.instrumentation import engine_logger
+from durable.runtime.settings import Settings
+from durable.status import EngineStatistics, Page, RunStatus, StepInfo, run_status, step_info
+from durable.step import BoundWorkflow, Defaults, check_delay, known_errors
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+    from types import TracebackType
+
+    from durable.journal.base import Journal
+    from durable.runtime.clock import Clock
+    from durable.runtime.runner import Runner
+
+T = TypeVar("T")
+
+DEFAULT_URL = "sqlite:///durable.db"
+ID_CHARS_MAX = 512
+PAGE_ITEMS_MAX = 1_000
+"""A page holds no more than this, so that no reader holds the journal for long."""
+
+_open_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Engine]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@final
+class Engine:
+    """Runs workflows in this process, journaled in a database file.
+
+    Args:
+        url: The journal: ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite://`` (in
+            memory), or a ``pathlib.Path``.
+        max_parallelism: How many actions run at once; 0 pauses new ones.
+        retry: The policy in force where none is given.
+        retry_actions_by_default: Whether actions are retried that do not say.
+        drain_timeout: How long closing waits for running actions, in seconds.
+        max_payload: The largest arguments or result, in bytes of JSON.
+        max_interruptions: How often the process may die during one step before the step fails.
+
+    Raises:
+        TypeError, ValueError: A setting is none. Nothing was opened.
+    """
+
+    def __init__(
+        self,
+        url: str | Path = DEFAULT_URL,
+        *,
+        max_parallelism: int = 25,
+        retry: Retry = Retry(),  # noqa: B008  frozen
+        retry_actions_by_default: bool = False,
+        drain_timeout: float | timedelta = 10.0,
+        max_payload: int = 8 * 1024 * 1024,
+        max_interruptions: int = 100,
+    ) -> None:
+        self._path = parse_url(url)
+        self._max_parallelism = _check_count(max_parallelism, "max_parallelism")
+        if not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"Engine(retry=) is a durable.Retry, not {retry!r}"
+            raise TypeError(msg)
+        self._drain_timeout_s = seconds(drain_timeout, "drain_timeout")
+        self._settings = Settings(
+            max_interruptions=_check_count(max_interruptions, "max_interruptions"),
+            max_payload=_check_count(max_payload, "max_payload"),
+        )
+        self._catalog = _Catalog(
+            Defaults(retry, retry_actions_by_default, self._settings.max_payload)
+        )
+        self._clock: Clock = SystemClock()
+        self._journal: Journal | None = None
+        self._runner: Runner | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._stop: asyncio.Event | None = None
+        self._stop_listening = _nothing
+
+    def __repr__(self) -> str:
+        state = "closed" if self._runner is None else "open"
+        return f"<Engine {self._path or 'in memory'} {state}>"
+
+    @classmethod
+    def from_env(cls) -> Engine:
+        """Return an engine of the journal that ``DURABLE_URL`` names."""
+        return cls(os.environ.get("DURABLE_URL") or DEFAULT_URL)
+
+    @classmethod
+    def current(cls) -> Engine:
+        """Return the engine that was opened last on the running event loop, and is still open.
+
+        Raises:
+            NoEngineError: None is.
+        """
+        engine = cls.find_current()
+        if engine is None:
+            msg = "no engine is open on this event loop; open one with `async with Engine(url):`"
+            raise NoEngineError(msg)
+        return engine
+
+    @classmethod
+    def find_current(cls) -> Engine | None:
+        """Return what ``current`` does, or ``None``."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return None
+        _refuse_in_body("Engine.current()")
+        engines = _open_engines.get(loop)
+        return engines[-1] if engines else None
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Engine:
+        """Open the journal, take up what is due, and begin to work.
+
+        Raises:
+            JournalLockedError: Another process owns the journal; the message has its id.
+            JournalVersionError: It was written by a newer durable.
+            JournalCorruptError: It is damaged, or not a journal.
+            JournalUnavailableError: The file cannot be opened.
+            RuntimeError: The engine is open already.
+        """
+        _refuse_in_body("an engine")
+        if self._journal is not None:
+            msg = "this engine is open already; make another one, or leave its `async with` first"
+            raise RuntimeError(msg)
+        from durable.journal.sqlite import SqliteJournal  # noqa: PLC0415  late: 30 ms of sqlite3
+        from durable.runtime.runner import Runner  # noqa: PLC0415  late: anyio
+
+        self._journal = journal = SqliteJournal(self._path)
+        try:
+            await _to_its_end(journal.open())
+            runner = Runner(
+                journal,
+                self._catalog,
+                self._clock,
+                self._settings,
+                max_parallelism=self._max_parallelism,
+                log=engine_logger(),
+            )
+            self._loop = asyncio.get_running_loop()
+            ready, self._stop = asyncio.Event(), asyncio.Event()
+            # A task of its own: no cancel scope of the engine is ever around the user's code.
+            self._serving = asyncio.create_task(
+                runner.serve(ready, self._stop, self._drain_timeout_s), name="durable.engine"
+            )
+            self._runner = runner
+            self._stop_listening = registry.listen(self._on_registered)
+            await ready.wait()
+        except BaseException:
+            await _to_its_end(self._close())
+            raise
+        _open_engines.setdefault(self._loop, []).append(self)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Start no more steps, wait for those that run, and close the journal."""
+        assert self._loop is not None
+        _open_engines[self._loop].remove(self)
+        await _to_its_end(self._close())
+
+    async def _close(self) -> None:
+        journal, serving, stop = self._journal, self._serving, self._stop
+        self._stop_listening()
+        self._stop_listening = _nothing
+        try:
+            if serving is not None:
+                assert stop is not None
+                stop.set()
+                await serving
+        finally:
+            self._runner = self._serving = self._stop = self._loop = None
+            assert journal is not None
+            await journal.close()
+            self._journal = None
+
+    def _on_registered(self, kind: str, name: str, version: int) -> None:
+        loop, runner = self._loop, self._runner
+        if kind == StepKind.WORKFLOW and loop is not None and runner is not None:
+            # The import may happen in any thread.
+            loop.call_soon_threadsafe(runner.on_defined, name, version)
+
+    def _opened(self, what: str) -> tuple[Runner, Journal]:
+        _refuse_in_body(what)
+        if self._runner is None or self._journal is None:
+            msg = f"{what} needs an open engine: use it inside `async with Engine(...)`"
+            raise EngineClosedError(msg)
+        if asyncio.get_running_loop() is not self._loop:
+            msg = f"{what}: this engine was opened on another event loop; use it on that one"
+            raise RuntimeError(msg)
+        return self._runner, self._journal
+
+    # --- runs ------------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        call: Call[T],
+        *,
+        id: str | None = None,  # noqa: A002
+        run_after: float | timedelta | None = None,
+        run_at: datetime | None = None,
+    ) -> Run[T]:
+        """Start a run of a workflow; return once that is committed.
+
+        Args:
+            call: The workflow's call.
+            id: The run's id, and idempotency key: with the same workflow and arguments the run
+                that has it is returned. By default a new id.
+            run_after: The delay before the body begins, in seconds.
+            run_at: When the body begins: an aware datetime.
+
+        Raises:
+            ArgumentError: An argument does not fit its annotation. Nothing was written.
+            PayloadTooLarge: The arguments are over ``max_payload``. Nothing was written.
+            RunConflictError: The id belongs to another workflow, or to other arguments.
+            JournalUnavailableError: The storage failed: the outcome is unknown; ask again with
+                the same id.
+            EngineClosedError: The engine is closed, or was closed meanwhile.
+
+        Cancellation:
+            Never splits the start. A cancelled caller does not know its outcome.
+        """
+        runner, _ = self._opened("engine.start()")
+        record, bound, due_ms = self._new_run(call, id, run_after, run_at)
+        await runner.start(record, bound, wake_at_ms=due_ms, is_id_given=id is not None)
+        return Run(self, record.run_id)
+
+    async def run(
+        self,
+        call: Call[T],
+        *,
+        id: str | None = None,  # noqa: A002
+        run_after: float | timedelta | None = None,
+        run_at: datetime | None = None,
+    ) -> T:
+        """Start a run and wait for its result: ``start`` and ``Run.result`` in one."""
+        runner, _ = self._opened("engine.run()")
+        record, bound, due_ms = self._new_run(call, id, run_after, run_at)
+        with runner.expect(record.run_id):
+            await runner.start(record, bound, wake_at_ms=due_ms, is_id_given=id is not None)
+            result: T = await self.wait_for_result(record.run_id, None)
+        return result
+
+    def get(self, run_id: str) -> Run[Any]:
+        """Return a handle of a run. It does no I/O; the run may not exist."""
+        _refuse_in_body("engine.get()")
+        return Run(self, _check_id(run_id))
+
+    def _new_run(
+        self,
+        call: Call[Any],
+        run_id: str | None,
+        run_after: float | timedelta | None,
+        run_at: datetime | None,
+    ) -> tuple[RunRecord, BoundWorkflow, int | None]:
+        workflow = _check_workflow(call)
+        delay_s, due_ms = check_delay(run_after, run_at)
+        now_ms = self._clock.now_ms()
+        if delay_s is not None:
+            due_ms = now_ms + round(delay_s * 1000)
+        record = RunRecord(
+            run_id=_new_id(now_ms) if run_id is None else _check_id(run_id),
+            name=workflow.name,
+            version=workflow.version,
+            args=workflow.parameters.encode(call.arguments, self._settings.max_payload),
+            created_at_ms=now_ms,
+        )
+        is_delayed = due_ms is not None and due_ms > now_ms
+        return record, self._catalog.bind(workflow), due_ms if is_delayed else None
+
+    async def wait_for_result(self, run_id: str, timeout: float | timedelta | None) -> Any:  # noqa: ANN401, ASYNC109
+        """Wait for a run's end and return its value: see ``Run.result``."""
+        runner, _ = self._opened("run.result()")
+        timeout_s = None if timeout is None else seconds(timeout, "timeout")
+        async with asyncio.timeout(timeout_s):
+            record = await runner.wait_until_final(run_id)
+        if record is None:
+            raise _not_found(run_id)
+        return _outcome(record)
+
+    # --- observing -------------------------------------------------------------------------------
+
+    async def status(self, run_id: str) -> RunStatus:
+        """Return where a run stands, as committed.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        _, journal = self._opened("engine.status()")
+        found = await journal.load_status(_check_id(run_id))
+        if found is None:
+            raise _not_found(run_id)
+        return run_status(*found)
+
+    async def list_runs(
+        self,
+        *,
+        name: str | None = None,
+        state: RunState | str | None = None,
+        parent: str | None = None,
+        order: Literal["asc", "desc"] = "asc",
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[RunStatus]:
+        """Return a page of runs, in the order of their start.
+
+        Args:
+            name: Only runs of the workflow of that name.
+            state: Only runs in that state.
+            parent: Only children of that run.
+            order: ``asc`` for the oldest first, ``desc`` for the newest.
+            limit: How many at most, up to 1,000.
+            cursor: Where the last page ended. Pages stay right while runs are added.
+
+        Raises:
+            ValueError: The order, limit, state or cursor is none.
+        """
+        _, journal = self._opened("engine.list_runs()")
+        limit = _check_limit(limit)
+        query = RunQuery(
+            name=name,
+            state=None if state is None else RunState(state),
+            parent_id=parent,
+            order=_check_order(order),
+            limit=limit + 1,
+            after=_check_cursor(cursor),
+        )
+        rows = await journal.list_runs(query)
+        items = [run_status(record, steps) for _, record, steps in rows[:limit]]
+        return Page(items=items, cursor=str(rows[limit - 1][0]) if len(rows) > limit else None)
+
+    async def list_steps(
+        self,
+        run_id: str,
+        *,
+        order: Literal["asc", "desc"] = "asc",
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[StepInfo]:
+        """Return a page of a run's steps, in the order of their issue.
+
+        Args:
+            run_id: The run.
+            order: ``asc`` for the first step first, ``desc`` for the last.
+            limit: How many at most, up to 1,000.
+            cursor: Where the last page ended.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            ValueError: The order, limit or cursor is none.
+        """
+        _, journal = self._opened("engine.list_steps()")
+        limit = _check_limit(limit)
+        query = StepQuery(
+            run_id=_check_id(run_id),
+            order=_check_order(order),
+            limit=limit + 1,
+            after=_check_cursor(cursor),
+        )
+        rows = await journal.list_steps(query)
+        if rows is None:
+            raise _not_found(run_id)
+        items = [step_info(run_id, record) for record in rows[:limit]]
+        return Page(items=items, cursor=str(items[-1].number) if len(rows) > limit else None)
+
+    async def iter_runs(
+        self,
+        *,
+        name: str | None = None,
+        state: RunState | str | None = None,
+        parent: str | None = None,
+        order: Literal["asc", "desc"] = "asc",
+    ) -> AsyncIterator[RunStatus]:
+        """Iterate over the runs that ``list_runs`` would page through."""
+        cursor: str | None = None
+        while True:
+            page = await self.list_runs(
+                name=name, state=state, parent=parent, order=order, cursor=cursor
+            )
+            for status in page.items:
+                yield status
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def iter_steps(
+        self, run_id: str, *, order: Literal["asc", "desc"] = "asc"
+    ) -> AsyncIterator[StepInfo]:
+        """Iterate over a run's steps."""
+        cursor: str | None = None
+        while True:
+            page = await self.list_steps(run_id, order=order, cursor=cursor)
+            for step in page.items:
+                yield step
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    # --- settings --------------------------------------------------------------------------------
+
+    def set_max_parallelism(self, count: int) -> None:
+        """Change how many actions run at once; 0 pauses new ones.
+
+        Raising it wakes waiting ones at once; lowering it ends none.
+
+        Raises:
+            ValueError: It is negative.
+        """
+        _refuse_in_body("engine.set_max_parallelism()")
+        self._max_parallelism = _check_count(count, "max_parallelism")
+        if self._runner is not None:
+            self._runner.pool.set_max_parallelism(count)
+
+    def statistics(self) -> EngineStatistics:
+        """Return what the engine is doing at this moment."""
+        runner, _ = self._opened("engine.statistics()")
+        return EngineStatistics(
+            live_runs=runner.live_runs_count,
+            running_actions=runner.pool.running_count,
+            queued_actions=runner.pool.queued_count,
+            commits=runner.writer.commits_count,
+        )
+
+
+@final
+class _Catalog:
+    """The registry, seen through one engine's defaults."""
+
+    def __init__(self, defaults: Defaults) -> None:
+        self._defaults = defaults
+        self._bound: dict[Workflow[Any, Any], BoundWorkflow] = {}
+
+    def find(self, name: str, version: int) -> BoundWorkflow | None:
+        workflow = registry.find(StepKind.WORKFLOW, name, version)
+        return None if workflow is None else self.bind(workflow)
+
+    def bind(self, workflow: Workflow[Any, Any]) -> BoundWorkflow:
+        bound = self._bound.get(workflow)
+        if bound is None:
+            bound = self._bound[workflow] = BoundWorkflow(workflow, self._defaults)
+        return bound
+
+
+def _nothing() -> None:
+    pass
+
+
+async def _to_its_end(work: Any) -> Any:  # noqa: ANN401  a coroutine
+    """Await ``work`` whole: a caller's cancellation is passed on after it has ended."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as exc:
+            if task.done():
+                break
+            cancelled = exc
+        except BaseException:  # noqa: BLE001  it is raised below, from the task itself
+            break
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()
+        raise cancelled
+    return task.result()
+
+
+def _outcome(record: RunRecord) -> Any:  # noqa: ANN401
+    workflow = registry.find(StepKind.WORKFLOW, record.name, record.version)
+    try:
+        if record.state is RunState.COMPLETED:
+            text = record.result or "null"
+            return (
+                decode_plain(text) if workflow is None else workflow.parameters.decode_result(text)
+            )
+        assert record.error is not None
+        stored = decode_error(record.error)
+    except DecodeError as exc:
+        msg = f"the outcome of run {record.run_id!r} does not fit the code, or is damaged: {exc}"
+        raise JournalCorruptError(msg) from exc
+    known = {} if workflow is None else known_errors(workflow)
+    raise RunFailed(record.run_id, stored.info) from rebuild_error(stored, known)
+
+
+def _refuse_in_body(what: str) -> None:
+    loop = asyncio._get_running_loop()  # noqa: SLF001
+    if type(loop) is WorkflowLoop:
+        loop.refuse(what, "call it in an action")
+
+
+def _check_workflow(call: Any) -> Workflow[Any, Any]:  # noqa: ANN401  users may err
+    if isinstance(call, Workflow):
+        msg = f"start a call: {call.__name__}(...), with its arguments, not {call!r} itself"
+        raise TypeError(msg)
+    if not isinstance(call, Call):
+        if asyncio.iscoroutine(call):
+            call.close()
+        msg = f"a run is started from a workflow's call, such as checkout('o-1'), not {call!r}"
+        raise TypeError(msg)
+    if not isinstance(call.definition, Workflow):
+        msg = (
+            f"{call!r} is a call of {call.definition.kind} {call.definition.name!r}, which is a "
+            "step: call it in a workflow's body, and start that"
+        )
+        raise NotInWorkflowError(msg)
+    return call.definition
+
+
+def _new_id(now_ms: int) -> str:
+    """Return an id that sorts by time, as UUIDv7 does, so that the journal's index grows at its end."""
+    return f"{now_ms:012x}{secrets.token_hex(10)}"
+
+
+def _check_id(run_id: str) -> str:
+    if not isinstance(run_id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"a run's id is text, not {run_id!r}"
+        raise TypeError(msg)
+    if not run_id or len(run_id) > ID_CHARS_MAX or not run_id.isprintable():
+        msg = f"a run's id is 1 to {ID_CHARS_MAX} printable characters, not {run_id[:80]!r}"
+        raise ValueError(msg)
+    return str(run_id)
+
+
+def _check_count(count: int, what: str) -> int:
+    if isinstance(count, bool) or not isinstance(count, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"{what} is a whole number, not {count!r}"
+        raise TypeError(msg)
+    if count < 0:
+        msg = f"{what} is not negative, but it is {count}"
+        raise ValueError(msg)
+    return count
+
+
+def _check_limit(limit: int) -> int:
+    if not 1 <= _check_count(limit, "limit") <= PAGE_ITEMS_MAX:
+        msg = f"limit is from 1 to {PAGE_ITEMS_MAX}, not {limit}; use iter_... for all of them"
+        raise ValueError(msg)
+    return limit
+
+
+def _check_order(order: Literal["asc", "desc"]) -> Literal["asc", "desc"]:
+    if order not in ("asc", "desc"):
+        msg = f"order is 'asc' or 'desc', not {order!r}"
+        raise ValueError(msg)
+    return order
+
+
+def _check_cursor(cursor: str | None) -> int | None:
+    try:
+        return None if cursor is None else int(cursor)
+    except (TypeError, ValueError):
+        msg = f"{cursor!r} is no cursor of a page"
+        raise ValueError(msg) from None
+
+
+def _not_found(run_id: str) -> RunNotFoundError:
+    return RunNotFoundError(f"the journal has no run {run_id!r}")

@@ -1,0 +1,92 @@
+"""A handle of one run, and running one in a script."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar, final
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import timedelta
+    from pathlib import Path
+
+    from durable.definitions import Call
+    from durable.engine import Engine
+    from durable.status import RunStatus, StepInfo
+
+T = TypeVar("T")
+
+
+@final
+class Run(Generic[T]):
+    """A handle of one run. Making one does no I/O; the run may not exist.
+
+    Attributes:
+        id: The run's id.
+    """
+
+    __slots__ = ("_engine", "id")
+
+    def __init__(self, engine: Engine, run_id: str) -> None:  # noqa: D107
+        self._engine = engine
+        self.id = run_id
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id!r}>"
+
+    async def result(self, timeout: float | timedelta | None = None) -> T:  # noqa: ASYNC109
+        """Wait for the run's end and return its value.
+
+        Args:
+            timeout: In seconds; by default for ever.
+
+        Raises:
+            RunFailed: It failed; ``error`` says how, ``__cause__`` is the exception.
+            TimeoutError: It took longer. The run goes on.
+            RunNotFoundError: There is no such run.
+            EngineClosedError: The engine was closed meanwhile. The run goes on at the next start.
+
+        Cancellation:
+            Leaves the run alone.
+        """
+        value: T = await self._engine.wait_for_result(self.id, timeout)
+        return value
+
+    async def status(self) -> RunStatus:
+        """Return where the run stands.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        return await self._engine.status(self.id)
+
+    def steps(self) -> AsyncIterator[StepInfo]:
+        """Iterate over the run's steps, in order of issue."""
+        return self._engine.iter_steps(self.id)
+
+
+async def run(call: Call[T], *, id: str | None = None, url: str | Path | None = None) -> T:  # noqa: A002
+    """Run a workflow and return its result: ``await durable.run(checkout("o-1", 500))``.
+
+    It uses the engine that is open on this event loop, if there is one, else opens one for the
+    call. After a crash the same call with the same ``id`` goes on where it was.
+
+    Args:
+        call: A workflow's call.
+        id: The run's id, and idempotency key; by default a new one.
+        url: The journal to open; by default ``DURABLE_URL``, else ``sqlite:///durable.db``.
+
+    Raises:
+        RunFailed: The run failed.
+        RunConflictError: The id belongs to another workflow, or to other arguments.
+        JournalError: The journal cannot be opened.
+    """
+    from durable.engine import Engine  # noqa: PLC0415  engines are made of runs
+
+    current = Engine.find_current()
+    if current is not None and url is None:
+        return await current.run(call, id=id)
+    engine = Engine.from_env() if url is None else Engine(url)
+    async with engine:
+        return await engine.run(call, id=id)
+
+

@@ -1,0 +1,114 @@
+"""Time, and the alarms that wait for it.
+
+Rules:
+
+- There is one clock. All due times are compared with it and with nothing else.
+- No alarm rings early. The host's timers are only a hint when to look: the clock is looked at
+  again at least once a second while an alarm is set, so that a jump of it hangs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from typing import TYPE_CHECKING, Protocol, final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOOK_AGAIN_MS_MAX = 1_000
+"""The longest wait before the clock is looked at again: how late an alarm can be after a jump."""
+
+
+class Clock(Protocol):
+    """Where the time comes from."""
+
+    def now_ms(self) -> int:
+        """Return the time in milliseconds since the epoch, UTC."""
+        ...
+
+    def call_later(self, delay_ms: int, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call ``callback`` on the running loop about ``delay_ms`` from now; early is no harm."""
+        ...
+
+
+@final
+class SystemClock:
+    """The machine's clock."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def call_later(self, delay_ms: int, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(delay_ms / 1000, callback)
+
+
+@final
+class Alarm:
+    """A callback that is owed at a time. Cancelling it twice is no error."""
+
+    __slots__ = ("callback", "due_ms", "is_cancelled")
+
+    def __init__(self, due_ms: int, callback: Callable[[], None]) -> None:
+        self.due_ms = due_ms
+        self.callback = callback
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Do not ring."""
+        self.is_cancelled = True
+
+    def __lt__(self, other: Alarm) -> bool:
+        return self.due_ms < other.due_ms
+
+
+@final
+class Alarms:
+    """The alarms of one engine, on one timer of the host's loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._heap: list[Alarm] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_ms = 0
+        self._stopped = False
+
+    def set(self, due_ms: int, callback: Callable[[], None]) -> Alarm:
+        """Call ``callback`` once, when the clock has come to ``due_ms``."""
+        alarm = Alarm(due_ms, callback)
+        heapq.heappush(self._heap, alarm)
+        self._arm()
+        return alarm
+
+    def stop(self) -> None:
+        """Ring no more."""
+        self._stopped = True
+        self._heap.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self) -> None:
+        if self._stopped:
+            return
+        while self._heap and self._heap[0].is_cancelled:
+            heapq.heappop(self._heap)
+        if not self._heap:
+            return
+        now_ms = self._clock.now_ms()
+        delay_ms = min(max(self._heap[0].due_ms - now_ms, 0), LOOK_AGAIN_MS_MAX)
+        if self._timer is not None:
+            if now_ms <= self._timer_at_ms <= now_ms + delay_ms:
+                return
+            self._timer.cancel()
+        self._timer_at_ms = now_ms + delay_ms
+        self._timer = self._clock.call_later(delay_ms, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now_ms = self._clock.now_ms()
+        while self._heap and (self._heap[0].is_cancelled or self._heap[0].due_ms <= now_ms):
+            alarm = heapq.heappop(self._heap)
+            if not alarm.is_cancelled:
+                alarm.callback()
+        self._arm()

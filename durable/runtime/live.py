@@ -1,0 +1,589 @@
+"""A run in memory: what its body does becomes a change, and after its commit, acts.
+
+Rules:
+
+- One turn, one change. Functions start, alarms are set and waiters hear of the end after it is
+  committed, never before.
+- Completions wait in a queue and are handed to the body one at a time.
+- Nothing here waits: everything is a plain function, called from plain callbacks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from enum import Enum, auto
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast, final
+
+from msgspec.structs import replace
+
+from durable.core.codec import encode_exception
+from durable.core.errors import NonDeterminismError, OutcomeUnknown, StepInterrupted
+from durable.core.execution import UNSET, Execution, Raised, Returned, Stuck, Turn
+from durable.core.records import (
+    RunRecord,
+    RunState,
+    StepKind,
+    StepRecord,
+    StepState,
+    advance_run,
+    advance_step,
+)
+from durable.journal.base import Change, Parked
+from durable.runtime.attempt import Attempt
+from durable.runtime.workpool import Failed, Job, JobState, Succeeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from durable.core.execution import Command
+    from durable.runtime.clock import Alarm, Alarms, Clock
+    from durable.runtime.settings import Settings
+    from durable.runtime.workpool import ActionWork, Workpool
+    from durable.runtime.writer import Writer
+
+
+class WorkflowSpec(Protocol):
+    """A workflow's definition, as the runtime sees it."""
+
+    def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
+        """Make the body's coroutine.
+
+        Raises:
+            Stuck: The recorded arguments do not fit the code any more.
+        """
+        ...
+
+    def encode_result(self, value: object) -> str:
+        """Return the body's result as JSON. Raises what the run is to fail with."""
+        ...
+
+
+class LiveHost(Protocol):
+    """What a live run needs from the runner."""
+
+    clock: Clock
+    alarms: Alarms
+    pool: Workpool
+    writer: Writer
+    settings: Settings
+    log: Any
+
+    def schedule(self, live: LiveRun) -> None:
+        """Have ``live.advance`` called soon, from a plain callback."""
+        ...
+
+    def park_after_ms(self) -> int:
+        """Return how long a run may wait in memory."""
+        ...
+
+    def on_start_committed(self, live: LiveRun, taken_by: RunRecord | None) -> None:
+        """The start is in the journal, or another run has its id."""
+        ...
+
+    def on_gone(self, live: LiveRun, wake_at_ms: int | None) -> None:
+        """The run has left memory: it has ended, is parked, or is stuck."""
+        ...
+
+
+class Phase(Enum):
+    """Where a live run stands."""
+
+    OPENING = auto()
+    REPLAYING = auto()
+    STARTING = auto()
+    LIVE = auto()
+    LEAVING = auto()
+    STUCK = auto()
+    GONE = auto()
+
+
+@final
+class LiveRun:
+    """A run that this process works on.
+
+    Args:
+        record: The run's row, as recorded; for a new run, as it is to be.
+        steps: Its recorded steps.
+        is_start: Whether its row is still to be written.
+        was_here: Whether this process has worked on it before: then a step that is recorded as
+            running, and has not begun here, was never begun.
+    """
+
+    def __init__(
+        self,
+        host: LiveHost,
+        spec: WorkflowSpec,
+        record: RunRecord,
+        steps: list[StepRecord],
+        *,
+        is_start: bool = False,
+        was_here: bool = False,
+    ) -> None:
+        self._host = host
+        self._spec = spec
+        self.record = record
+        self.phase = Phase.OPENING
+        self._is_start = is_start
+        self._was_here = was_here
+        self._started_at_ms = record.started_at_ms or host.clock.now_ms()
+        self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
+        self._steps = {step.number: step for step in steps if step.position is None}
+        self._jobs: dict[int, Job] = {}
+        self._alarms: dict[int, Alarm] = {}
+        self._deliveries: deque[tuple[StepRecord, object]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<LiveRun {self.record.run_id!r} {self.phase.name} open={len(self._steps)}>"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether ``advance`` has something to do."""
+        if self.phase is Phase.LIVE:
+            return bool(self._deliveries)
+        return self.phase in (Phase.OPENING, Phase.REPLAYING)
+
+    def places(self) -> list[str]:
+        """Return where the body waits: ``file:line`` of each of its tasks, the first ones."""
+        return self._execution.places()
+
+    # --- turns -----------------------------------------------------------------------------------
+
+    def advance(self, deliveries_max: int) -> int:
+        """Let the body go on by at most so many deliveries; return how many it was."""
+        delivered = 1
+        try:
+            if self.phase is Phase.OPENING:
+                self._open()
+            elif self.phase is Phase.REPLAYING:
+                delivered = deliveries_max
+                if not self._execution.replay(deliveries_max):
+                    self._resume()
+            else:
+                delivered = self._deliver(deliveries_max)
+        except Stuck as exc:
+            self._become_stuck(exc)
+        except Exception as exc:  # noqa: BLE001  a bug in durable must not take the engine along
+            self._become_stuck(exc)
+        for context in self._execution.failures:
+            self._host.log.warning("durable.body_callback_failed", run_id=self.record.run_id, **context)
+        self._execution.failures.clear()
+        return delivered
+
+    def _open(self) -> None:
+        turn = self._execution.begin(self._spec.open)
+        if self._execution.is_replaying:
+            self.phase = Phase.REPLAYING
+            return
+        self.phase = Phase.STARTING if self._is_start else Phase.LIVE
+        self.record = self._running(self.record)
+        self._commit_turn(turn, None, run=self.record)
+
+    def _running(self, record: RunRecord) -> RunRecord:
+        return replace(
+            record,
+            state=advance_run(record.state, RunState.RUNNING),
+            started_at_ms=self._started_at_ms,
+            error=None,
+        )
+
+    def _deliver(self, deliveries_max: int) -> int:
+        count = 0
+        while self._deliveries and count < deliveries_max and self.phase is Phase.LIVE:
+            count += 1
+            step, value = self._deliveries[0]
+            if self._execution.is_open(step.number):
+                step = replace(step, position=self._execution.next_position)
+                turn = self._execution.deliver(step, value)
+                self._deliveries.popleft()
+                self._commit_turn(turn, step)
+            else:
+                self._deliveries.popleft()
+        return count
+
+    def _commit_turn(
+        self, turn: Turn, delivered: StepRecord | None, run: RunRecord | None = None
+    ) -> None:
+        now_ms = self._host.clock.now_ms()
+        change = Change(run_id=self.record.run_id, run=run, is_start=self._is_start)
+        after = _After()
+        if delivered is not None:
+            self._drop_step(delivered.number, after)
+            change.updated.append(delivered)
+        for command in turn.withdrawn:
+            self._withdraw(command, now_ms, change, after)
+        for command in turn.issued:
+            step = self._issue(command, now_ms, after)
+            self._steps[step.number] = step
+            change.issued.append(step)
+        if turn.end is not None:
+            self.record = change.run = self._ended(turn.end, now_ms)
+            self.phase = Phase.LEAVING
+            change.parked = after.parked = Parked(None)
+        else:
+            self._park_if_idle(now_ms, change, after)
+        self._submit(change, after)
+
+    def _issue(self, command: Command, now_ms: int, after: _After) -> StepRecord:
+        step = StepRecord(
+            number=command.number,
+            key=command.key,
+            kind=command.kind,
+            name=command.name,
+            args=command.args,
+            due_at_ms=command.due_ms,
+        )
+        if command.kind is StepKind.SLEEP:
+            assert step.due_at_ms is not None
+            after.alarms.append(step)
+            return replace(step, state=StepState.RUNNING, started_at_ms=now_ms)
+        if step.due_at_ms is not None and step.due_at_ms > now_ms:
+            after.alarms.append(step)
+            return step
+        return self._offer(step, cast("ActionWork", command.work), now_ms, after)
+
+    def _offer(self, step: StepRecord, work: ActionWork, now_ms: int, after: _After) -> StepRecord:
+        """Give the step's next attempt a slot, or a place in the queue; return its new record."""
+        job = self._make_job(step, work)
+        if self._host.pool.reserve():
+            job.state = JobState.RESERVED
+            after.launches.append(job)
+            return _begun(step, now_ms)
+        after.queued.append(job)
+        return step
+
+    def _make_job(self, step: StepRecord, work: ActionWork) -> Job:
+        attempt = Attempt(
+            run_id=self.record.run_id,
+            step_key=step.key,
+            number=step.attempts + 1,
+            interruptions=step.interruptions,
+        )
+        job = self._jobs[step.number] = Job(attempt, step.number, work, step.args)
+        return job
+
+    def _withdraw(self, command: Command, now_ms: int, change: Change, after: _After) -> None:
+        step = self._drop_step(command.number, after)
+        if step is not None and not step.state.is_final:
+            change.updated.append(_settled(step, StepState.CANCELED, now_ms))
+
+    def _drop_step(self, number: int, after: _After) -> StepRecord | None:
+        """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
+        alarm = self._alarms.pop(number, None)
+        if alarm is not None:
+            alarm.cancel()
+        job = self._jobs.pop(number, None)
+        if job is not None:
+            if job.state in (JobState.QUEUED, JobState.RESERVED):
+                self._host.pool.withdraw(job)  # At once: a queued step never starts.
+            else:
+                after.ended.append(job)
+        return self._steps.pop(number, None)
+
+    def _ended(self, end: Returned | Raised, now_ms: int) -> RunRecord:
+        result: str | None = None
+        error: BaseException | None = None
+        if isinstance(end, Returned):
+            try:
+                result = self._spec.encode_result(end.value)
+            except Exception as exc:  # noqa: BLE001  a user's hooks may raise anything
+                error = exc
+        else:
+            error = end.error
+        state = RunState.COMPLETED if error is None else RunState.FAILED
+        return replace(
+            self.record,
+            state=advance_run(self.record.state, state),
+            result=result,
+            error=None if error is None else encode_exception(error),
+            finished_at_ms=now_ms,
+        )
+
+    def _park_if_idle(self, now_ms: int, change: Change, after: _After) -> None:
+        """Let a run leave memory that has nothing to do for long, in the commit of its turn."""
+        if self._deliveries or self._is_start:
+            return
+        dues = [step.due_at_ms for step in self._steps.values()]
+        if self._jobs or not dues:
+            return
+        wake_at_ms = min(due for due in dues if due is not None)
+        if wake_at_ms > now_ms + self._host.park_after_ms():
+            self.phase = Phase.LEAVING
+            change.parked = after.parked = Parked(wake_at_ms)
+
+    # --- commits ---------------------------------------------------------------------------------
+
+    def _submit(self, change: Change, after: _After) -> None:
+        after.is_start, self._is_start = change.is_start, False
+        self._host.writer.submit(change, partial(self._committed, after))
+        if not after.is_start:
+            self._enqueue(after.queued)
+
+    def _committed(self, after: _After, taken_by: RunRecord | None) -> None:
+        if self.phase is Phase.GONE:
+            return
+        if after.is_start:
+            if taken_by is not None:
+                self.drop()
+            elif self.phase is Phase.STARTING:
+                self.phase = Phase.LIVE
+            self._host.on_start_committed(self, taken_by)
+            if taken_by is not None:
+                return
+            # Only now: a start whose id is taken must not have asked for slots.
+            self._enqueue(after.queued)
+        for job in after.ended:
+            self._host.pool.withdraw(job)
+        for job in after.launches:
+            self._host.pool.launch(job)
+        for step in after.alarms:
+            self._set_alarm(step)
+        if after.parked is not None:
+            self._leave(after.parked.wake_at_ms)
+        elif self._deliveries:
+            self._host.schedule(self)
+
+    def _enqueue(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            if job.state is JobState.QUEUED:
+                self._host.pool.enqueue(job)
+
+    def _leave(self, wake_at_ms: int | None) -> None:
+        self.drop()
+        self._host.on_gone(self, wake_at_ms)
+
+    def drop(self) -> None:
+        """Drop the run from memory. Attempts that run go on, and keep their outcome."""
+        self.phase = Phase.GONE
+        for alarm in self._alarms.values():
+            alarm.cancel()
+        for job in self._jobs.values():
+            if job.state in (JobState.QUEUED, JobState.RESERVED):
+                self._host.pool.withdraw(job)
+        self._alarms.clear()
+        self._jobs.clear()
+        self._deliveries.clear()
+        self._execution.close()
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def _set_alarm(self, step: StepRecord) -> None:
+        if step.number in self._steps:
+            assert step.due_at_ms is not None
+            self._alarms[step.number] = self._host.alarms.set(
+                step.due_at_ms, partial(self._on_due, step.number)
+            )
+
+    def _on_due(self, number: int) -> None:
+        del self._alarms[number]
+        step = self._steps[number]
+        now_ms = self._host.clock.now_ms()
+        if step.kind is StepKind.SLEEP:
+            self._settle(_settled(step, StepState.COMPLETED, now_ms))
+            return
+        command = self._execution.command(number)
+        change, after = Change(run_id=self.record.run_id), _After()
+        begun = self._offer(step, cast("ActionWork", command.work), now_ms, after)
+        if begun is not step:
+            self._steps[number] = begun
+            change.updated.append(begun)
+            self._submit(change, after)
+        else:
+            self._enqueue(after.queued)
+
+    def on_slot(self, job: Job) -> None:
+        """A queued attempt has its slot: record that it runs, and then run it."""
+        step = _begun(self._steps[job.number], self._host.clock.now_ms())
+        self._steps[job.number] = step
+        after = _After()
+        after.launches.append(job)
+        self._submit(Change(run_id=self.record.run_id, updated=[step]), after)
+
+    def on_outcome(self, job: Job) -> None:
+        """An attempt has ended: settle its step, or have it tried again later."""
+        step = self._steps.get(job.number)
+        if step is None or self.phase is Phase.GONE:
+            return
+        assert step.state is StepState.RUNNING
+        now_ms = self._host.clock.now_ms()
+        outcome = job.outcome
+        if isinstance(outcome, Succeeded):
+            settled = replace(_settled(step, StepState.COMPLETED, now_ms), result=outcome.text)
+            self._settle(settled, outcome.value)
+            return
+        assert isinstance(outcome, Failed)
+        wait_ms = self._backoff_ms(job, outcome)
+        if wait_ms is None:
+            self._settle(replace(_settled(step, StepState.FAILED, now_ms), error=outcome.error))
+            return
+        step = replace(
+            step,
+            state=advance_step(step.state, StepState.PENDING),
+            due_at_ms=now_ms + wait_ms,
+            error=outcome.error,
+        )
+        del self._jobs[job.number]
+        self._steps[job.number] = step
+        after = _After()
+        after.alarms.append(step)
+        after.ended.append(job)
+        if self.phase is Phase.STUCK:
+            del self._steps[job.number]
+            self._leave_when_still(after)
+        self._submit(Change(run_id=self.record.run_id, updated=[step]), after)
+
+    def _backoff_ms(self, job: Job, outcome: Failed) -> int | None:
+        retry = job.work.retry
+        if retry is None or outcome.is_final:
+            return None
+        return retry.backoff_ms(job.attempt.number, random.random())  # noqa: S311  no secret
+
+    def _settle(self, step: StepRecord, value: object = UNSET) -> None:
+        """Queue a step's outcome for the body; without a body to take it, record it as it is."""
+        self._steps[step.number] = step
+        if self.phase is Phase.STUCK:
+            after = _After()
+            self._drop_step(step.number, after)
+            self._leave_when_still(after)
+            self._submit(Change(run_id=self.record.run_id, updated=[step]), after)
+            return
+        self._deliveries.append((step, value))
+        self._host.schedule(self)
+
+    # --- coming back, getting stuck ----------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """Replay has come to where the journal ends: take up what is open."""
+        self.phase = Phase.LIVE
+        now_ms = self._host.clock.now_ms()
+        change, after = Change(run_id=self.record.run_id), _After()
+        if self.record.state is RunState.STUCK:
+            self.record = change.run = self._running(self.record)
+        recorded = self._steps
+        self._steps = {}
+        for command in self._execution.open_commands():
+            before = self._steps[command.number] = recorded[command.number]
+            step = self._resume_step(before, command, now_ms, after)
+            self._steps[command.number] = step
+            if step is not before and not step.state.is_final:
+                change.updated.append(step)
+        settled = [step for step in self._steps.values() if step.state.is_final]
+        settled.sort(key=lambda step: (step.finished_at_ms or 0, step.number))
+        self._deliveries.extend((step, UNSET) for step in settled)
+        self._park_if_idle(now_ms, change, after)
+        self._submit(change, after)
+        for job in [job for job in self._jobs.values() if job.outcome is not None]:
+            self.on_outcome(job)
+
+    def _resume_step(
+        self, step: StepRecord, command: Command, now_ms: int, after: _After
+    ) -> StepRecord:
+        if step.state.is_final:
+            return step
+        is_due = step.due_at_ms is None or step.due_at_ms <= now_ms
+        if step.kind is StepKind.SLEEP or (step.state is StepState.PENDING and not is_due):
+            after.alarms.append(step)
+            return step
+        work = cast("ActionWork", command.work)
+        if step.state is StepState.RUNNING:
+            job = self._host.pool.begun(self.record.run_id, step.number)
+            if job is not None and job.attempt.number == step.attempts:
+                self._jobs[step.number] = job  # It outlived an outage of the journal.
+                return step
+            if not self._was_here:
+                interruptions = step.interruptions + 1
+                step = replace(step, interruptions=interruptions)
+                error = _interruption_error(step, work, self._host.settings.max_interruptions)
+                if error is not None:
+                    failed = _settled(step, StepState.FAILED, now_ms)
+                    return replace(failed, error=encode_exception(error))
+            # The attempt is made again, under the number it had.
+            pending = advance_step(step.state, StepState.PENDING)
+            step = replace(step, state=pending, attempts=step.attempts - 1, due_at_ms=None)
+        return self._offer(step, work, now_ms, after)
+
+    def _become_stuck(self, exc: Exception) -> None:
+        """The body cannot go on: no step of it begins any more, what runs is recorded."""
+        self._host.log.error(
+            "durable.run_stuck",
+            run_id=self.record.run_id,
+            workflow=self.record.name,
+            reason=str(exc),
+            exc_info=None if isinstance(exc, Stuck) else exc,
+        )
+        error = NonDeterminismError(*exc.args) if isinstance(exc, Stuck) else exc
+        self.record = replace(
+            self.record,
+            state=advance_run(self.record.state, RunState.STUCK),
+            error=encode_exception(error),
+        )
+        change = Change(run_id=self.record.run_id, run=self.record, is_start=self._is_start)
+        after = _After()
+        # Outcomes that were waiting for their delivery are kept for the code that can take them.
+        if self.phase is Phase.LIVE:
+            change.updated += [step for step, _ in self._deliveries]
+        self.phase = Phase.STUCK
+        self._deliveries.clear()
+        self._execution.close()
+        for number, step in list(self._steps.items()):
+            job = self._jobs.get(number)
+            if step.state.is_final or job is None or job.state is not JobState.RUNNING:
+                self._drop_step(number, after)
+        change.parked = Parked(None)
+        self._leave_when_still(after)
+        self._submit(change, after)
+
+    def _leave_when_still(self, after: _After) -> None:
+        if not self._jobs:
+            after.parked = Parked(None)
+
+
+@final
+class _After:
+    """What is to be done once a change is committed."""
+
+    __slots__ = ("alarms", "ended", "is_start", "launches", "parked", "queued")
+
+    def __init__(self) -> None:
+        self.is_start = False
+        self.alarms: list[StepRecord] = []
+        self.ended: list[Job] = []
+        self.launches: list[Job] = []
+        self.queued: list[Job] = []
+        self.parked: Parked | None = None
+
+
+def _begun(step: StepRecord, now_ms: int) -> StepRecord:
+    return replace(
+        step,
+        state=advance_step(step.state, StepState.RUNNING),
+        attempts=step.attempts + 1,
+        due_at_ms=None,
+        started_at_ms=step.started_at_ms or now_ms,
+    )
+
+
+def _settled(step: StepRecord, state: StepState, now_ms: int) -> StepRecord:
+    return replace(
+        step,
+        state=advance_step(step.state, state),
+        finished_at_ms=max(now_ms, step.due_at_ms or 0) if step.kind is StepKind.SLEEP else now_ms,
+        error=None,
+    )
+
+
+def _interruption_error(
+    step: StepRecord, work: ActionWork, interruptions_max: int
+) -> Exception | None:
+    if work.is_at_most_once:
+        return OutcomeUnknown(
+            f"the process died while step {step.name!r} ran, which is at most once (retry=False): "
+            "it may have had its effect or not. Find out in the outside world, and go on from there."
+        )
+    if step.interruptions > interruptions_max:
+        return StepInterrupted(
+            f"the process died {step.interruptions} times while step {step.name!r} ran, more than "
+            f"Engine(max_interruptions={interruptions_max}) allows"
+        )
+    return None

@@ -1,0 +1,455 @@
+"""The live runs of one engine: starting, claiming, pumping, dropping them.
+
+Rules:
+
+- Bodies are pumped from plain callbacks of the host's loop, in slices, so that a long replay or a
+  flood of completions does not hold the loop.
+- A run is live in one place. Who waits for its end waits here, across outages of the journal.
+- After an outage everything live is dropped and read again; only attempts that run are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+import anyio
+import anyio.lowlevel
+from msgspec.structs import replace
+
+from durable.core.codec import encode_exception
+from durable.core.errors import (
+    EngineClosedError,
+    JournalUnavailableError,
+    NonDeterminismError,
+    RunConflictError,
+)
+from durable.core.records import RunRecord, RunState, advance_run
+from durable.journal.base import Change, Parked
+from durable.runtime.clock import Alarm, Alarms
+from durable.runtime.live import LiveRun
+from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
+from durable.runtime.workpool import Workpool
+from durable.runtime.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from durable.core.errors import JournalError
+    from durable.journal.base import Claim, Journal
+    from durable.runtime.clock import Clock
+    from durable.runtime.live import WorkflowSpec
+    from durable.runtime.workpool import Job
+
+DELIVERIES_PER_SLICE = 64
+"""How many completions one run takes before the next run's turn."""
+
+SLICE_S_MAX = 0.01
+"""How long bodies are pumped before the host's loop gets its turn."""
+
+SLOW_TURN_S = 0.1
+"""A body that holds the host's loop longer than this is reported."""
+
+
+class Catalog(Protocol):
+    """Where the definitions are."""
+
+    def find(self, name: str, version: int) -> WorkflowSpec | None:
+        """Return the workflow of that name and version, if the code has it."""
+        ...
+
+
+@final
+class Runner:
+    """Works on the runs of one journal."""
+
+    def __init__(  # noqa: D107
+        self,
+        journal: Journal,
+        catalog: Catalog,
+        clock: Clock,
+        settings: Settings,
+        *,
+        max_parallelism: int,
+        log: Any,  # noqa: ANN401
+    ) -> None:
+        self.clock = clock
+        self.settings = settings
+        self.log = log
+        self.alarms = Alarms(clock)
+        self.pool = Workpool(self, max_parallelism)
+        self.writer = Writer(journal, self)
+        self._journal = journal
+        self._catalog = catalog
+        self._live: dict[str, LiveRun] = {}
+        self._ready: deque[LiveRun] = deque()
+        self._is_pumping = False
+        self._starts: dict[str, asyncio.Future[RunRecord | None]] = {}
+        self._waiters: dict[str, set[asyncio.Future[RunRecord | None]]] = {}
+        self._expected: Counter[str] = Counter()
+        self._ended: dict[str, RunRecord] = {}
+        self._wake_alarm: Alarm | None = None
+        self._undefined: dict[tuple[str, int], list[str]] = {}
+        self._dropped_in_outage: set[str] = set()
+        self._is_closing = False
+        self._crash: BaseException | None = None
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def serve(self, ready: asyncio.Event, stop: asyncio.Event, drain_timeout_s: float) -> None:
+        """Work until ``stop`` is set, then let what runs finish, for so long."""
+        try:
+            async with anyio.create_task_group() as group:
+                self.pool.open(group)
+                group.start_soon(self.writer.serve)
+                self.writer.ask_claim()
+                ready.set()
+                await stop.wait()
+                self._is_closing = True
+                self.alarms.stop()
+                self.pool.pause()
+                with anyio.move_on_after(drain_timeout_s):
+                    await self._drain()
+                self.writer.stop()
+                group.cancel_scope.cancel()
+        except BaseException as exc:
+            self._crash = exc
+            raise
+        finally:
+            self._is_closing = True
+            ready.set()
+            self._end()
+
+    async def _drain(self) -> None:
+        """Let running attempts end, and what they lead to be committed."""
+        while True:
+            await self.pool.wait_until_idle()
+            while self._ready:
+                await anyio.lowlevel.checkpoint()
+            await self.writer.wait_until_idle()
+            if self.pool.is_idle and not self._ready:
+                return
+
+    def _end(self) -> None:
+        self.alarms.stop()
+        for live in list(self._live.values()):
+            live.drop()
+        self._live.clear()
+        self._ready.clear()
+        for future in [*self._starts.values(), *(f for s in self._waiters.values() for f in s)]:
+            if not future.done():
+                future.set_exception(self._closed_error())
+                future.exception()  # Its caller may be gone: nobody has to retrieve it.
+        self._starts.clear()
+        self._waiters.clear()
+
+    def _closed_error(self) -> EngineClosedError:
+        error = EngineClosedError("the engine was closed; open it again and ask with the same id")
+        error.__cause__ = self._crash
+        return error
+
+    @property
+    def live_runs_count(self) -> int:
+        """How many runs are in memory."""
+        return len(self._live)
+
+    # --- starting --------------------------------------------------------------------------------
+
+    async def start(
+        self, record: RunRecord, spec: WorkflowSpec, *, wake_at_ms: int | None, is_id_given: bool
+    ) -> None:
+        """Commit a new run, and work on it, or let it sleep until ``wake_at_ms``.
+
+        Raises:
+            RunConflictError: The id belongs to a run with another workflow or arguments.
+            JournalUnavailableError: The outcome is unknown.
+            EngineClosedError: The engine is closing.
+        """
+        if is_id_given and await self._is_there(record):
+            return
+        self._check_open()
+        acked = asyncio.get_running_loop().create_future()
+        self._starts[record.run_id] = acked
+        if wake_at_ms is None and len(self._live) < self.settings.live_runs_max:
+            live = LiveRun(self, spec, record, [], is_start=True)
+            self._live[record.run_id] = live
+            self.schedule(live)
+        else:
+            due_ms = self.clock.now_ms() if wake_at_ms is None else wake_at_ms
+            change = Change(run_id=record.run_id, run=record, is_start=True, parked=Parked(due_ms))
+            self.writer.submit(
+                change, lambda taken_by: self._on_delayed_start(record.run_id, due_ms, taken_by)
+            )
+        # The future outlives a cancelled caller: the start goes on, its outcome is in the journal.
+        taken_by = await asyncio.shield(acked)
+        if taken_by is not None:
+            _check_same(taken_by, record)
+
+    async def _is_there(self, record: RunRecord) -> bool:
+        while True:
+            pending = self._starts.get(record.run_id)
+            if pending is not None:
+                taken_by = await asyncio.shield(pending)
+                if taken_by is not None:
+                    _check_same(taken_by, record)
+                    return True
+                continue
+            live = self._live.get(record.run_id)
+            found = live.record if live else await self._journal.load_run(record.run_id)
+            if record.run_id in self._starts:
+                continue  # Somebody else's start came in between.
+            if found is None:
+                return False
+            _check_same(found, record)
+            return True
+
+    def _check_open(self) -> None:
+        if self._is_closing:
+            raise self._closed_error()
+        if self.writer.outage is not None:
+            raise _unavailable(self.writer.outage)
+
+    def on_start_committed(self, live: LiveRun, taken_by: RunRecord | None) -> None:
+        if taken_by is not None:
+            del self._live[live.record.run_id]
+        self._acknowledge(live.record.run_id, taken_by)
+
+    def _on_delayed_start(self, run_id: str, due_ms: int, taken_by: RunRecord | None) -> None:
+        self._acknowledge(run_id, taken_by)
+        if taken_by is None:
+            self._wake_at(due_ms)
+
+    def _acknowledge(self, run_id: str, taken_by: RunRecord | None) -> None:
+        acked = self._starts.pop(run_id)
+        if not acked.done():
+            acked.set_result(taken_by)
+
+    # --- waiting for the end -----------------------------------------------------------------------
+
+    @contextmanager
+    def expect(self, run_id: str) -> Iterator[None]:
+        """Keep the row of a run that ends meanwhile, so that asking for it needs no read."""
+        self._expected[run_id] += 1
+        try:
+            yield
+        finally:
+            self._expected[run_id] -= 1
+            if not self._expected[run_id]:
+                del self._expected[run_id]
+                self._ended.pop(run_id, None)
+
+    async def wait_until_final(self, run_id: str) -> RunRecord | None:
+        """Return the run's row once it is final; ``None`` when there is no such run."""
+        while True:
+            if run_id in self._ended:
+                return self._ended[run_id]
+            self._check_not_closed()
+            waiter: asyncio.Future[RunRecord | None] = asyncio.get_running_loop().create_future()
+            waiters = self._waiters.setdefault(run_id, set())
+            waiters.add(waiter)
+            try:
+                if run_id not in self._live and run_id not in self._starts:
+                    record = await self._journal.load_run(run_id)
+                    if record is None or record.state.is_final:
+                        return record
+                record = await waiter
+                if record is not None:
+                    return record
+            finally:
+                waiters.discard(waiter)
+                if not waiters and self._waiters.get(run_id) is waiters:
+                    del self._waiters[run_id]
+
+    def _check_not_closed(self) -> None:
+        if self._is_closing:
+            raise self._closed_error()
+
+    def _tell_waiters(self, run_id: str, record: RunRecord | None) -> None:
+        for waiter in self._waiters.pop(run_id, ()):
+            if not waiter.done():
+                waiter.set_result(record)
+
+    # --- pumping ---------------------------------------------------------------------------------
+
+    def schedule(self, live: LiveRun) -> None:
+        self._ready.append(live)
+        if not self._is_pumping:
+            self._is_pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        began_s = time.perf_counter()
+        try:
+            while self._ready:
+                live = self._ready.popleft()
+                if not live.is_ready:
+                    continue
+                turn_s = time.perf_counter()
+                try:
+                    live.advance(DELIVERIES_PER_SLICE)
+                except BaseException:
+                    # Ctrl-C while a body ran: its turn is void, the next owner replays the run.
+                    live.drop()
+                    self._live.pop(live.record.run_id, None)
+                    raise
+                now_s = time.perf_counter()
+                if now_s - turn_s > SLOW_TURN_S:
+                    self._report_slow(live, now_s - turn_s)
+                if live.is_ready:
+                    self._ready.append(live)
+                if now_s - began_s > SLICE_S_MAX:
+                    break
+        finally:
+            self._is_pumping = bool(self._ready)
+            if self._is_pumping:
+                asyncio.get_running_loop().call_soon(self._pump)
+
+    def _report_slow(self, live: LiveRun, held_s: float) -> None:
+        self.log.warning(
+            "durable.body_held_the_loop",
+            run_id=live.record.run_id,
+            workflow=live.record.name,
+            seconds=round(held_s, 3),
+            now_at=live.places(),
+        )
+
+    # --- pool ------------------------------------------------------------------------------------
+
+    def on_slot(self, job: Job) -> None:
+        self._live[job.attempt.run_id].on_slot(job)
+
+    def on_outcome(self, job: Job) -> None:
+        live = self._live.get(job.attempt.run_id)
+        if live is not None:
+            live.on_outcome(job)
+
+    # --- leaving and coming back ---------------------------------------------------------------------
+
+    def park_after_ms(self) -> int:
+        if len(self._live) > self.settings.live_runs_max:
+            return PARK_AFTER_CROWDED_MS
+        return self.settings.park_after_ms
+
+    def on_gone(self, live: LiveRun, wake_at_ms: int | None) -> None:
+        record = live.record
+        if self._live.get(record.run_id) is live:
+            del self._live[record.run_id]
+        if record.state.is_final:
+            self.log.info(f"durable.run_{record.state}", run_id=record.run_id, workflow=record.name)
+            if record.run_id in self._expected:
+                self._ended[record.run_id] = record
+            self._tell_waiters(record.run_id, record)
+        if wake_at_ms is not None:
+            self._wake_at(wake_at_ms)
+        elif len(self._live) == self.settings.live_runs_max - 1:
+            self.writer.ask_claim()  # There is room again.
+
+    def _wake_at(self, due_ms: int) -> None:
+        """Claim what is due at that time, if nothing makes us look sooner."""
+        alarm = self._wake_alarm
+        if alarm is not None and not alarm.is_cancelled:
+            if alarm.due_ms <= due_ms:
+                return
+            alarm.cancel()
+        self._wake_alarm = self.alarms.set(due_ms, self._on_wake)
+
+    def _on_wake(self) -> None:
+        self._wake_alarm = None
+        self.writer.ask_claim()
+
+    def claim_limit(self) -> int:
+        room = self.settings.live_runs_max - len(self._live)
+        return min(room, self.settings.claim_runs_max)
+
+    def now_ms(self) -> int:
+        return self.clock.now_ms()
+
+    def on_claimed(self, claim: Claim) -> None:
+        for error in claim.errors:
+            self.log.error("durable.run_unreadable", reason=str(error))
+        for record, steps in claim.runs:
+            stale = self._live.pop(record.run_id, None)
+            if stale is not None:
+                stale.drop()
+            spec = self._catalog.find(record.name, record.version)
+            if spec is None:
+                self._park_undefined(record)
+                continue
+            was_here = record.run_id in self._dropped_in_outage
+            self._dropped_in_outage.discard(record.run_id)
+            live = LiveRun(self, spec, record, steps, was_here=was_here)
+            self._live[record.run_id] = live
+            self.schedule(live)
+        if claim.next_wake_at_ms is not None:
+            if claim.next_wake_at_ms <= self.clock.now_ms() and self.claim_limit() > 0:
+                self.writer.ask_claim()
+            else:
+                self._wake_at(claim.next_wake_at_ms)
+
+    # --- code that is not there ----------------------------------------------------------------------
+
+    def _park_undefined(self, record: RunRecord) -> None:
+        """Set a run aside whose workflow the code does not have: it waits, and says so."""
+        version = f" version {record.version}" if record.version else ""
+        error = NonDeterminismError(
+            f"the code has no workflow {record.name!r}{version}, which run {record.run_id!r} "
+            "belongs to. Import the module that defines it; the run then goes on."
+        )
+        self.log.error("durable.workflow_undefined", run_id=record.run_id, workflow=record.name)
+        self._undefined.setdefault((record.name, record.version), []).append(record.run_id)
+        stuck = replace(
+            record,
+            state=advance_run(record.state, RunState.STUCK),
+            error=encode_exception(error),
+        )
+        self.writer.submit(Change(run_id=record.run_id, run=stuck, parked=Parked(None)))
+
+    def on_defined(self, name: str, version: int) -> None:
+        """The code has got a workflow: take up the runs that waited for it."""
+        if self._is_closing or self.writer.outage is not None:
+            return
+        run_ids = self._undefined.pop((name, version), [])
+        for run_id in run_ids:
+            self.writer.submit(Change(run_id=run_id, parked=Parked(0)))
+        if run_ids:
+            self.writer.ask_claim()
+
+    # --- outages ---------------------------------------------------------------------------------
+
+    def on_outage(self, error: JournalError) -> None:
+        self.log.error("durable.journal_failed", reason=str(error))
+        self.pool.drop_unlaunched()
+        self._ready.clear()
+        for run_id, live in self._live.items():
+            self._dropped_in_outage.add(run_id)
+            live.drop()
+        self._live.clear()
+        starts, self._starts = self._starts, {}
+        for acked in starts.values():
+            if not acked.done():
+                acked.set_exception(_unavailable(error))
+                acked.exception()  # Its caller may have been cancelled: nobody has to retrieve it.
+
+    def on_restored(self) -> None:
+        self.log.warning("durable.journal_restored")
+        for run_id in list(self._waiters):
+            self._tell_waiters(run_id, None)
+
+
+def _check_same(found: RunRecord, wanted: RunRecord) -> None:
+    if (found.name, found.args) != (wanted.name, wanted.args):
+        msg = (
+            f"the id {wanted.run_id!r} belongs to a run of {found.name!r} with arguments "
+            f"{found.args[:400]}; this start is of {wanted.name!r} with {wanted.args[:400]}. Use "
+            "another id, or the same arguments."
+        )
+        raise RunConflictError(msg)
+
+
+def _unavailable(error: JournalError) -> JournalUnavailableError:
+    unavailable = JournalUnavailableError(str(error))
+    unavailable.__cause__ = error
+    return unavailable

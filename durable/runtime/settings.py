@@ -1,0 +1,30 @@
+"""An engine's settings, as the runtime needs them: durations in milliseconds, bounds by name."""
+
+from __future__ import annotations
+
+from typing import final
+
+import msgspec
+
+PARK_AFTER_MS = 30_000
+"""A run that waits longer than this leaves memory: reading its history again costs less."""
+
+PARK_AFTER_CROWDED_MS = 1_000
+"""The same, while there are more live runs than ``live_runs_max``."""
+
+LIVE_RUNS_MAX = 10_000
+"""With more live runs than this, idle ones leave memory sooner and new ones wait in the journal."""
+
+CLAIM_RUNS_MAX = 500
+"""How many due runs are claimed in one transaction, which holds the journal meanwhile."""
+
+
+@final
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine was made with."""
+
+    max_interruptions: int = 100
+    max_payload: int = 8 * 1024 * 1024
+    park_after_ms: int = PARK_AFTER_MS
+    live_runs_max: int = LIVE_RUNS_MAX
+    claim_runs_max: int = CLAIM_RUNS_MAX

@@ -1,0 +1,333 @@
+"""Bounded parallelism: at every instant at most ``max_parallelism`` actions run.
+
+Rules:
+
+- A *slot* is taken before the journal says that an attempt runs, and given back when its function
+  has really ended. A function starts only after that commit.
+- Who finds no slot waits first-in first-out. Waiting for anything but a slot holds none.
+- Withdrawing an attempt: a queued one never starts, a running async one is cancelled, a running
+  sync one finishes and is dropped.
+- The outcome of an attempt is kept until it is committed, so that a failing journal loses none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from enum import Enum, auto
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+import anyio
+import anyio.to_thread
+
+from durable.core.codec import encode_exception, safe_text
+from durable.core.errors import NonRetryable, PayloadTooLarge, ReturnTypeError
+from durable.core.interrupts import is_from_signal
+from durable.runtime.attempt import CURRENT_ATTEMPT, Attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio.abc import TaskGroup
+
+    from durable.core.retry import Retry
+
+FINAL_ERRORS = (NonRetryable, ReturnTypeError, PayloadTooLarge)
+"""Trying again would not help, or is not wanted."""
+
+
+class ActionWork(Protocol):
+    """What an action's command stands for."""
+
+    retry: Retry | None
+    is_at_most_once: bool
+    is_async: bool
+    timeout_s: float | None
+
+    def decode(self, text: str) -> object:
+        """Return the result that JSON text stands for."""
+        ...
+
+    def rebuild(self, error: str) -> BaseException:
+        """Return the exception that a stored error stands for."""
+        ...
+
+    def call(self, args: str) -> Any:  # noqa: ANN401
+        """Call the function with recorded arguments: an awaitable, or a sync function's result."""
+        ...
+
+    def encode_result(self, result: object) -> tuple[str, object]:
+        """Return the result as JSON text, and what that decodes to."""
+        ...
+
+
+@final
+class Succeeded:
+    """An attempt returned: its result as JSON, and what that decodes to."""
+
+    __slots__ = ("text", "value")
+
+    def __init__(self, text: str, value: object) -> None:
+        self.text = text
+        self.value = value
+
+
+@final
+class Failed:
+    """An attempt raised."""
+
+    __slots__ = ("error", "is_final")
+
+    def __init__(self, exc: BaseException) -> None:
+        self.is_final = isinstance(exc, FINAL_ERRORS)
+        if isinstance(exc, NonRetryable) and exc.__cause__ is not None and not exc.args:
+            exc.args = (safe_text(exc.__cause__),)  # ``raise NonRetryable from exc`` says no more.
+        self.error = encode_exception(exc)
+
+
+class JobState(Enum):
+    """Where an attempt stands in the pool."""
+
+    QUEUED = auto()
+    RESERVED = auto()
+    RUNNING = auto()
+    ENDED = auto()
+    WITHDRAWN = auto()
+
+
+@final
+class Job:
+    """One attempt that is to be made, or is under way."""
+
+    __slots__ = ("args", "attempt", "number", "outcome", "scope", "state", "work")
+
+    def __init__(self, attempt: Attempt, number: int, work: ActionWork, args: str) -> None:
+        self.attempt = attempt
+        self.number = number
+        self.work = work
+        self.args = args
+        self.state = JobState.QUEUED
+        self.scope = anyio.CancelScope()
+        self.outcome: Succeeded | Failed | None = None
+
+    @property
+    def id(self) -> tuple[str, int]:
+        """Which step it is."""
+        return (self.attempt.run_id, self.number)
+
+
+class WorkpoolHost(Protocol):
+    """What the pool tells the runner."""
+
+    def on_slot(self, job: Job) -> None:
+        """A queued job has its slot: record that it runs, then launch it."""
+        ...
+
+    def on_outcome(self, job: Job) -> None:
+        """A job has its outcome."""
+        ...
+
+
+@final
+class Workpool:
+    """The slots, the queue before them, and the attempts that run."""
+
+    def __init__(self, host: WorkpoolHost, max_parallelism: int) -> None:
+        self._host = host
+        self._max = max_parallelism
+        self._used = 0
+        self._queue: deque[Job] = deque()
+        self._begun: dict[tuple[str, int], Job] = {}
+        self._group: TaskGroup | None = None
+        self._threads: anyio.CapacityLimiter | None = None
+        self._is_paused = False
+        self._ended = asyncio.Event()
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def open(self, group: TaskGroup) -> None:
+        """Run attempts in ``group``."""
+        self._group = group
+        # The slots are the bound; the limiter of anyio's default would be a second one.
+        self._threads = anyio.CapacityLimiter(float("inf"))
+
+    def pause(self) -> None:
+        """Give out no more slots."""
+        self._is_paused = True
+
+    async def wait_until_idle(self) -> None:
+        """Return when no function runs."""
+        while not self.is_idle:
+            self._ended.clear()
+            await self._ended.wait()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no function runs whose outcome is wanted."""
+        return not any(job.state is JobState.RUNNING for job in self._begun.values())
+
+    def drop_unlaunched(self) -> None:
+        """Forget the attempts that did not begin: what is recorded of them is unknown."""
+        for job in self._queue:
+            job.state = JobState.WITHDRAWN
+        self._queue.clear()
+
+    @property
+    def queued_count(self) -> int:
+        """How many attempts wait for a slot."""
+        return sum(job.state is JobState.QUEUED for job in self._queue)
+
+    @property
+    def running_count(self) -> int:
+        """How many slots are taken."""
+        return self._used
+
+    def set_max_parallelism(self, count: int) -> None:
+        """Change the number of slots. Fewer than are taken ends nothing."""
+        self._max = count
+        self._give_slots()
+
+    # --- slots -----------------------------------------------------------------------------------
+
+    def reserve(self) -> bool:
+        """Take a slot, if one is free and nobody waits for it."""
+        if self._is_paused or self._used >= self._max or self._queue:
+            return False
+        self._used += 1
+        return True
+
+    def enqueue(self, job: Job) -> None:
+        """Wait for a slot; ``on_slot`` is called, maybe at once."""
+        assert job.state is JobState.QUEUED
+        self._queue.append(job)
+        self._give_slots()
+
+    def _give_slots(self) -> None:
+        while self._queue and not self._is_paused and self._used < self._max:
+            job = self._queue.popleft()
+            if job.state is JobState.QUEUED:
+                self._used += 1
+                job.state = JobState.RESERVED
+                self._host.on_slot(job)
+
+    def _give_back(self) -> None:
+        self._used -= 1
+        assert self._used >= 0
+        self._give_slots()
+
+    # --- attempts --------------------------------------------------------------------------------
+
+    def launch(self, job: Job) -> None:
+        """Start the function of a job that has its slot, now that this is committed."""
+        if job.state is JobState.WITHDRAWN:
+            return
+        assert job.state is JobState.RESERVED
+        assert self._group is not None
+        job.state = JobState.RUNNING
+        self._begun[job.id] = job
+        self._group.start_soon(self._run, job)
+
+    def withdraw(self, job: Job) -> None:
+        """End a job whose outcome nobody waits for any more."""
+        if job.state is JobState.QUEUED:
+            job.state = JobState.WITHDRAWN
+        elif job.state is JobState.RESERVED:
+            job.state = JobState.WITHDRAWN
+            self._give_back()
+        else:
+            self.forget(job)
+            if job.work.is_async and job.state is JobState.RUNNING:
+                job.scope.cancel()
+
+    def begun(self, run_id: str, number: int) -> Job | None:
+        """Return the attempt of that step that began here and is not settled in the journal."""
+        return self._begun.get((run_id, number))
+
+    def forget(self, job: Job) -> None:
+        """Drop a job whose outcome is committed, or not wanted."""
+        if self._begun.get(job.id) is job:
+            del self._begun[job.id]
+
+    async def _run(self, job: Job) -> None:
+        try:
+            with job.scope:
+                CURRENT_ATTEMPT.set(job.attempt)
+                outcome = await (self._run_async(job) if job.work.is_async else self._run_sync(job))
+                self._report(job, outcome)
+        finally:
+            job.state = JobState.ENDED
+            self._ended.set()
+            self._give_back()
+
+    def _report(self, job: Job, outcome: Succeeded | Failed) -> None:
+        if job.outcome is None and self._begun.get(job.id) is job:
+            job.outcome = outcome
+            self._host.on_outcome(job)
+
+    async def _run_async(self, job: Job) -> Succeeded | Failed:
+        work = job.work
+        try:
+            if work.timeout_s is None:
+                result = await work.call(job.args)
+            else:
+                result = await _bounded_by(work.timeout_s, partial(work.call, job.args))
+            return Succeeded(*work.encode_result(result))
+        except BaseException as exc:  # noqa: BLE001  an action may raise anything
+            return self._failed(exc)
+
+    async def _run_sync(self, job: Job) -> Succeeded | Failed:
+        work = job.work
+        timer: asyncio.TimerHandle | None = None
+        if work.timeout_s is not None:
+            # A thread cannot be stopped: its time-out is reported, and the slot stays taken.
+            late = Failed(_timed_out(work.timeout_s))
+            timer = asyncio.get_running_loop().call_later(
+                work.timeout_s, self._report, job, late
+            )
+        try:
+            result = await anyio.to_thread.run_sync(
+                partial(_call_caught, work, job.args), limiter=self._threads, abandon_on_cancel=True
+            )
+            if isinstance(result, _Caught):
+                return self._failed(result.exc)
+            return Succeeded(*work.encode_result(result))
+        except BaseException as exc:  # noqa: BLE001
+            return self._failed(exc)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _failed(self, exc: BaseException) -> Failed:
+        task = asyncio.current_task()
+        assert task is not None
+        if isinstance(exc, asyncio.CancelledError) and task.cancelling() > 0:
+            raise exc  # The pool or the host cancels; one that the action raised is its outcome.
+        if isinstance(exc, KeyboardInterrupt) and is_from_signal(exc):
+            raise exc
+        return Failed(exc)
+
+
+@final
+class _Caught:
+    """An exception out of a worker thread: some, such as StopIteration, no future can carry."""
+
+    def __init__(self, exc: BaseException) -> None:
+        self.exc = exc
+
+
+def _call_caught(work: ActionWork, args: str) -> object:
+    try:
+        return work.call(args)
+    except BaseException as exc:  # noqa: BLE001
+        return _Caught(exc)
+
+
+async def _bounded_by(timeout_s: float, call: Callable[[], Awaitable[object]]) -> object:
+    with anyio.move_on_after(timeout_s):
+        return await call()
+    raise _timed_out(timeout_s)
+
+
+def _timed_out(timeout_s: float) -> TimeoutError:
+    return TimeoutError(f"the attempt took longer than its timeout of {timeout_s:g} s")

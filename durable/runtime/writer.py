@@ -1,0 +1,164 @@
+"""Group commit: all that is pending goes in one transaction, and what it allows happens after.
+
+Rules:
+
+- One task talks to the journal's writing side. While a commit is under way, what comes meanwhile
+  waits for the next: the commit in flight is the batching window, there is no timer.
+- What follows from a change happens after its commit, in the order of submission.
+- When a commit raises, its outcome is unknown. Nothing is acknowledged; whoever holds state made
+  from it is told to drop it; the journal is opened again, with back-off, and read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol, final
+
+import anyio
+
+from durable.core.errors import JournalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from durable.core.records import RunRecord
+    from durable.journal.base import Change, Claim, Journal
+
+    Committed = Callable[[RunRecord | None], None]
+
+BATCH_BYTES_MAX = 32 * 1024 * 1024
+"""A batch takes no more changes once their values are larger than this: it bounds the memory of a
+commit, and how long it holds the journal."""
+
+REOPEN_DELAY_MIN_S = 0.05
+REOPEN_DELAY_MAX_S = 1.0
+"""How long is waited between attempts to open a failed journal again; it doubles from min to max."""
+
+
+class WriterHost(Protocol):
+    """What the writer tells the runner."""
+
+    def claim_limit(self) -> int:
+        """Return how many more runs can be worked on."""
+        ...
+
+    def now_ms(self) -> int:
+        """Return the time that due runs are claimed by."""
+        ...
+
+    def on_claimed(self, claim: Claim) -> None:
+        """Work on these runs."""
+        ...
+
+    def on_outage(self, error: JournalError) -> None:
+        """Drop all that was made from uncommitted changes: their outcome is unknown."""
+        ...
+
+    def on_restored(self) -> None:
+        """The journal is there again; it has to be read again."""
+        ...
+
+
+@final
+class Writer:
+    """The one that commits."""
+
+    def __init__(self, journal: Journal, host: WriterHost) -> None:
+        self._journal = journal
+        self._host = host
+        self._pending: list[tuple[Change, Committed | None]] = []
+        self._is_claim_asked = False
+        self._is_busy = False
+        self._is_stopping = False
+        self._wake: asyncio.Event = asyncio.Event()
+        self._idle: asyncio.Event = asyncio.Event()
+        self.outage: JournalError | None = None
+        self.commits_count = 0
+
+    def submit(self, change: Change, committed: Committed | None = None) -> None:
+        """Have ``change`` committed; ``committed`` is called after, with who has a taken id."""
+        assert self.outage is None
+        self._pending.append((change, committed))
+        self._wake.set()
+
+    def ask_claim(self) -> None:
+        """Have the runs claimed that are due."""
+        self._is_claim_asked = True
+        self._wake.set()
+
+    async def wait_until_idle(self) -> None:
+        """Return when nothing is pending or under way."""
+        while self._pending or self._is_busy:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def stop(self) -> None:
+        """Let ``serve`` return once nothing is pending."""
+        self._is_stopping = True
+        self._wake.set()
+
+    async def serve(self) -> None:
+        """Commit and claim until stopped."""
+        while True:
+            if not self._pending and not self._is_claim_asked:
+                self._idle.set()
+                if self._is_stopping:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+            self._is_busy = True
+            try:
+                await self._work()
+            except JournalError as error:
+                await self._recover(error)
+            finally:
+                self._is_busy = False
+
+    async def _work(self) -> None:
+        if self._pending:
+            batch = self._take_batch()
+            taken = await self._journal.commit([change for change, _ in batch])
+            self.commits_count += 1
+            for change, committed in batch:
+                if committed is not None:
+                    committed(taken.get(change.run_id) if change.is_start else None)
+        if self._is_claim_asked:
+            self._is_claim_asked = False
+            limit = self._host.claim_limit()
+            if limit > 0 and not self._is_stopping:
+                self._host.on_claimed(await self._journal.claim(self._host.now_ms(), limit))
+
+    def _take_batch(self) -> list[tuple[Change, Committed | None]]:
+        size = 0
+        for index, (change, _) in enumerate(self._pending):
+            size += change.size()
+            if size > BATCH_BYTES_MAX:
+                batch = self._pending[: index + 1]
+                self._pending = self._pending[index + 1 :]
+                return batch
+        batch, self._pending = self._pending, []
+        return batch
+
+    async def _recover(self, error: JournalError) -> None:
+        self.outage = error
+        self._pending.clear()
+        self._host.on_outage(error)
+        delay_s = REOPEN_DELAY_MIN_S
+        while not self._is_stopping:
+            with anyio.move_on_after(delay_s):
+                await self._wait_until_stopping()
+            try:
+                await self._journal.reopen()
+            except JournalError as again:
+                self.outage = again
+                delay_s = min(delay_s * 2, REOPEN_DELAY_MAX_S)
+                continue
+            self.outage = None
+            self._is_claim_asked = True
+            self._host.on_restored()
+            return
+
+    async def _wait_until_stopping(self) -> None:
+        while not self._is_stopping:
+            self._wake.clear()
+            await self._wake.wait()

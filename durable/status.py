@@ -1,0 +1,190 @@
+"""What users see of runs and steps: frozen, with aware times and plain JSON values."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+
+import msgspec
+
+from durable.core.codec import DecodeError, decode_error, decode_plain
+from durable.core.errors import JournalCorruptError
+from durable.core.records import ErrorInfo, RunState, StepKind, StepState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from durable.core.records import RunRecord, StepRecord
+
+T = TypeVar("T")
+
+
+@final
+class StepInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a run.
+
+    Attributes:
+        number: The order of issue in the run, from 0.
+        key: Which task of the body issued it, and the how-manieth of that task.
+        name: The name given to ``step.run``, else the definition's; ``timer`` for asyncio's own.
+        args: By parameter name, as plain JSON values.
+        result: As a plain JSON value.
+        error: Why it failed, or why its last attempt did.
+        state: ``pending`` is queued, delayed or backing off.
+        attempts: How many attempts have begun.
+        started_at: When its first attempt began.
+        finished_at: When it completed, failed or was withdrawn.
+    """
+
+    number: int
+    key: str
+    name: str
+    kind: StepKind
+    args: dict[str, Any]
+    result: Any
+    error: ErrorInfo | None
+    state: StepState
+    attempts: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    child_run_id: str | None
+    event_id: str | None
+
+
+@final
+class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One run.
+
+    Attributes:
+        args: By parameter name, as plain JSON values: what the start was given.
+        result: As a plain JSON value, when it completed.
+        error: Why it failed, or why it is stuck.
+        running: The open steps, in order of issue.
+        created_at: When its start was committed.
+        started_at: When its body first ran.
+        finished_at: When it ended.
+    """
+
+    id: str
+    name: str
+    version: int
+    state: RunState
+    args: dict[str, Any]
+    result: Any
+    error: ErrorInfo | None
+    context: Any
+    running: list[StepInfo]
+    parent_id: str | None
+    generation: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@final
+class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """A page of a list.
+
+    Attributes:
+        cursor: What the next page is asked for with; ``None`` at the end.
+    """
+
+    items: list[T]
+    cursor: str | None
+
+
+@final
+class EngineStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is doing at this moment.
+
+    Attributes:
+        live_runs: Runs in memory; sleeping ones mostly are not.
+        running_actions: Slots taken.
+        queued_actions: Attempts that wait for a slot.
+        commits: Transactions that were committed since the engine was opened.
+    """
+
+    live_runs: int
+    running_actions: int
+    queued_actions: int
+    commits: int
+
+
+def run_status(record: RunRecord, open_steps: Iterable[StepRecord]) -> RunStatus:
+    """Show a run.
+
+    Raises:
+        JournalCorruptError: A value of it is damaged.
+    """
+    where = f"run {record.run_id!r}"
+    return RunStatus(
+        id=record.run_id,
+        name=record.name,
+        version=record.version,
+        state=record.state,
+        args=_plain(record.args, where) or {},
+        result=_plain(record.result, where),
+        error=_error(record.error, where),
+        context=_plain(record.context, where),
+        running=[step_info(record.run_id, step) for step in open_steps],
+        parent_id=record.parent_id,
+        generation=record.generation,
+        created_at=to_datetime(record.created_at_ms),
+        started_at=_datetime(record.started_at_ms),
+        finished_at=_datetime(record.finished_at_ms),
+    )
+
+
+def step_info(run_id: str, record: StepRecord) -> StepInfo:
+    """Show a step.
+
+    Raises:
+        JournalCorruptError: A value of it is damaged.
+    """
+    where = f"step {record.number} of run {run_id!r}"
+    return StepInfo(
+        number=record.number,
+        key=record.key,
+        name=record.name,
+        kind=record.kind,
+        args=_plain(record.args, where) or {},
+        result=_plain(record.result, where),
+        error=_error(record.error, where),
+        state=record.state,
+        attempts=record.attempts,
+        started_at=_datetime(record.started_at_ms),
+        finished_at=_datetime(record.finished_at_ms),
+        child_run_id=record.child_run_id,
+        event_id=record.event_id,
+    )
+
+
+def to_datetime(time_ms: int) -> datetime:
+    """Return a time of the journal as an aware datetime."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC)
+
+
+def _datetime(time_ms: int | None) -> datetime | None:
+    return None if time_ms is None else to_datetime(time_ms)
+
+
+def _plain(text: str | None, where: str) -> Any:  # noqa: ANN401
+    if text is None:
+        return None
+    try:
+        return decode_plain(text)
+    except DecodeError as exc:
+        raise _damaged(where, exc) from exc
+
+
+def _error(text: str | None, where: str) -> ErrorInfo | None:
+    if text is None:
+        return None
+    try:
+        return decode_error(text).info
+    except DecodeError as exc:
+        raise _damaged(where, exc) from exc
+
+
+def _damaged(where: str, exc: DecodeError) -> JournalCorruptError:
+    return JournalCorruptError(f"damaged value in the journal, {where}: {exc}")
