@@ -23,6 +23,9 @@ import math
 import sys
 import weakref
 from collections import deque
+from itertools import islice
+from operator import itemgetter
+from types import MethodType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, final
 
 from durable.core.errors import NonDeterminismError
@@ -36,6 +39,17 @@ T = TypeVar("T")
 HANDLES_PER_TURN_MAX = 1_000_000
 """A body that runs more callbacks than this without waiting for anything is taken to be caught in
 an endless loop: the host's loop would hang with it."""
+
+ANYIO_REDELIVERY = "_deliver_cancellation"
+"""The method of anyio's cancel scopes that cancels, and that schedules itself again in every cycle
+of the loop until each task in the scope has taken the cancellation."""
+
+REDELIVERIES_PER_TURN_MAX = 100
+"""How often anyio may do that in one turn. While a cancelled task waits for others that clean up,
+it would go on for ever, and the body would never be quiescent."""
+
+CANCEL_FRAMES_MAX = 5
+"""How many Python frames can be between anyio's cancelling and the future that it cancels."""
 
 CLOSE_ATTEMPTS_MAX = 100
 """How often a coroutine that answers ``GeneratorExit`` with another await is closed again."""
@@ -80,10 +94,15 @@ class WorkflowFuture(asyncio.Future[T]):
 
     def __init__(self, loop: WorkflowLoop) -> None:
         self.number = loop.next_number()
+        self._workflow_loop = loop
         super().__init__(loop=loop)
 
     def __hash__(self) -> int:
         return self.number
+
+    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ANN401  as asyncio has it
+        with self._workflow_loop.watch_cancel(self.number):
+            return super().cancel(msg)
 
 
 @final
@@ -145,6 +164,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def __init__(self, host: LoopHost, run_id: str) -> None:
         self.host = host
         self._ready: deque[asyncio.Handle] = deque()
+        self._redeliveries: list[asyncio.Handle] = []
+        self._cancelled_by_anyio: list[tuple[int, asyncio.Handle]] = []
         self._tasks: list[WorkflowTask[Any]] = []
         self._tasks_kept = TASKS_KEPT_MIN
         self._generators: dict[int, weakref.ref[Any]] = {}
@@ -199,7 +220,14 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def _run_ready(self) -> None:
         ready = self._ready
         left = HANDLES_PER_TURN_MAX
-        while ready:
+        redeliveries_left = REDELIVERIES_PER_TURN_MAX
+        while True:
+            if not ready:
+                if not self._redeliveries or redeliveries_left == 0:
+                    return
+                redeliveries_left -= 1
+                ready.extend(self._redeliveries)
+                self._redeliveries.clear()
             handle = ready.popleft()
             if handle.cancelled():
                 continue
@@ -210,9 +238,31 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             except KeyboardInterrupt as exc:
                 if is_from_signal(exc):
                     raise
+            if self._cancelled_by_anyio:
+                self._order_cancelled()
             left -= 1
             if left == 0:
                 raise TurnTooLongError
+
+    # --- anyio -----------------------------------------------------------------------------------
+
+    def watch_cancel(self, number: int) -> _CancelWatch:
+        """Take note of what cancelling a future makes ready, when it is anyio that cancels."""
+        return _CancelWatch(self._ready, self._cancelled_by_anyio, number)
+
+    def _order_cancelled(self) -> None:
+        """Let what anyio has cancelled at one go run in the order of the futures' creation.
+
+        A cancel scope keeps its child scopes in a set that hashes by address: the order in which
+        it cancels them is not the same on replay.
+        """
+        handles = [handle for _, handle in sorted(self._cancelled_by_anyio, key=itemgetter(0))]
+        places = {id(handle) for handle in handles}
+        in_order = iter(handles)
+        ready = [next(in_order) if id(h) in places else h for h in self._ready]
+        self._ready.clear()
+        self._ready.extend(ready)
+        self._cancelled_by_anyio.clear()
 
     def add_ready(self, handle: asyncio.Handle) -> None:
         """Queue a handle, such as that of a timer that has fired."""
@@ -243,6 +293,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         finally:
             asyncio._set_running_loop(outer_loop)  # noqa: SLF001
         self._ready.clear()
+        self._redeliveries.clear()
         self._tasks.clear()
         self._generators.clear()
 
@@ -318,7 +369,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         if self._pumping:
-            self._ready.append(handle)
+            if type(callback) is MethodType and callback.__name__ == ANYIO_REDELIVERY:
+                self._redeliveries.append(handle)
+            else:
+                self._ready.append(handle)
         elif not self._closed:
             msg = (
                 "a future or task of a workflow's body was touched from outside of it. Send the "
@@ -395,6 +449,39 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def refuse(self, what: str, instead: str) -> NoReturn:
         """Refuse what a body tried: raise ``NonDeterminismError`` and remember it."""
         self._refuse(what, instead)
+
+
+class _CancelWatch:
+    """Notes which handles become ready while a future is cancelled by anyio."""
+
+    def __init__(  # noqa: D107
+        self,
+        ready: deque[asyncio.Handle],
+        found: list[tuple[int, asyncio.Handle]],
+        number: int,
+    ) -> None:
+        self._ready = ready
+        self._found = found
+        self._number = number
+
+    def __enter__(self) -> None:
+        self._before = len(self._ready)
+
+    def __exit__(self, *_: object) -> None:
+        if len(self._ready) > self._before and _is_called_by_anyio():
+            new = islice(self._ready, self._before, None)
+            self._found.extend((self._number, handle) for handle in new)
+
+
+def _is_called_by_anyio() -> bool:
+    frame = sys._getframe(2)  # noqa: SLF001
+    for _ in range(CANCEL_FRAMES_MAX):
+        if frame.f_code.co_name == ANYIO_REDELIVERY:
+            return True
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False
 
 
 def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine

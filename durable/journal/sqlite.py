@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import aiosqlite
+import anyio.to_thread
 
 from durable.core.errors import (
     JournalCorruptError,
@@ -53,7 +54,7 @@ class SqliteJournal:
     """A journal in an SQLite file, or in memory when ``path`` is ``None``."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = None if path is None else Path(path).absolute()
+        self._path = path
         self._lock: OwnershipLock | None = None
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
@@ -71,9 +72,8 @@ class SqliteJournal:
 
     async def open(self) -> None:
         if self._path is not None:
-            self._check_path(self._path)
-            self._lock = OwnershipLock(self._path.resolve())
-            self._lock.acquire()
+            # The path is fixed once, whatever the working directory becomes.
+            self._path, self._lock = await anyio.to_thread.run_sync(_take_ownership, self._path)
         try:
             await self._connect(self._become_owner)
         except BaseException:
@@ -95,14 +95,6 @@ class SqliteJournal:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    def _check_path(self, path: Path) -> None:
-        if path.is_dir():
-            msg = f"{path} is a directory; a journal is a file, such as {path / 'durable.db'}"
-            raise JournalUnavailableError(msg)
-        if not path.parent.is_dir():
-            msg = f"the directory {path.parent} of the journal {path.name} does not exist; make it"
-            raise JournalUnavailableError(msg)
 
     async def _connect(self, first: Callable[[sqlite3.Connection], None]) -> None:
         self._writer = await self._open_connection()
@@ -203,6 +195,19 @@ class SqliteJournal:
             "was asked may have been written or not: ask again with the same id."
         )
         return JournalUnavailableError(msg)
+
+
+def _take_ownership(path: Path) -> tuple[Path, OwnershipLock]:
+    path = path.absolute()
+    if path.is_dir():
+        msg = f"{path} is a directory; a journal is a file, such as {path / 'durable.db'}"
+        raise JournalUnavailableError(msg)
+    if not path.parent.is_dir():
+        msg = f"the directory {path.parent} of the journal {path.name} does not exist; make it"
+        raise JournalUnavailableError(msg)
+    lock = OwnershipLock(path.resolve())
+    lock.acquire()
+    return path, lock
 
 
 # --- functions of the connection's thread --------------------------------------------------------

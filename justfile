@@ -1,0 +1,32 @@
+# Everything is run from the repository's root, in a virtual environment with `pip install -e .[dev]`.
+
+# list the recipes
+default:
+    @just --list
+
+# what has to hold before a change: format, lint, types, layers, tests
+check: lint types layers test
+
+lint:
+    ruff format --check .
+    ruff check .
+
+types:
+    mypy
+    pyright
+
+layers:
+    lint-imports
+
+# all tests; arguments go to pytest
+test *args:
+    python -m pytest {{args}}
+
+# all benchmarks; names of workloads restrict them
+bench *args:
+    python -m benchmarks {{args}}
+
+# put the code in shape
+format:
+    ruff format .
+    ruff check --fix .
