@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog  # noqa: F401  it is imported late, and asks for the working directory
 from blockbuster import blockbuster_ctx
 
 if TYPE_CHECKING:
