@@ -145,6 +145,10 @@ class Parameters:
             DecodeError: They do not fit the annotations.
         """
         values = self._resolved()[0].decode(text)
+        if self._plain_names is not None:
+            in_order = msgspec.structs.astuple(values)
+            if UNSET not in in_order:
+                return list(in_order), {}
         given = ((p.name, getattr(values, p.name)) for p in self._parameters)
         return self.as_call({name: value for name, value in given if value is not UNSET})
 

@@ -223,6 +223,14 @@ class BoundWorkflow:
     def __init__(self, definition: Workflow[Any, Any], defaults: Defaults) -> None:  # noqa: D107
         self.definition = definition
         self.defaults = defaults
+        self._plain_steps: dict[Action[Any, Any], ActionStep] = {}
+
+    def plain_step(self, action: Action[Any, Any]) -> ActionStep:
+        """Return what an action is as a step without options: the same for all of them."""
+        step = self._plain_steps.get(action)
+        if step is None:
+            step = self._plain_steps[action] = ActionStep(action, self, _NO_OPTIONS)
+        return step
 
     def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
         try:
@@ -327,7 +335,7 @@ def _issue(execution: Execution, call: Call[Any], options: _Options) -> CommandF
         args=args,
         compares_args=not options.unstable_args,
         due_ms=due_ms,
-        work=ActionStep(action, bound, options),
+        work=bound.plain_step(action) if options is _NO_OPTIONS else ActionStep(action, bound, options),
     )
     return execution.issue(command)
 

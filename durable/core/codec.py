@@ -22,7 +22,7 @@ from durable.core import errors
 from durable.core.records import ErrorInfo, StoredError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 T = TypeVar("T")
 
@@ -213,11 +213,16 @@ def safe_text(exc: BaseException) -> str:
     return text.encode("utf-8", "backslashreplace").decode()[:MESSAGE_CHARS_MAX]
 
 
+# Read past the class's own metaclass, whose properties may raise anything.
+_module_of: Callable[[type], object] = type.__dict__["__module__"].__get__
+_qualname_of: Callable[[type], str] = type.__dict__["__qualname__"].__get__
+
+
 def type_name_of(cls: type) -> str:
     """Return how a class is named in the journal: a builtin by its bare name."""
-    if cls.__module__ == "builtins":
-        return cls.__qualname__
-    return f"{cls.__module__}.{cls.__qualname__}"
+    module, name = _module_of(cls), _qualname_of(cls)
+    full_name = name if module == "builtins" else f"{module}.{name}"
+    return full_name.encode("utf-8", "backslashreplace").decode()
 
 
 def _safe_traceback(exc: BaseException) -> str:
@@ -247,7 +252,7 @@ def _arguments_of(exc: BaseException) -> list[object]:
 
 
 def store_error(exc: BaseException) -> StoredError:
-    """Describe ``exc`` for the journal. Never raises, whatever the exception is."""
+    """Describe ``exc`` for the journal. It may raise what the exception's own properties raise."""
     attributes: dict[str, object] = {}
     for key, value in (getattr(exc, "__dict__", None) or {}).items():
         if value is None or (plain := _plain_or_none(value)) is not None:
@@ -272,12 +277,15 @@ def encode_error(error: StoredError) -> str:
 
 
 def encode_exception(exc: BaseException) -> str:
-    """Describe ``exc`` as JSON text for the journal. Never raises."""
-    error = store_error(exc)
-    text = encode_error(error)
-    if len(text) > ERROR_CHARS_MAX:
-        text = encode_error(msgspec.structs.replace(error, args=None, attributes={}))
-    return text
+    """Describe ``exc`` as JSON text for the journal. Never raises, whatever the exception is."""
+    try:
+        error = store_error(exc)
+        text = encode_error(error)
+        if len(text) <= ERROR_CHARS_MAX:
+            return text
+    except BaseException:  # noqa: BLE001  its attributes may be properties that raise anything
+        error = StoredError(type_name=type_name_of(type(exc)), message=safe_text(exc))
+    return encode_error(msgspec.structs.replace(error, args=None, attributes={}))
 
 
 def decode_error(text: str) -> StoredError:

@@ -316,6 +316,7 @@ class Execution:
         """The body does not wait for ``command`` any more."""
         assert not command.is_withdrawn
         command.is_withdrawn = True
+        command.future = command.handle = None
         if command.number >= 0:
             del self._open[command.number]
             self._withdrawn.append(command)
@@ -384,6 +385,7 @@ class Execution:
             return
         future, work = command.future, command.work
         assert future is not None
+        command.future = None  # They refer to each other: free them without the collector.
         if record.state is StepState.COMPLETED:
             if value is UNSET:
                 value = None

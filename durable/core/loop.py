@@ -162,7 +162,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     """The deterministic event loop of one execution of one body."""
 
     def __init__(self, host: LoopHost, run_id: str) -> None:
-        self.host = host
+        self.host: LoopHost = host
         self._ready: deque[asyncio.Handle] = deque()
         self._redeliveries: list[asyncio.Handle] = []
         self._cancelled_by_anyio: list[tuple[int, asyncio.Handle]] = []
@@ -296,6 +296,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._redeliveries.clear()
         self._tasks.clear()
         self._generators.clear()
+        self.host = _CLOSED_HOST  # Host and loop refer to each other: free them without the collector.
 
     def refuse_when_closed(self) -> None:
         """Raise ``GeneratorExit`` when the body was dropped: no ``finally`` in it may act."""
@@ -449,6 +450,29 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def refuse(self, what: str, instead: str) -> NoReturn:
         """Refuse what a body tried: raise ``NonDeterminismError`` and remember it."""
         self._refuse(what, instead)
+
+
+@final
+class _ClosedHost:
+    """What stands for the execution of a body that was dropped."""
+
+    def time_ms(self) -> int:
+        return 0
+
+    def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
+        raise GeneratorExit
+
+    def cancel_timer(self, handle: asyncio.TimerHandle) -> None:
+        pass
+
+    def report_refusal(self, error: NonDeterminismError) -> None:
+        pass
+
+    def report_exception(self, context: dict[str, Any]) -> None:
+        pass
+
+
+_CLOSED_HOST = _ClosedHost()
 
 
 class _CancelWatch:

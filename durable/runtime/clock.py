@@ -21,6 +21,10 @@ LOOK_AGAIN_MS_MAX = 1_000
 """The longest wait before the clock is looked at again: how late an alarm can be after a jump."""
 
 
+CANCELLED_KEPT_MAX = 64
+"""Cancelled alarms are thrown away when they are more than half of all, and more than this."""
+
+
 class Clock(Protocol):
     """Where the time comes from."""
 
@@ -48,16 +52,16 @@ class SystemClock:
 class Alarm:
     """A callback that is owed at a time. Cancelling it twice is no error."""
 
-    __slots__ = ("callback", "due_ms", "is_cancelled")
+    __slots__ = ("callback", "due_ms")
 
     def __init__(self, due_ms: int, callback: Callable[[], None]) -> None:
         self.due_ms = due_ms
-        self.callback = callback
-        self.is_cancelled = False
+        self.callback: Callable[[], None] | None = callback
 
-    def cancel(self) -> None:
-        """Do not ring."""
-        self.is_cancelled = True
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it does not ring any more."""
+        return self.callback is None
 
     def __lt__(self, other: Alarm) -> bool:
         return self.due_ms < other.due_ms
@@ -70,6 +74,7 @@ class Alarms:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._heap: list[Alarm] = []
+        self._cancelled_count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ms = 0
         self._stopped = False
@@ -81,6 +86,17 @@ class Alarms:
         self._arm()
         return alarm
 
+    def cancel(self, alarm: Alarm) -> None:
+        """Do not ring. Cancelling one that has rung, or twice, is no error."""
+        if alarm.callback is None:
+            return
+        alarm.callback = None
+        self._cancelled_count += 1
+        if self._cancelled_count > len(self._heap) // 2 + CANCELLED_KEPT_MAX:
+            self._heap = [kept for kept in self._heap if kept.callback is not None]
+            heapq.heapify(self._heap)
+            self._cancelled_count = 0
+
     def stop(self) -> None:
         """Ring no more."""
         self._stopped = True
@@ -91,8 +107,7 @@ class Alarms:
     def _arm(self) -> None:
         if self._stopped:
             return
-        while self._heap and self._heap[0].is_cancelled:
-            heapq.heappop(self._heap)
+        self._drop_cancelled()
         if not self._heap:
             return
         now_ms = self._clock.now_ms()
@@ -107,8 +122,17 @@ class Alarms:
     def _look(self) -> None:
         self._timer = None
         now_ms = self._clock.now_ms()
-        while self._heap and (self._heap[0].is_cancelled or self._heap[0].due_ms <= now_ms):
+        while True:
+            self._drop_cancelled()
+            if not self._heap or self._heap[0].due_ms > now_ms:
+                break
             alarm = heapq.heappop(self._heap)
-            if not alarm.is_cancelled:
-                alarm.callback()
+            callback, alarm.callback = alarm.callback, None
+            assert callback is not None
+            callback()
         self._arm()
+
+    def _drop_cancelled(self) -> None:
+        while self._heap and self._heap[0].callback is None:
+            heapq.heappop(self._heap)
+            self._cancelled_count -= 1

@@ -107,8 +107,9 @@ class LiveRun:
         record: The run's row, as recorded; for a new run, as it is to be.
         steps: Its recorded steps.
         is_start: Whether its row is still to be written.
-        was_here: Whether this process has worked on it before: then a step that is recorded as
-            running, and has not begun here, was never begun.
+        interrupted: The steps that ran when another process died, and their interruptions until
+            then; ``None`` when this process takes the run up for the first time. Any other step
+            that is recorded as running, and has not begun here, was never begun.
     """
 
     def __init__(
@@ -119,14 +120,18 @@ class LiveRun:
         steps: list[StepRecord],
         *,
         is_start: bool = False,
-        was_here: bool = False,
+        interrupted: dict[int, int] | None = None,
     ) -> None:
         self._host = host
         self._spec = spec
         self.record = record
         self.phase = Phase.OPENING
         self._is_start = is_start
-        self._was_here = was_here
+        if interrupted is None:
+            interrupted = {
+                step.number: step.interruptions for step in steps if step.state is StepState.RUNNING
+            }
+        self.interrupted = interrupted
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
         self._steps = {step.number: step for step in steps if step.position is None}
@@ -265,14 +270,14 @@ class LiveRun:
 
     def _withdraw(self, command: Command, now_ms: int, change: Change, after: _After) -> None:
         step = self._drop_step(command.number, after)
-        if step is not None and not step.state.is_final:
-            change.updated.append(_settled(step, StepState.CANCELED, now_ms))
+        if step is not None:
+            change.updated.append(_withdrawn(step, now_ms))
 
     def _drop_step(self, number: int, after: _After) -> StepRecord | None:
         """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
         alarm = self._alarms.pop(number, None)
         if alarm is not None:
-            alarm.cancel()
+            self._host.alarms.cancel(alarm)
         job = self._jobs.pop(number, None)
         if job is not None:
             if job.state in (JobState.QUEUED, JobState.RESERVED):
@@ -357,7 +362,7 @@ class LiveRun:
         """Drop the run from memory. Attempts that run go on, and keep their outcome."""
         self.phase = Phase.GONE
         for alarm in self._alarms.values():
-            alarm.cancel()
+            self._host.alarms.cancel(alarm)
         for job in self._jobs.values():
             if job.state in (JobState.QUEUED, JobState.RESERVED):
                 self._host.pool.withdraw(job)
@@ -491,7 +496,7 @@ class LiveRun:
             if job is not None and job.attempt.number == step.attempts:
                 self._jobs[step.number] = job  # It outlived an outage of the journal.
                 return step
-            if not self._was_here:
+            if self.interrupted.get(step.number) == step.interruptions:
                 interruptions = step.interruptions + 1
                 step = replace(step, interruptions=interruptions)
                 error = _interruption_error(step, work, self._host.settings.max_interruptions)
@@ -571,6 +576,12 @@ def _settled(step: StepRecord, state: StepState, now_ms: int) -> StepRecord:
         finished_at_ms=max(now_ms, step.due_at_ms or 0) if step.kind is StepKind.SLEEP else now_ms,
         error=None,
     )
+
+
+def _withdrawn(step: StepRecord, now_ms: int) -> StepRecord:
+    # An outcome that waits in memory for its delivery is not recorded yet, and dropped. One that
+    # is recorded stays: the journal refuses to change it.
+    return replace(step, state=StepState.CANCELED, finished_at_ms=now_ms, result=None, error=None)
 
 
 def _interruption_error(

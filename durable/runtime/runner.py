@@ -27,7 +27,7 @@ from durable.core.errors import (
     NonDeterminismError,
     RunConflictError,
 )
-from durable.core.records import RunRecord, RunState, advance_run
+from durable.core.records import RunRecord, RunState, StepState, advance_run
 from durable.journal.base import Change, Parked
 from durable.runtime.clock import Alarm, Alarms
 from durable.runtime.live import LiveRun
@@ -93,7 +93,7 @@ class Runner:
         self._ended: dict[str, RunRecord] = {}
         self._wake_alarm: Alarm | None = None
         self._undefined: dict[tuple[str, int], list[str]] = {}
-        self._dropped_in_outage: set[str] = set()
+        self._dropped_in_outage: dict[str, dict[int, int]] = {}
         self._is_closing = False
         self._crash: BaseException | None = None
 
@@ -353,7 +353,7 @@ class Runner:
         if alarm is not None and not alarm.is_cancelled:
             if alarm.due_ms <= due_ms:
                 return
-            alarm.cancel()
+            self.alarms.cancel(alarm)
         self._wake_alarm = self.alarms.set(due_ms, self._on_wake)
 
     def _on_wake(self) -> None:
@@ -367,9 +367,16 @@ class Runner:
     def now_ms(self) -> int:
         return self.clock.now_ms()
 
+    def on_committed(self) -> None:
+        self.pool.start_launched()
+
     def on_claimed(self, claim: Claim) -> None:
         for error in claim.errors:
             self.log.error("durable.run_unreadable", reason=str(error))
+        next_ms = claim.next_wake_at_ms
+        is_more_due = next_ms is not None and next_ms <= self.clock.now_ms()
+        if self._dropped_in_outage:
+            self._end_orphans(claim, is_more_due=is_more_due)
         for record, steps in claim.runs:
             stale = self._live.pop(record.run_id, None)
             if stale is not None:
@@ -378,16 +385,14 @@ class Runner:
             if spec is None:
                 self._park_undefined(record)
                 continue
-            was_here = record.run_id in self._dropped_in_outage
-            self._dropped_in_outage.discard(record.run_id)
-            live = LiveRun(self, spec, record, steps, was_here=was_here)
+            interrupted = self._dropped_in_outage.pop(record.run_id, None)
+            live = LiveRun(self, spec, record, steps, interrupted=interrupted)
             self._live[record.run_id] = live
             self.schedule(live)
-        if claim.next_wake_at_ms is not None:
-            if claim.next_wake_at_ms <= self.clock.now_ms() and self.claim_limit() > 0:
-                self.writer.ask_claim()
-            else:
-                self._wake_at(claim.next_wake_at_ms)
+        if is_more_due and self.claim_limit() > 0:
+            self.writer.ask_claim()
+        elif next_ms is not None:
+            self._wake_at(next_ms)
 
     # --- code that is not there ----------------------------------------------------------------------
 
@@ -424,7 +429,7 @@ class Runner:
         self.pool.drop_unlaunched()
         self._ready.clear()
         for run_id, live in self._live.items():
-            self._dropped_in_outage.add(run_id)
+            self._dropped_in_outage[run_id] = live.interrupted
             live.drop()
         self._live.clear()
         starts, self._starts = self._starts, {}
@@ -437,6 +442,26 @@ class Runner:
         self.log.warning("durable.journal_restored")
         for run_id in list(self._waiters):
             self._tell_waiters(run_id, None)
+
+    def _end_orphans(self, claim: Claim, *, is_more_due: bool) -> None:
+        """End the attempts that nobody waits for, if the commit that said so was the failed one."""
+        known = {record.run_id for record, _ in claim.runs}
+        wanted = {
+            (record.run_id, step.number): step.attempts
+            for record, steps in claim.runs
+            for step in steps
+            if step.state is StepState.RUNNING
+        }
+        if not is_more_due:  # The others are over, asleep, or were started anew.
+            others = self._dropped_in_outage.keys() - known
+            known |= others - self._live.keys()
+            for run_id in others:
+                del self._dropped_in_outage[run_id]
+        self.pool.withdraw_unless(
+            lambda job: (
+                job.attempt.run_id not in known or wanted.get(job.id) == job.attempt.number
+            )
+        )
 
 
 def _check_same(found: RunRecord, wanted: RunRecord) -> None:

@@ -80,8 +80,9 @@ class Failed:
     __slots__ = ("error", "is_final")
 
     def __init__(self, exc: BaseException) -> None:
-        self.is_final = isinstance(exc, FINAL_ERRORS)
-        if isinstance(exc, NonRetryable) and exc.__cause__ is not None and not exc.args:
+        # Not isinstance: that asks the exception, whose __getattribute__ may raise anything.
+        self.is_final = issubclass(type(exc), FINAL_ERRORS)
+        if issubclass(type(exc), NonRetryable) and exc.__cause__ is not None and not exc.args:
             exc.args = (safe_text(exc.__cause__),)  # ``raise NonRetryable from exc`` says no more.
         self.error = encode_exception(exc)
 
@@ -94,13 +95,16 @@ class JobState(Enum):
     RUNNING = auto()
     ENDED = auto()
     WITHDRAWN = auto()
+    """It never ran, and never will."""
+    DROPPED = auto()
+    """It runs, and nobody wants its outcome any more."""
 
 
 @final
 class Job:
     """One attempt that is to be made, or is under way."""
 
-    __slots__ = ("args", "attempt", "number", "outcome", "scope", "state", "work")
+    __slots__ = ("args", "attempt", "number", "outcome", "state", "task", "work")
 
     def __init__(self, attempt: Attempt, number: int, work: ActionWork, args: str) -> None:
         self.attempt = attempt
@@ -108,7 +112,7 @@ class Job:
         self.work = work
         self.args = args
         self.state = JobState.QUEUED
-        self.scope = anyio.CancelScope()
+        self.task: asyncio.Task[Any] | None = None
         self.outcome: Succeeded | Failed | None = None
 
     @property
@@ -139,6 +143,7 @@ class Workpool:
         self._used = 0
         self._queue: deque[Job] = deque()
         self._begun: dict[tuple[str, int], Job] = {}
+        self._launched: list[Job] = []
         self._group: TaskGroup | None = None
         self._threads: anyio.CapacityLimiter | None = None
         self._is_paused = False
@@ -219,14 +224,31 @@ class Workpool:
     # --- attempts --------------------------------------------------------------------------------
 
     def launch(self, job: Job) -> None:
-        """Start the function of a job that has its slot, now that this is committed."""
+        """Have the function of a job started that has its slot, now that this is committed."""
         if job.state is JobState.WITHDRAWN:
             return
         assert job.state is JobState.RESERVED
-        assert self._group is not None
         job.state = JobState.RUNNING
         self._begun[job.id] = job
-        self._group.start_soon(self._run, job)
+        self._launched.append(job)
+
+    def start_launched(self) -> None:
+        """Start what was launched since the last time."""
+        jobs, self._launched = self._launched, []
+        assert self._group is not None
+        if len(jobs) == 1:
+            self._group.start_soon(self._run, jobs[0])
+        elif jobs:
+            self._group.start_soon(self._run_all, jobs)
+
+    async def _run_all(self, jobs: list[Job]) -> None:
+        """Run the attempts of one commit, each in a task of its own.
+
+        A task of asyncio's group costs a fifth of one of anyio's: there are many of them.
+        """
+        async with asyncio.TaskGroup() as group:
+            for job in jobs:
+                group.create_task(self._run(job))
 
     def withdraw(self, job: Job) -> None:
         """End a job whose outcome nobody waits for any more."""
@@ -237,8 +259,16 @@ class Workpool:
             self._give_back()
         else:
             self.forget(job)
-            if job.work.is_async and job.state is JobState.RUNNING:
-                job.scope.cancel()
+            if job.state is JobState.RUNNING:
+                job.state = JobState.DROPPED
+                if job.work.is_async and job.task is not None:
+                    job.task.cancel()
+
+    def withdraw_unless(self, is_wanted: Callable[[Job], bool]) -> None:
+        """End the attempts that have begun and are not wanted any more."""
+        for job in list(self._begun.values()):
+            if not is_wanted(job):
+                self.withdraw(job)
 
     def begun(self, run_id: str, number: int) -> Job | None:
         """Return the attempt of that step that began here and is not settled in the journal."""
@@ -251,11 +281,16 @@ class Workpool:
 
     async def _run(self, job: Job) -> None:
         try:
-            with job.scope:
+            if job.state is JobState.RUNNING:
+                job.task = asyncio.current_task()
                 CURRENT_ATTEMPT.set(job.attempt)
                 outcome = await (self._run_async(job) if job.work.is_async else self._run_sync(job))
                 self._report(job, outcome)
+        except asyncio.CancelledError:
+            if job.state is not JobState.DROPPED:
+                raise
         finally:
+            job.task = None
             job.state = JobState.ENDED
             self._ended.set()
             self._give_back()
@@ -301,9 +336,9 @@ class Workpool:
     def _failed(self, exc: BaseException) -> Failed:
         task = asyncio.current_task()
         assert task is not None
-        if isinstance(exc, asyncio.CancelledError) and task.cancelling() > 0:
+        if issubclass(type(exc), asyncio.CancelledError) and task.cancelling() > 0:
             raise exc  # The pool or the host cancels; one that the action raised is its outcome.
-        if isinstance(exc, KeyboardInterrupt) and is_from_signal(exc):
+        if issubclass(type(exc), KeyboardInterrupt) and is_from_signal(exc):
             raise exc
         return Failed(exc)
 

@@ -46,6 +46,10 @@ class WriterHost(Protocol):
         """Return the time that due runs are claimed by."""
         ...
 
+    def on_committed(self) -> None:
+        """All that follows from the changes of a commit was called."""
+        ...
+
     def on_claimed(self, claim: Claim) -> None:
         """Work on these runs."""
         ...
@@ -122,6 +126,7 @@ class Writer:
             for change, committed in batch:
                 if committed is not None:
                     committed(taken.get(change.run_id) if change.is_start else None)
+            self._host.on_committed()
         if self._is_claim_asked:
             self._is_claim_asked = False
             limit = self._host.claim_limit()

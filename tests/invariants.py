@@ -1,0 +1,361 @@
+"""What must hold, whatever happens: one checker for each invariant, used by every harness.
+
+A harness lets a process live and end, over and over, on one journal. After each life it hands over
+the life's effect log and an image of the journal, and is told what is wrong. The process's clock is
+the one that the effects are stamped with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeAlias
+
+from crashes.effects import Acked, Begun, Effect, Ended, Seen, Shown
+from crashes.image import Image, RunRow, StepRow
+
+StepId: TypeAlias = tuple[str, str]
+
+
+class Rules(NamedTuple):
+    """What the harness's workflows and engine were made with.
+
+    Attributes:
+        at_most_once: Names of actions with ``retry=False``.
+        attempts_max: By name of action, its ``Retry.max_attempts``; 1 where it has none.
+    """
+
+    max_parallelism: int
+    at_most_once: frozenset[str] = frozenset()
+    attempts_max: Mapping[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Life:
+    """One life of the process: what it did, and the journal before and after it."""
+
+    effects: Sequence[Effect]
+    before: Image
+    after: Image
+
+    def changed_steps(self) -> Iterator[StepRow]:
+        for step_id, step in self.after.steps.items():
+            if self.before.steps.get(step_id) != step:
+                yield step
+
+
+@dataclass
+class Ledger:
+    """What was seen over all lives so far.
+
+    Attributes:
+        deaths: How often a process ended while the journal had the step as running.
+    """
+
+    rules: Rules
+    image: Image = field(default_factory=Image)
+    begun: defaultdict[StepId, list[Begun]] = field(default_factory=lambda: defaultdict(list))
+    returned: set[tuple[str, str, int, int]] = field(default_factory=set)
+    deaths: Counter[StepId] = field(default_factory=Counter)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    peak: int = 0
+
+    def add_life(self, effects: Sequence[Effect], image: Image) -> list[str]:
+        """Take what one life left behind; return what is wrong with it."""
+        life = Life(effects, self.image, image)
+        for effect in effects:
+            match effect:
+                case Begun():
+                    self.begun[effect.run_id, effect.key].append(effect)
+                case Ended(returned=True):
+                    self.returned.add(_attempt(effect))
+                case _:
+                    pass
+        violations = [f"{name}: {what}" for name, check in CHECKS.items() for what in check(life, self)]
+        self.deaths.update(step_id for step_id, step in image.steps.items() if _runs(step))
+        self.image = image
+        return violations
+
+
+def _attempt(effect: Begun | Ended) -> tuple[str, str, int, int]:
+    return effect.run_id, effect.key, effect.number, effect.interruptions
+
+
+def _runs(step: StepRow) -> bool:
+    return step.kind == "action" and step.state == "running"
+
+
+# --- I1 ------------------------------------------------------------------------------------------
+
+
+def check_start(life: Life, _: Ledger) -> Iterator[str]:
+    """An acked start is in the journal, with its id, name and arguments, for good."""
+    for effect in life.effects:
+        if isinstance(effect, Acked):
+            run = life.after.runs.get(effect.run_id)
+            if run is None:
+                yield f"{effect} is not in the journal"
+            elif (run.name, json.loads(run.args)) != (effect.name, effect.args):
+                yield f"{effect} is in the journal as {run}"
+    for run_id, before in life.before.runs.items():
+        run = life.after.runs.get(run_id)
+        if run is None or _start(run) != _start(before):
+            yield f"{before} has become {run}"
+
+
+def _start(run: RunRow) -> tuple[object, ...]:
+    return run.name, run.args, run.created_at_ms
+
+
+# --- I2 ------------------------------------------------------------------------------------------
+
+
+def check_once(life: Life, ledger: Ledger) -> Iterator[str]:
+    """No function begins without a record, nor after its outcome, nor too often."""
+    for effect in life.effects:
+        if isinstance(effect, Begun):
+            yield from _check_begin(effect, life)
+    for step in life.changed_steps():
+        if step.kind == "action":
+            yield from _check_attempts(step, ledger)
+
+
+def _check_begin(begun: Begun, life: Life) -> Iterator[str]:
+    step_id = begun.run_id, begun.key
+    step, before = life.after.steps.get(step_id), life.before.steps.get(step_id)
+    if step is None or step.attempts < begun.number:
+        yield f"{begun}, which the journal does not have: {step}"
+    elif before is not None and before.is_final:
+        yield f"{begun}, although its outcome was recorded: {before}"
+    elif step.state in ("completed", "failed") and begun.at_ms > (step.finished_at_ms or 0):
+        yield f"{begun}, after its outcome: {step}"
+
+
+def _check_attempts(step: StepRow, ledger: Ledger) -> Iterator[str]:
+    begun = ledger.begun[step.run_id, step.key]
+    deaths = ledger.deaths[step.run_id, step.key]
+    if len({_attempt(effect) for effect in begun}) != len(begun):
+        yield f"the same attempt begins twice: {begun}"
+    if step.interruptions > deaths:
+        yield f"{step} was interrupted by {deaths} deaths"
+    if step.attempts > ledger.rules.attempts_max.get(step.name, 1):
+        yield f"{step} has more attempts than its policy"
+    if len(begun) > step.attempts + deaths:
+        yield f"{step} and {deaths} deaths, but {begun}"
+    last = (step.run_id, step.key, step.attempts, step.interruptions)
+    if step.state == "completed" and last not in ledger.returned:
+        yield f"{step}, but its function has not returned"
+    if step.name in ledger.rules.at_most_once:
+        if len(begun) > 1:
+            yield f"at most once, but {begun}"
+        is_unknown = step.state == "failed" and "OutcomeUnknown" in (step.error or "")
+        if step.state in ("completed", "failed") and is_unknown != (deaths > 0):
+            yield f"{deaths} deaths, and {step}"
+
+
+# --- I4 ------------------------------------------------------------------------------------------
+
+
+def check_final(life: Life, ledger: Ledger) -> Iterator[str]:
+    """Outcomes are written once, and every reader gets the same."""
+    for run_id, run in life.before.runs.items():
+        if run.is_final and life.after.runs.get(run_id) != run:
+            yield f"{run} has become {life.after.runs.get(run_id)}"
+    for step_id, step in life.before.steps.items():
+        if step.is_final and life.after.steps.get(step_id) != step:
+            yield f"{step} has become {life.after.steps.get(step_id)}"
+    for effect in life.effects:
+        if isinstance(effect, Seen):
+            run = life.after.runs.get(effect.run_id)
+            if run is None or not run.is_final:
+                yield f"{effect}, but the journal has {run}"
+            elif not _is_outcome(effect, run):
+                yield f"{effect} of {run}"
+            if ledger.seen.setdefault(effect.run_id, effect) != effect:
+                yield f"one reader got {effect}, another {ledger.seen[effect.run_id]}"
+
+
+def _is_outcome(seen: Seen, run: RunRow) -> bool:
+    if seen.error is None:
+        return run.state == "completed" and json.loads(run.result or "") == seen.value
+    stored = json.loads(run.error or "{}")
+    return run.state == "failed" and [stored["type_name"], stored["message"]] == [*seen.error[:2]]
+
+
+# --- I7 ------------------------------------------------------------------------------------------
+
+
+def check_timers(life: Life, ledger: Ledger) -> Iterator[str]:
+    """A due time is fixed once, and nothing happens before it."""
+    for step in life.changed_steps():
+        before = life.before.steps.get((step.run_id, step.key))
+        if step.kind == "sleep":
+            yield from _check_sleep(step, life.after, ledger)
+        if before is not None and _has_moved(before, step):
+            yield f"{before} is now due at another time: {step}"
+    for effect in life.effects:
+        if isinstance(effect, Begun):
+            before = life.before.steps.get((effect.run_id, effect.key))
+            is_waiting = before is not None and effect.number == before.attempts + 1
+            if before is not None and is_waiting and effect.at_ms < (before.due_at_ms or 0):
+                yield f"{effect}, before it is due: {before}"
+    for run_id, run in life.before.runs.items():
+        yield from _check_wake_time(run, life.after.runs[run_id], life.before.steps_of[run_id])
+
+
+def _check_sleep(sleep: StepRow, image: Image, ledger: Ledger) -> Iterator[str]:
+    if sleep.due_at_ms is None:
+        yield f"{sleep} is never due"
+    elif sleep.state == "completed" and sleep.name != "timer":  # asyncio's timers hold up nobody.
+        if (sleep.finished_at_ms or 0) < sleep.due_at_ms:
+            yield f"{sleep} is over early"
+        task, ordinal = _place(sleep)
+        for step in image.steps_of[sleep.run_id]:
+            if _place(step)[0] == task and _place(step)[1] > ordinal:
+                for begun in ledger.begun[step.run_id, step.key]:
+                    if begun.at_ms < sleep.due_at_ms:
+                        yield f"{begun} was not to begin before {sleep} is over"
+
+
+def _place(step: StepRow) -> tuple[str, int]:
+    """Return the body's task that issued the step, and the how-manieth of that task it is."""
+    task, _, ordinal = step.key.rpartition(":")
+    return task, int(ordinal)
+
+
+def _has_moved(before: StepRow, step: StepRow) -> bool:
+    if before.kind == "sleep":
+        return step.due_at_ms != before.due_at_ms
+    # An action's due time is that of its next attempt: it goes when that begins.
+    is_waiting = (before.state, step.state) == ("pending", "pending")
+    dues = {before.due_at_ms, step.due_at_ms} - {None}
+    return is_waiting and before.attempts == step.attempts and len(dues) > 1
+
+
+def _check_wake_time(before: RunRow, run: RunRow, steps: Sequence[StepRow]) -> Iterator[str]:
+    if before.started_at_ms is not None:
+        if run.started_at_ms != before.started_at_ms:
+            yield f"{before} has begun again: {run}"
+        dues = [step.due_at_ms or 0 for step in steps if not step.is_final]
+        if not before.is_final and (before.wake_at_ms or 0) > min(dues, default=0):
+            yield f"{before} is to be woken after it is due: {dues}"
+    elif before.wake_at_ms is not None:
+        if run.started_at_ms is not None and run.started_at_ms < before.wake_at_ms:
+            yield f"{before} has begun early: {run}"
+        if run.wake_at_ms not in (None, 0, before.wake_at_ms):  # 0: its owner died.
+            yield f"{before} is now due at another time: {run}"
+
+
+# --- I9 ------------------------------------------------------------------------------------------
+
+
+def check_pool(life: Life, ledger: Ledger) -> Iterator[str]:
+    """At every instant at most so many functions run."""
+    running: set[tuple[str, str, int, int]] = set()
+    for effect in life.effects:
+        match effect:
+            case Begun():
+                running.add(_attempt(effect))
+                ledger.peak = max(ledger.peak, len(running))
+                if len(running) > ledger.rules.max_parallelism:
+                    yield f"{len(running)} functions run: {sorted(running)}"
+            case Ended():
+                running.remove(_attempt(effect))
+            case _:
+                pass
+
+
+# --- I11 -----------------------------------------------------------------------------------------
+
+
+def check_atomic(life: Life, _: Ledger) -> Iterator[str]:
+    """The journal holds whole turns, of bodies that replay; and no reader sees half of one."""
+    for run in life.after.runs.values():
+        if life.before.runs.get(run.run_id) != run or not run.is_final:
+            for what in _half_turns(run, life.after.steps_of[run.run_id], life.after.epoch):
+                yield f"{what}: {run} {life.after.steps_of[run.run_id]}"
+    for step in life.after.steps.values():
+        if step.run_id not in life.after.runs:
+            yield f"{step} is of no run"
+    order = ["pending", "running", "final"]
+    for effect in life.effects:
+        if isinstance(effect, Shown):
+            run = life.after.runs.get(effect.run_id)
+            if run is None or order.index(_phase(run.state)) < order.index(_phase(effect.state)):
+                yield f"{effect}, but the journal has {run}"
+            if bool(effect.open_steps) != (effect.state == "running"):
+                yield f"half a turn was shown: {effect}"
+
+
+def _phase(state: str) -> str:
+    return state if state in ("pending", "running") else "final"
+
+
+def _half_turns(run: RunRow, steps: Sequence[StepRow], epoch: int) -> Iterator[str]:
+    if [step.number for step in steps] != list(range(len(steps))):
+        yield "numbers are not contiguous"
+    positions = [step.position for step in steps if step.position is not None]
+    if sorted(positions) != list(range(len(positions))):
+        yield "positions are not contiguous"
+    is_open = any(not step.is_final for step in steps)
+    is_asleep = run.wake_at_ms is not None
+    is_owned = run.epoch is not None
+    has_begun, has_ended = run.started_at_ms is not None, run.finished_at_ms is not None
+    if run.epoch not in (None, epoch):
+        yield "an owner that is gone works on it"
+    match run.state:
+        case "pending":
+            right = not steps and not has_begun and not has_ended and is_asleep != is_owned
+        case "running":
+            right = is_open and has_begun and not has_ended and is_asleep != is_owned
+        case "completed" | "failed":
+            right = not is_open and has_begun and has_ended and not is_asleep and not is_owned
+        case _:  # Above all: stuck, because its body did not replay.
+            right = False
+    if not right:
+        yield "its columns do not fit its state"
+    has_outcome = (run.result is not None, run.error is not None)
+    if has_outcome != (run.state == "completed", run.state == "failed"):
+        yield "its outcome does not fit its state"
+    for step in steps:
+        yield from _half_steps(step)
+
+
+def _half_steps(step: StepRow) -> Iterator[str]:
+    has_ended, was_delivered = step.finished_at_ms is not None, step.position is not None
+    if has_ended != step.is_final:
+        yield f"step {step.number} has an end that does not fit its state"
+    if was_delivered != (step.state in ("completed", "failed")):
+        yield f"step {step.number} has a position that does not fit its state"
+    if step.result is not None and (step.state, step.kind) != ("completed", "action"):
+        yield f"step {step.number} has a result that does not fit its state"
+    if step.state == "failed" and step.error is None:
+        yield f"step {step.number} has failed without an error"
+    if step.state == "running" and step.kind == "action" and step.attempts == 0:
+        yield f"step {step.number} runs without an attempt"
+
+
+# --- I12 -----------------------------------------------------------------------------------------
+
+
+def check_live(image: Image, now_ms: int) -> Iterator[str]:
+    """Once faults have stopped: what has not ended sleeps, and nothing is left that is due."""
+    for run in image.runs.values():
+        steps = [step for step in image.steps_of[run.run_id] if not step.is_final]
+        is_asleep = all(step.kind == "sleep" and (step.due_at_ms or 0) > now_ms for step in steps)
+        if not run.is_final and not (run.state == "running" and steps and is_asleep):
+            yield f"nobody works on {run} {steps}"
+
+
+CHECKS: Final[Mapping[str, Callable[[Life, Ledger], Iterator[str]]]] = {
+    "I1": check_start,
+    "I2": check_once,
+    "I4": check_final,
+    "I7": check_timers,
+    "I9": check_pool,
+    "I11": check_atomic,
+}
+"""The checkers of one life; ``check_live`` is for the end of all."""
+
