@@ -18,21 +18,23 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import hashlib
 import math
 import sys
 import weakref
 from collections import deque
-from itertools import islice
+from collections.abc import Set as AbstractSet
 from operator import itemgetter
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast, final
 
 from durable.core.errors import NonDeterminismError
 from durable.core.interrupts import is_from_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+    from types import CodeType, FrameType
 
 T = TypeVar("T")
 
@@ -48,14 +50,14 @@ REDELIVERIES_PER_TURN_MAX = 100
 """How often anyio may do that in one turn. While a cancelled task waits for others that clean up,
 it would go on for ever, and the body would never be quiescent."""
 
-CANCEL_FRAMES_MAX = 5
-"""How many Python frames can be between anyio's cancelling and the future that it cancels."""
-
 CLOSE_ATTEMPTS_MAX = 100
 """How often a coroutine that answers ``GeneratorExit`` with another await is closed again."""
 
 PATH_CHARS_MAX = 64
 """Task paths longer than this are shortened to a digest, so that recursion stays cheap."""
+
+AS_COMPLETED = ("as_completed", "__init__")
+"""What in ``asyncio.tasks`` makes the tasks: from Python 3.13 on, its iterator's constructor."""
 
 TASKS_KEPT_MIN = 64
 """Finished tasks are forgotten in bulk, when there are more than this."""
@@ -94,15 +96,10 @@ class WorkflowFuture(asyncio.Future[T]):
 
     def __init__(self, loop: WorkflowLoop) -> None:
         self.number = loop.next_number()
-        self._workflow_loop = loop
         super().__init__(loop=loop)
 
     def __hash__(self) -> int:
         return self.number
-
-    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ANN401  as asyncio has it
-        with self._workflow_loop.watch_cancel(self.number):
-            return super().cancel(msg)
 
 
 @final
@@ -129,6 +126,19 @@ class WorkflowTask(asyncio.Task[T]):
         self.commands_count = 0
         self.children_count = 0
         super().__init__(coro, loop=loop, name=name or f"Task-{path}", context=context)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+_Gathering: Any = cast("Any", asyncio.tasks._GatheringFuture)  # type: ignore[attr-defined]  # noqa: SLF001
+_GATHERING_INIT: CodeType = _Gathering.__init__.__code__
+
+
+class _NumberedGathering(_Gathering):  # type: ignore[misc]
+    """What ``asyncio.gather`` returns, in a body."""
+
+    number: int
 
     def __hash__(self) -> int:
         return self.number
@@ -168,7 +178,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._cancelled_by_anyio: list[tuple[int, asyncio.Handle]] = []
         self._tasks: list[WorkflowTask[Any]] = []
         self._tasks_kept = TASKS_KEPT_MIN
-        self._generators: dict[int, weakref.ref[Any]] = {}
+        self._siblings: dict[Any, WorkflowTask[Any]] = {}
+        self._generators: dict[int, Callable[[], Any]] = {}
         self._callbacks_scope = _Scope("*")
         self._closed = False
         self._pumping = False
@@ -246,12 +257,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     # --- anyio -----------------------------------------------------------------------------------
 
-    def watch_cancel(self, number: int) -> _CancelWatch:
-        """Take note of what cancelling a future makes ready, when it is anyio that cancels."""
-        return _CancelWatch(self._ready, self._cancelled_by_anyio, number)
-
     def _order_cancelled(self) -> None:
-        """Let what anyio has cancelled at one go run in the order of the futures' creation.
+        """Let what anyio has cancelled at one go run in the order of the tasks' creation.
 
         A cancel scope keeps its child scopes in a set that hashes by address: the order in which
         it cancels them is not the same on replay.
@@ -306,6 +313,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     # --- asyncio: what bodies may do ---------------------------------------------------------------
 
     def get_debug(self) -> bool:
+        # Every future asks, while it is made: the moment to give a number to gather's, too.
+        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+        if frame.f_code is _GATHERING_INIT:
+            gathering: Any = frame.f_locals["self"]
+            gathering.__class__ = _NumberedGathering
+            gathering.number = self.next_number()
         return False
 
     def is_running(self) -> bool:
@@ -338,11 +351,42 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self.refuse_when_closed()
         if eager_start:
             self._refuse("an eagerly started task", "create the task without eager_start")
+        given = _given_to_as_completed(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+        if given is not None:
+            return self._spawn_given(coro, given)
+        return self._spawn_child(coro, None if name is None else str(name), context)
+
+    def _spawn_given(
+        self, coro: Coroutine[Any, Any, T] | Generator[Any, None, T], given: Iterable[object]
+    ) -> WorkflowTask[T]:
+        """Return the task of ``coro``; make all of as_completed's when it asks for the first.
+
+        It has put the coroutines into a set, where they hash by address: the order in which it asks
+        for their tasks is not the same on replay. That in which they were given is.
+        """
+        if coro not in self._siblings:
+            ordered = () if isinstance(given, AbstractSet) else given
+            coros = dict.fromkeys(each for each in ordered if asyncio.iscoroutine(each))
+            if coro in coros:
+                self._siblings = {each: self._spawn_child(each, None, None) for each in coros}
+            elif _is_native(coro):
+                self._refuse(
+                    "as_completed() with coroutines of an iterator or a set",
+                    "give it a list of coroutines, or tasks",
+                )
+        return self._siblings.pop(coro, None) or self._spawn_child(coro, None, None)
+
+    def _spawn_child(
+        self,
+        coro: Coroutine[Any, Any, T] | Generator[Any, None, T],
+        name: str | None,
+        context: contextvars.Context | None,
+    ) -> WorkflowTask[T]:
         scope = self.scope()
         path = _shorten(f"{scope.path}.{scope.children_count}")
         scope.children_count += 1
         native: Any = coro if _is_native(coro) else _await(coro)  # type: ignore[arg-type]
-        return self._spawn(native, path, None if name is None else str(name), context)
+        return self._spawn(native, path, name, context)
 
     def _spawn(
         self,
@@ -372,8 +416,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         if self._pumping:
             if type(callback) is MethodType and callback.__name__ == ANYIO_REDELIVERY:
                 self._redeliveries.append(handle)
-            else:
-                self._ready.append(handle)
+                return handle
+            self._ready.append(handle)
+            if _is_cancelled_by_anyio(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+                self._cancelled_by_anyio.append((_number_of_waiter(callback, args), handle))
         elif not self._closed:
             msg = (
                 "a future or task of a workflow's body was touched from outside of it. Send the "
@@ -427,12 +473,21 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     # --- async generators --------------------------------------------------------------------------
 
     def _on_generator(self, generator: Any) -> None:  # noqa: ANN401  AsyncGenerator of anything
+        # An ended one may have left its entry at the same address: this one was begun last.
+        self._generators.pop(id(generator), None)
         self._generators[id(generator)] = weakref.ref(generator)
 
     def _on_generator_dropped(self, generator: Any) -> None:  # noqa: ANN401
+        if self._closed:
+            return
+        if gc.is_finalized(generator):
+            # Part of a garbage cycle, collected at a moment that no replay repeats: it is kept, and
+            # closed when the body has ended, as it is when the collector does not run.
+            self._generators[id(generator)] = lambda: generator
+            return
         self._generators.pop(id(generator), None)
-        # Dropped by the body: as asyncio, close it in a task. Collected at any other time: forget it.
-        if self._pumping and not self._closed:
+        # Dropped by the body: as asyncio, close it in a task. At any other time: forget it.
+        if self._pumping:
             self.create_task(generator.aclose(), context=self.context)
 
     # --- what bodies may not do --------------------------------------------------------------------
@@ -475,37 +530,29 @@ class _ClosedHost:
 _CLOSED_HOST = _ClosedHost()
 
 
-class _CancelWatch:
-    """Notes which handles become ready while a future is cancelled by anyio."""
-
-    def __init__(  # noqa: D107
-        self,
-        ready: deque[asyncio.Handle],
-        found: list[tuple[int, asyncio.Handle]],
-        number: int,
-    ) -> None:
-        self._ready = ready
-        self._found = found
-        self._number = number
-
-    def __enter__(self) -> None:
-        self._before = len(self._ready)
-
-    def __exit__(self, *_: object) -> None:
-        if len(self._ready) > self._before and _is_called_by_anyio():
-            new = islice(self._ready, self._before, None)
-            self._found.extend((self._number, handle) for handle in new)
-
-
-def _is_called_by_anyio() -> bool:
-    frame = sys._getframe(2)  # noqa: SLF001
-    for _ in range(CANCEL_FRAMES_MAX):
-        if frame.f_code.co_name == ANYIO_REDELIVERY:
-            return True
-        if frame.f_back is None:
-            return False
+def _is_cancelled_by_anyio(frame: FrameType | None) -> bool:
+    # Futures made of futures, such as gather's, cancel each other: one such frame for each.
+    while frame is not None and frame.f_code.co_name == "cancel":
         frame = frame.f_back
-    return False
+    return frame is not None and frame.f_code.co_name == ANYIO_REDELIVERY
+
+
+def _given_to_as_completed(frame: FrameType | None) -> Iterable[object] | None:
+    """Return what as_completed was given, when it is as_completed that makes a task."""
+    while frame is not None and frame.f_globals is asyncio.tasks.__dict__:
+        if frame.f_code.co_name in AS_COMPLETED:
+            given: Iterable[object] = frame.f_locals.get("fs") or frame.f_locals["aws"]
+            return given
+        frame = frame.f_back
+    return None
+
+
+def _number_of_waiter(callback: Any, args: tuple[Any, ...]) -> int:  # noqa: ANN401
+    """Return the creation number of the task that is woken, else of the future it waited for."""
+    waiter = getattr(callback, "__self__", None)
+    if isinstance(waiter, WorkflowTask):
+        return waiter.number  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+    return getattr(args[0], "number", 0) if args else 0
 
 
 def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine

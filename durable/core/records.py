@@ -8,6 +8,7 @@ Rules:
 - Values (``args``, ``result``, ``context``) are JSON text, so that ``sqlite3`` can read them.
 - A step is *open* until it has a final state, and *settled* from then on. Once its outcome was
   handed to the body it has a ``position``; a settled step without one waits to be delivered.
+- Records hold scalars only, so the garbage collector need not look at them (``gc=False``).
 - Names and tags are stored: never rename one, never reuse one.
 """
 
@@ -167,7 +168,7 @@ class StoredError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return ErrorInfo(self.type_name, self.message, self.traceback)
 
 
-class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """One run.
 
     Attributes:
@@ -194,7 +195,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     finished_at_ms: int | None = None
 
 
-class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """One step of a run.
 
     Attributes:

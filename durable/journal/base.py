@@ -28,14 +28,14 @@ class OwnershipLostError(JournalError):
 
 
 @final
-class Parked(msgspec.Struct, frozen=True):
+class Parked(msgspec.Struct, frozen=True, gc=False):
     """The run needs nobody until then; ``None``: until something is sent to it."""
 
     wake_at_ms: int | None
 
 
 @final
-class Change(msgspec.Struct, kw_only=True):
+class Change(msgspec.Struct, kw_only=True, gc=False):
     """What one turn of one run writes, whole or not at all.
 
     Attributes:

@@ -9,7 +9,7 @@ import msgspec
 
 
 @final
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One try of a step, as its function sees it.
 
     Attributes:

@@ -14,7 +14,7 @@ import random
 from collections import deque
 from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast, final
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, final
 
 from msgspec.structs import replace
 
@@ -99,6 +99,12 @@ class Phase(Enum):
     GONE = auto()
 
 
+Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
+"""What is to be called once a change is committed: functions, each with its argument."""
+
+PARKED_FOR_EVER = Parked(None)
+
+
 @final
 class LiveRun:
     """A run that this process works on.
@@ -137,6 +143,7 @@ class LiveRun:
         self._steps = {step.number: step for step in steps if step.position is None}
         self._jobs: dict[int, Job] = {}
         self._alarms: dict[int, Alarm] = {}
+        self._queued: deque[Job] = deque()
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
 
     def __repr__(self) -> str:
@@ -212,7 +219,7 @@ class LiveRun:
     ) -> None:
         now_ms = self._host.clock.now_ms()
         change = Change(run_id=self.record.run_id, run=run, is_start=self._is_start)
-        after = _After()
+        after: Effects = []
         if delivered is not None:
             self._drop_step(delivered.number, after)
             change.updated.append(delivered)
@@ -225,12 +232,12 @@ class LiveRun:
         if turn.end is not None:
             self.record = change.run = self._ended(turn.end, now_ms)
             self.phase = Phase.LEAVING
-            change.parked = after.parked = Parked(None)
+            change.parked = PARKED_FOR_EVER
         else:
-            self._park_if_idle(now_ms, change, after)
+            self._park_if_idle(now_ms, change)
         self._submit(change, after)
 
-    def _issue(self, command: Command, now_ms: int, after: _After) -> StepRecord:
+    def _issue(self, command: Command, now_ms: int, after: Effects) -> StepRecord:
         step = StepRecord(
             number=command.number,
             key=command.key,
@@ -240,22 +247,27 @@ class LiveRun:
             due_at_ms=command.due_ms,
         )
         if command.kind is StepKind.SLEEP:
-            assert step.due_at_ms is not None
-            after.alarms.append(step)
+            after.append((self._set_alarm, step))
             return replace(step, state=StepState.RUNNING, started_at_ms=now_ms)
         if step.due_at_ms is not None and step.due_at_ms > now_ms:
-            after.alarms.append(step)
+            after.append((self._set_alarm, step))
             return step
         return self._offer(step, cast("ActionWork", command.work), now_ms, after)
 
-    def _offer(self, step: StepRecord, work: ActionWork, now_ms: int, after: _After) -> StepRecord:
+    def _offer(
+        self, step: StepRecord, work: ActionWork, now_ms: int, after: Effects
+    ) -> StepRecord:
         """Give the step's next attempt a slot, or a place in the queue; return its new record."""
         job = self._make_job(step, work)
         if self._host.pool.reserve():
             job.state = JobState.RESERVED
-            after.launches.append(job)
+            after.append((self._host.pool.launch, job))
             return _begun(step, now_ms)
-        after.queued.append(job)
+        if self.phase is Phase.STARTING:
+            # Only after the commit: a start whose id is taken must not have asked for slots.
+            after.append((self._enqueue, job))
+        else:
+            self._queued.append(job)
         return step
 
     def _make_job(self, step: StepRecord, work: ActionWork) -> Job:
@@ -268,12 +280,12 @@ class LiveRun:
         job = self._jobs[step.number] = Job(attempt, step.number, work, step.args)
         return job
 
-    def _withdraw(self, command: Command, now_ms: int, change: Change, after: _After) -> None:
+    def _withdraw(self, command: Command, now_ms: int, change: Change, after: Effects) -> None:
         step = self._drop_step(command.number, after)
         if step is not None:
             change.updated.append(_withdrawn(step, now_ms))
 
-    def _drop_step(self, number: int, after: _After) -> StepRecord | None:
+    def _drop_step(self, number: int, after: Effects) -> StepRecord | None:
         """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
         alarm = self._alarms.pop(number, None)
         if alarm is not None:
@@ -283,7 +295,7 @@ class LiveRun:
             if job.state in (JobState.QUEUED, JobState.RESERVED):
                 self._host.pool.withdraw(job)  # At once: a queued step never starts.
             else:
-                after.ended.append(job)
+                after.append((self._host.pool.withdraw, job))
         return self._steps.pop(number, None)
 
     def _ended(self, end: Returned | Raised, now_ms: int) -> RunRecord:
@@ -305,9 +317,9 @@ class LiveRun:
             finished_at_ms=now_ms,
         )
 
-    def _park_if_idle(self, now_ms: int, change: Change, after: _After) -> None:
+    def _park_if_idle(self, now_ms: int, change: Change) -> None:
         """Let a run leave memory that has nothing to do for long, in the commit of its turn."""
-        if self._deliveries or self._is_start:
+        if self._deliveries:
             return
         dues = [step.due_at_ms for step in self._steps.values()]
         if self._jobs or not dues:
@@ -315,20 +327,19 @@ class LiveRun:
         wake_at_ms = min(due for due in dues if due is not None)
         if wake_at_ms > now_ms + self._host.park_after_ms():
             self.phase = Phase.LEAVING
-            change.parked = after.parked = Parked(wake_at_ms)
+            change.parked = Parked(wake_at_ms)
 
     # --- commits ---------------------------------------------------------------------------------
 
-    def _submit(self, change: Change, after: _After) -> None:
-        after.is_start, self._is_start = change.is_start, False
-        self._host.writer.submit(change, partial(self._committed, after))
-        if not after.is_start:
-            self._enqueue(after.queued)
+    def _submit(self, change: Change, after: Effects) -> None:
+        self._is_start = False
+        self._host.writer.submit(change, partial(self._committed, change, after))
+        self._enqueue_queued()
 
-    def _committed(self, after: _After, taken_by: RunRecord | None) -> None:
+    def _committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
         if self.phase is Phase.GONE:
             return
-        if after.is_start:
+        if change.is_start:
             if taken_by is not None:
                 self.drop()
             elif self.phase is Phase.STARTING:
@@ -336,23 +347,24 @@ class LiveRun:
             self._host.on_start_committed(self, taken_by)
             if taken_by is not None:
                 return
-            # Only now: a start whose id is taken must not have asked for slots.
-            self._enqueue(after.queued)
-        for job in after.ended:
-            self._host.pool.withdraw(job)
-        for job in after.launches:
-            self._host.pool.launch(job)
-        for step in after.alarms:
-            self._set_alarm(step)
-        if after.parked is not None:
-            self._leave(after.parked.wake_at_ms)
+        for act, subject in after:
+            act(subject)
+        if self.phase is Phase.LEAVING:
+            if change.parked is not None:
+                self._leave(change.parked.wake_at_ms)
+        elif self.phase is Phase.STUCK:
+            if not self._jobs:
+                self._leave(None)
         elif self._deliveries:
             self._host.schedule(self)
 
-    def _enqueue(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            if job.state is JobState.QUEUED:
-                self._host.pool.enqueue(job)
+    def _enqueue_queued(self) -> None:
+        while self._queued:
+            self._enqueue(self._queued.popleft())
+
+    def _enqueue(self, job: Job) -> None:
+        if job.state is JobState.QUEUED:
+            self._host.pool.enqueue(job)
 
     def _leave(self, wake_at_ms: int | None) -> None:
         self.drop()
@@ -388,22 +400,22 @@ class LiveRun:
             self._settle(_settled(step, StepState.COMPLETED, now_ms))
             return
         command = self._execution.command(number)
-        change, after = Change(run_id=self.record.run_id), _After()
+        change = Change(run_id=self.record.run_id)
+        after: Effects = []
         begun = self._offer(step, cast("ActionWork", command.work), now_ms, after)
         if begun is not step:
             self._steps[number] = begun
             change.updated.append(begun)
             self._submit(change, after)
         else:
-            self._enqueue(after.queued)
+            self._enqueue_queued()
 
     def on_slot(self, job: Job) -> None:
         """A queued attempt has its slot: record that it runs, and then run it."""
         step = _begun(self._steps[job.number], self._host.clock.now_ms())
         self._steps[job.number] = step
-        after = _After()
-        after.launches.append(job)
-        self._submit(Change(run_id=self.record.run_id, updated=[step]), after)
+        change = Change(run_id=self.record.run_id, updated=[step])
+        self._submit(change, [(self._host.pool.launch, job)])
 
     def on_outcome(self, job: Job) -> None:
         """An attempt has ended: settle its step, or have it tried again later."""
@@ -430,12 +442,9 @@ class LiveRun:
         )
         del self._jobs[job.number]
         self._steps[job.number] = step
-        after = _After()
-        after.alarms.append(step)
-        after.ended.append(job)
+        after: Effects = [(self._host.pool.withdraw, job), (self._set_alarm, step)]
         if self.phase is Phase.STUCK:
             del self._steps[job.number]
-            self._leave_when_still(after)
         self._submit(Change(run_id=self.record.run_id, updated=[step]), after)
 
     def _backoff_ms(self, job: Job, outcome: Failed) -> int | None:
@@ -448,9 +457,8 @@ class LiveRun:
         """Queue a step's outcome for the body; without a body to take it, record it as it is."""
         self._steps[step.number] = step
         if self.phase is Phase.STUCK:
-            after = _After()
+            after: Effects = []
             self._drop_step(step.number, after)
-            self._leave_when_still(after)
             self._submit(Change(run_id=self.record.run_id, updated=[step]), after)
             return
         self._deliveries.append((step, value))
@@ -462,7 +470,8 @@ class LiveRun:
         """Replay has come to where the journal ends: take up what is open."""
         self.phase = Phase.LIVE
         now_ms = self._host.clock.now_ms()
-        change, after = Change(run_id=self.record.run_id), _After()
+        change = Change(run_id=self.record.run_id)
+        after: Effects = []
         if self.record.state is RunState.STUCK:
             self.record = change.run = self._running(self.record)
         recorded = self._steps
@@ -476,19 +485,19 @@ class LiveRun:
         settled = [step for step in self._steps.values() if step.state.is_final]
         settled.sort(key=lambda step: (step.finished_at_ms or 0, step.number))
         self._deliveries.extend((step, UNSET) for step in settled)
-        self._park_if_idle(now_ms, change, after)
+        self._park_if_idle(now_ms, change)
         self._submit(change, after)
         for job in [job for job in self._jobs.values() if job.outcome is not None]:
             self.on_outcome(job)
 
     def _resume_step(
-        self, step: StepRecord, command: Command, now_ms: int, after: _After
+        self, step: StepRecord, command: Command, now_ms: int, after: Effects
     ) -> StepRecord:
         if step.state.is_final:
             return step
         is_due = step.due_at_ms is None or step.due_at_ms <= now_ms
         if step.kind is StepKind.SLEEP or (step.state is StepState.PENDING and not is_due):
-            after.alarms.append(step)
+            after.append((self._set_alarm, step))
             return step
         work = cast("ActionWork", command.work)
         if step.state is StepState.RUNNING:
@@ -524,7 +533,7 @@ class LiveRun:
             error=encode_exception(error),
         )
         change = Change(run_id=self.record.run_id, run=self.record, is_start=self._is_start)
-        after = _After()
+        after: Effects = []
         # Outcomes that were waiting for their delivery are kept for the code that can take them.
         if self.phase is Phase.LIVE:
             change.updated += [step for step, _ in self._deliveries]
@@ -535,28 +544,8 @@ class LiveRun:
             job = self._jobs.get(number)
             if step.state.is_final or job is None or job.state is not JobState.RUNNING:
                 self._drop_step(number, after)
-        change.parked = Parked(None)
-        self._leave_when_still(after)
+        change.parked = PARKED_FOR_EVER
         self._submit(change, after)
-
-    def _leave_when_still(self, after: _After) -> None:
-        if not self._jobs:
-            after.parked = Parked(None)
-
-
-@final
-class _After:
-    """What is to be done once a change is committed."""
-
-    __slots__ = ("alarms", "ended", "is_start", "launches", "parked", "queued")
-
-    def __init__(self) -> None:
-        self.is_start = False
-        self.alarms: list[StepRecord] = []
-        self.ended: list[Job] = []
-        self.launches: list[Job] = []
-        self.queued: list[Job] = []
-        self.parked: Parked | None = None
 
 
 def _begun(step: StepRecord, now_ms: int) -> StepRecord:
