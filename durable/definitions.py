@@ -41,6 +41,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
+VERSION_MAX = 2**31 - 1
+"""The highest version of a workflow."""
+
 
 class Definition(Generic[P, R]):
     """A decorated function.
@@ -59,17 +62,18 @@ class Definition(Generic[P, R]):
         if not callable(fn):
             msg = f"@{type(self).__name__.lower()} decorates a function, not {fn!r}"
             raise TypeError(msg)
-        if name is not None and (not isinstance(name, str) or not name):  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"name= is text, and not empty; it is {name!r}"
+        name = check_name(name, "name=")
+        if name is None and not hasattr(fn, "__qualname__"):
+            msg = f"{fn!r} has no name of its own: give it one, by @durable.{self.kind}(name=...)"
             raise TypeError(msg)
         self.fn = fn
-        self.name = str(name) if name is not None else registry.default_name(fn)
+        self.name = name or registry.default_name(fn)
         self.version = version
         self.parameters = Parameters(
-            fn, self.name, injected=self.injected_count, frame=callers_frame(3)
+            fn, self.name, injected=self.injected_count, frame=callers_frame()
         )
-        self.__name__ = fn.__name__
-        self.__qualname__ = fn.__qualname__
+        self.__name__ = getattr(fn, "__name__", self.name)
+        self.__qualname__ = getattr(fn, "__qualname__", self.name)
         self.__module__ = fn.__module__
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
@@ -134,9 +138,12 @@ class Workflow(Definition[P, R]):
                 f"{getattr(fn, '__qualname__', fn)!r} is not"
             )
             raise TypeError(msg)
-        if isinstance(version, bool) or not isinstance(version, int) or version < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"workflow(version=) is a whole number from 0 on, not {version!r}"
+        if isinstance(version, bool) or not isinstance(version, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"workflow(version=) is a whole number, not {version!r}"
             raise TypeError(msg)
+        if not 0 <= version <= VERSION_MAX:
+            msg = f"workflow(version=) is from 0 to {VERSION_MAX}, not {version}"
+            raise ValueError(msg)
         super().__init__(fn, name, version)
         self.retry = check_retry(retry)
         self.retry_actions_by_default = retry_actions_by_default
@@ -166,7 +173,8 @@ class Call(Coroutine[Any, Any, R_co]):
         msg = f"a Call is immutable; make another one to change {name!r}"
         raise AttributeError(msg)
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> NoReturn:
+        self.__setattr__(name, None)
 
     def __hash__(self) -> int:
         return object.__hash__(self) if self._number is None else self._number
@@ -251,6 +259,26 @@ def _callee(fn: Callable[..., Any]) -> Any:  # noqa: ANN401
     return type(fn).__call__
 
 
+def check_name(name: str | None, what: str) -> str | None:
+    """Return a name that a journal can hold, or ``None``; raise for any other.
+
+    Raises:
+        TypeError: It is no text, or empty.
+        ValueError: It has no UTF-8 form.
+    """
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"{what} is text, and not empty; it is {name!r}"
+        raise TypeError(msg)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        msg = f"{what} has a lone surrogate in it, which cannot be stored: {name!r}"
+        raise ValueError(msg) from None
+    return str(name)
+
+
 def check_retry(retry: Retry | bool | None) -> Retry | bool | None:
     """Return ``retry``, or raise ``TypeError`` when it is none of what decides about retries."""
     if retry is None or isinstance(retry, bool | Retry):
@@ -273,7 +301,10 @@ def check_timeout(timeout: float | timedelta | None) -> float | None:
 def _check_raises(raises: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
     if isinstance(raises, type):  # pyright: ignore[reportUnnecessaryIsInstance]
         raises = (raises,)
-    if all(isinstance(cls, type) and issubclass(cls, Exception) for cls in raises):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(raises, tuple | list) and all(  # pyright: ignore[reportUnnecessaryIsInstance]
+        isinstance(cls, type) and issubclass(cls, Exception)  # pyright: ignore[reportUnnecessaryIsInstance]
+        for cls in raises
+    ):
         return tuple(raises)
     msg = f"raises= is a tuple of Exception classes, not {raises!r}"
     raise TypeError(msg)
@@ -312,7 +343,8 @@ def workflow(
             engine's.
 
     Raises:
-        TypeError: It is no coroutine function, or lacks the ``step`` parameter.
+        TypeError: It is no coroutine function, lacks the ``step`` parameter, or has an annotation
+            without a JSON form.
         DuplicateDefinitionError: Another workflow has the name and version.
     """
 
@@ -363,6 +395,7 @@ def action(
             the action's or the workflow's module names.
 
     Raises:
+        TypeError: It is a generator, or has an annotation without a JSON form.
         DuplicateDefinitionError: Another action has the name.
     """
 

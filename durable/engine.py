@@ -30,12 +30,12 @@ from durable.core.errors import (
 from durable.core.loop import WorkflowLoop
 from durable.core.records import RunRecord, RunState, StepKind
 from durable.core.retry import Retry, seconds
-from durable.definitions import Call, Workflow
+from durable.definitions import Call, Workflow, check_name
 from durable.journal.base import RunQuery, StepQuery
 from durable.journal.url import parse_url
 from durable.run import Run
 from durable.runtime.clock import SystemClock
-from durable.runtime.instrumentation import engine_logger
+from durable.runtime.instrumentation import EngineLog
 from durable.runtime.settings import Settings
 from durable.status import EngineStatistics, Page, RunStatus, StepInfo, run_status, step_info
 from durable.step import BoundWorkflow, Defaults, check_delay, known_errors
@@ -54,6 +54,9 @@ DEFAULT_URL = "sqlite:///durable.db"
 ID_CHARS_MAX = 512
 PAGE_ITEMS_MAX = 1_000
 """A page holds no more than this, so that no reader holds the journal for long."""
+
+CURSOR_CHARS_MAX = 18
+"""A cursor is a place in the journal, which fits into 63 bits."""
 
 _open_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Engine]] = (
     weakref.WeakKeyDictionary()
@@ -95,6 +98,12 @@ class Engine:
             msg = f"Engine(retry=) is a durable.Retry, not {retry!r}"
             raise TypeError(msg)
         self._drain_timeout_s = seconds(drain_timeout, "drain_timeout")
+        if self._drain_timeout_s < 0:
+            msg = f"drain_timeout is not negative, but it is {drain_timeout!r}"
+            raise ValueError(msg)
+        if not isinstance(retry_actions_by_default, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"retry_actions_by_default is True or False, not {retry_actions_by_default!r}"
+            raise TypeError(msg)
         self._settings = Settings(
             max_interruptions=_check_count(max_interruptions, "max_interruptions"),
             max_payload=_check_count(max_payload, "max_payload"),
@@ -171,7 +180,7 @@ class Engine:
                 self._clock,
                 self._settings,
                 max_parallelism=self._max_parallelism,
-                log=engine_logger(),
+                log=EngineLog(),
             )
             self._loop = asyncio.get_running_loop()
             ready, self._stop = asyncio.Event(), asyncio.Event()
@@ -311,9 +320,11 @@ class Engine:
     async def wait_for_result(self, run_id: str, timeout: float | timedelta | None) -> Any:  # noqa: ANN401, ASYNC109
         """Wait for a run's end and return its value: see ``Run.result``."""
         runner, _ = self._opened("run.result()")
-        timeout_s = None if timeout is None else seconds(timeout, "timeout")
-        async with asyncio.timeout(timeout_s):
+        if timeout is None:
             record = await runner.wait_until_final(run_id)
+        else:
+            async with asyncio.timeout(seconds(timeout, "timeout")):
+                record = await runner.wait_until_final(run_id)
         if record is None:
             raise _not_found(run_id)
         return _outcome(record)
@@ -358,9 +369,9 @@ class Engine:
         _, journal = self._opened("engine.list_runs()")
         limit = _check_limit(limit)
         query = RunQuery(
-            name=name,
+            name=check_name(name, "name="),
             state=None if state is None else RunState(state),
-            parent_id=parent,
+            parent_id=None if parent is None else _check_id(parent),
             order=_check_order(order),
             limit=limit + 1,
             after=_check_cursor(cursor),
@@ -586,11 +597,12 @@ def _check_order(order: Literal["asc", "desc"]) -> Literal["asc", "desc"]:
 
 
 def _check_cursor(cursor: str | None) -> int | None:
-    try:
-        return None if cursor is None else int(cursor)
-    except (TypeError, ValueError):
-        msg = f"{cursor!r} is no cursor of a page"
-        raise ValueError(msg) from None
+    if cursor is None:
+        return None
+    if isinstance(cursor, str) and cursor.isdecimal() and len(cursor) <= CURSOR_CHARS_MAX:  # pyright: ignore[reportUnnecessaryIsInstance]
+        return int(cursor)
+    msg = f"{cursor!r} is no cursor of a page: pass Page.cursor as it is"
+    raise ValueError(msg)
 
 
 def _not_found(run_id: str) -> RunNotFoundError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, final
 
@@ -54,7 +55,8 @@ class Parameters:
         if any(p.kind not in _POSITIONAL for p in parameters[:injected]) or (
             len(parameters) < injected
         ):
-            msg = f"{what} needs `step` as its first parameter: `async def {fn.__name__}(step, ...)`"
+            name = getattr(fn, "__name__", "body")
+            msg = f"{what} needs `step` as its first parameter: `async def {name}(step, ...)`"
             raise TypeError(msg)
         self._parameters = parameters[injected:]
         self._signature = inspect.Signature(self._parameters)
@@ -197,16 +199,15 @@ class Parameters:
         return self._args, self._result
 
     def _resolve(self) -> None:
-        fn = inspect.unwrap(self._fn)
         annotations = {
             p.name: p.annotation for p in self._parameters if p.annotation is not _EMPTY
         }
-        returns = inspect.signature(fn).return_annotation
+        returns = inspect.signature(self._fn).return_annotation
         if returns is not _EMPTY:
             annotations["return"] = returns
         hints = typing.get_type_hints(
             SimpleNamespace(__annotations__=annotations),
-            globalns=getattr(fn, "__globals__", {}),
+            globalns=globals_of(self._fn),
             localns=dict(self._locals),
             include_extras=True,
         )
@@ -252,9 +253,21 @@ def _plain_names(parameters: list[inspect.Parameter]) -> list[str] | None:
     return None
 
 
-def callers_frame(depth: int) -> FrameType | None:
-    """Return the frame ``depth`` calls above the caller, where the interpreter has frames."""
-    try:
-        return sys._getframe(depth + 1)  # noqa: SLF001
-    except ValueError:
-        return None
+def callers_frame() -> FrameType | None:
+    """Return the frame of the code that called into the calling module."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
+    assert frame is not None
+    inside = frame.f_globals
+    while frame is not None and frame.f_globals is inside:
+        frame = frame.f_back
+    return frame
+
+
+def globals_of(fn: Callable[..., object]) -> dict[str, Any]:
+    """Return what the module of a function names, past partials and decorators."""
+    fn = inspect.unwrap(fn)
+    if isinstance(fn, partial):
+        return globals_of(fn.func)
+    if not hasattr(fn, "__globals__") and not inspect.isroutine(fn):
+        fn = type(fn).__call__
+    return getattr(fn, "__globals__", {})

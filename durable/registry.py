@@ -96,4 +96,5 @@ def _place(definition: Registered) -> tuple[str, int, str]:
 
 def _show(definition: Registered) -> str:
     file, line, _ = _place(definition)
-    return f"{definition.fn.__qualname__} at {file}:{line}"
+    name = getattr(definition.fn, "__qualname__", repr(definition.fn))
+    return f"{name} at {file}:{line}"

@@ -21,7 +21,8 @@ from durable.core.execution import DUE_MS_MAX, Command, Execution, Stuck
 from durable.core.loop import WorkflowLoop
 from durable.core.records import StepKind
 from durable.core.retry import resolve_retry, seconds
-from durable.definitions import Action, Call, Workflow, check_retry, check_timeout
+from durable.definitions import Action, Call, Workflow, check_name, check_retry, check_timeout
+from durable.parameters import globals_of
 from durable.runtime.instrumentation import body_logger
 from durable.status import to_datetime
 
@@ -162,11 +163,8 @@ class Step:
         if not isinstance(call, Call):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"step.run() takes a call, such as charge('o-1'), not {call!r}"
             raise TypeError(msg)
-        if name is not None and (not isinstance(name, str) or not name):  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"a step's name is text, and not empty; it is {name!r}"
-            raise TypeError(msg)
         options = _Options(
-            None if name is None else str(name),
+            check_name(name, "a step's name"),
             check_retry(retry),
             check_timeout(timeout),
             *check_delay(run_after, run_at),
@@ -199,7 +197,7 @@ class Step:
         execution = self._in_body()
         command = Command(
             StepKind.SLEEP,
-            name or "sleep",
+            check_name(name, "a step's name") or "sleep",
             execution.next_key(),
             args=encode_canonical(args),
             # The due time was fixed: a changed delay concerns the sleeps to come.
@@ -294,7 +292,7 @@ def known_errors(*definitions: Action[Any, Any] | Workflow[Any, Any]) -> dict[st
     """Return the exception classes that may be rebuilt, by the name they are stored under."""
     known: dict[str, object] = {}
     for definition in definitions:
-        named = list(getattr(definition.fn, "__globals__", {}).values())
+        named = list(globals_of(definition.fn).values())
         if isinstance(definition, Action):
             named += definition.raises
         for value in named:

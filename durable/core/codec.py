@@ -52,6 +52,10 @@ def _encode_foreign(value: object) -> object:
     dump = getattr(type(value), "model_dump", None)
     if dump is not None:
         return dump(value, mode="json")
+    if value is None or isinstance(value, tuple | frozenset):
+        # msgspec asks about these only where JSON has no place for them.
+        msg = f"a dict with {type(value).__qualname__} as a key has no JSON form"
+        raise EncodeError(msg)
     msg = f"objects of type {type(value).__qualname__} have no JSON form"
     if hasattr(value, "__await__"):
         msg += " (was an await forgotten?)"
@@ -64,6 +68,23 @@ def _decode_foreign(shape: type, value: object) -> object:
         return validate(value)
     msg = f"type {shape!r} has no JSON form"
     raise DecodeError(msg)
+
+
+def _find_foreign(annotation: Any) -> type | None:  # noqa: ANN401  any type form
+    """Return a class in an annotation that neither msgspec nor the hooks above know."""
+    seen: set[int] = set()
+    todo: list[object] = [msgspec.inspect.type_info(annotation)]
+    while todo:
+        info = todo.pop()
+        if isinstance(info, msgspec.inspect.CustomType):
+            if not hasattr(info.cls, "model_validate"):
+                return info.cls
+        elif isinstance(info, tuple | list):
+            todo += info  # pyright: ignore[reportUnknownArgumentType]
+        elif isinstance(info, msgspec.Struct) and id(info) not in seen:
+            seen.add(id(info))
+            todo += (getattr(info, field) for field in info.__struct_fields__)
+    return None
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_encode_foreign)
@@ -155,10 +176,17 @@ class Shape(Generic[T]):
         """Prepare ``annotation``.
 
         Raises:
-            TypeError: msgspec has no JSON form for it.
+            TypeError: It, or a part of it, has no JSON form.
         """
         if annotation is NoReturn or annotation is Never:
             annotation = None
+        foreign = _find_foreign(annotation)
+        if foreign is not None:
+            msg = (
+                f"{foreign!r} is neither a type that msgspec encodes nor a pydantic model. Use a "
+                "dataclass, a msgspec.Struct, or plain values"
+            )
+            raise TypeError(msg)
         self.annotation = annotation
         self._is_any = annotation is Any or annotation is object
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(

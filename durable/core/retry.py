@@ -65,6 +65,9 @@ class Retry(msgspec.Struct, frozen=True):
             value = getattr(self, field)
             if value is None and field == "max_backoff":
                 continue
+            if isinstance(value, timedelta):
+                msg = f"Retry({field}=) is a number, not {value!r}: use .total_seconds()"
+                raise TypeError(msg)
             if seconds(value, f"Retry({field}=)") < least:
                 msg = f"Retry({field}=) is at least {least:g}, not {value}"
                 raise ValueError(msg)
@@ -80,6 +83,8 @@ class Retry(msgspec.Struct, frozen=True):
         assert 0 <= draw < 1
         if attempt >= self.max_attempts:
             return None
+        if not self.initial_backoff:
+            return 0  # However large the power is.
         try:
             wait_s = self.initial_backoff * self.base ** (attempt - 1)
         except OverflowError:

@@ -21,13 +21,20 @@ def parse_url(url: str | Path) -> Path | None:
         ValueError: It is no URL of a known store.
     """
     if isinstance(url, Path):
-        return url
+        return _check_path(url, url)
     if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]  users may err
         msg = f"a journal is text or a pathlib.Path, not {url!r}: {HELP}"
         raise TypeError(msg)
     if url == SCHEME:
         return None
-    if not url.startswith(SCHEME + "/") or url == SCHEME + "/" or "?" in url or "\0" in url:
+    if not url.startswith(SCHEME + "/") or url == SCHEME + "/" or "?" in url:
         msg = f"{url!r} names no journal: {HELP}"
         raise ValueError(msg)
-    return Path(unquote(url.removeprefix(SCHEME + "/")))
+    return _check_path(Path(unquote(url.removeprefix(SCHEME + "/"))), url)
+
+
+def _check_path(path: Path, url: object) -> Path:
+    if "\0" in str(path):
+        msg = f"{url!r} has a NUL character in it: no file has such a name"
+        raise ValueError(msg)
+    return path

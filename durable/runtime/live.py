@@ -35,6 +35,7 @@ from durable.runtime.attempt import Attempt
 from durable.runtime.workpool import Failed, Job, JobState, Succeeded
 
 if TYPE_CHECKING:
+    from durable.runtime.instrumentation import EngineLog
     from collections.abc import Callable, Coroutine
 
     from durable.core.execution import Command
@@ -68,7 +69,7 @@ class LiveHost(Protocol):
     pool: Workpool
     writer: Writer
     settings: Settings
-    log: Any
+    log: EngineLog
 
     def schedule(self, live: LiveRun) -> None:
         """Have ``live.advance`` called soon, from a plain callback."""

@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 import anyio
@@ -36,6 +37,8 @@ from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
+    from durable.runtime.instrumentation import EngineLog
+    Waiter = asyncio.Future[RunRecord | None]
     from collections.abc import Iterator
 
     from durable.core.errors import JournalError
@@ -74,7 +77,7 @@ class Runner:
         settings: Settings,
         *,
         max_parallelism: int,
-        log: Any,  # noqa: ANN401
+        log: EngineLog,
     ) -> None:
         self.clock = clock
         self.settings = settings
@@ -87,8 +90,8 @@ class Runner:
         self._live: dict[str, LiveRun] = {}
         self._ready: deque[LiveRun] = deque()
         self._is_pumping = False
-        self._starts: dict[str, asyncio.Future[RunRecord | None]] = {}
-        self._waiters: dict[str, set[asyncio.Future[RunRecord | None]]] = {}
+        self._starts: dict[str, list[Waiter]] = {}
+        self._waiters: dict[str, set[Waiter]] = {}
         self._expected: Counter[str] = Counter()
         self._ended: dict[str, RunRecord] = {}
         self._wake_alarm: Alarm | None = None
@@ -139,7 +142,7 @@ class Runner:
             live.drop()
         self._live.clear()
         self._ready.clear()
-        for future in [*self._starts.values(), *(f for s in self._waiters.values() for f in s)]:
+        for future in chain(*self._starts.values(), *self._waiters.values()):
             if not future.done():
                 future.set_exception(self._closed_error())
                 future.exception()  # Its caller may be gone: nobody has to retrieve it.
@@ -171,8 +174,7 @@ class Runner:
         if is_id_given and await self._is_there(record):
             return
         self._check_open()
-        acked = asyncio.get_running_loop().create_future()
-        self._starts[record.run_id] = acked
+        self._starts[record.run_id] = []
         if wake_at_ms is None and len(self._live) < self.settings.live_runs_max:
             live = LiveRun(self, spec, record, [], is_start=True)
             self._live[record.run_id] = live
@@ -183,16 +185,21 @@ class Runner:
             self.writer.submit(
                 change, lambda taken_by: self._on_delayed_start(record.run_id, due_ms, taken_by)
             )
-        # The future outlives a cancelled caller: the start goes on, its outcome is in the journal.
-        taken_by = await asyncio.shield(acked)
+        # A cancelled caller stops waiting; the start goes on, its outcome is in the journal.
+        taken_by = await self._wait_until_started(record.run_id)
         if taken_by is not None:
             _check_same(taken_by, record)
 
+    async def _wait_until_started(self, run_id: str) -> RunRecord | None:
+        """Return who has the id, once the start that is under way is committed."""
+        acked: Waiter = asyncio.get_running_loop().create_future()
+        self._starts[run_id].append(acked)
+        return await acked
+
     async def _is_there(self, record: RunRecord) -> bool:
         while True:
-            pending = self._starts.get(record.run_id)
-            if pending is not None:
-                taken_by = await asyncio.shield(pending)
+            if record.run_id in self._starts:
+                taken_by = await self._wait_until_started(record.run_id)
                 if taken_by is not None:
                     _check_same(taken_by, record)
                     return True
@@ -215,6 +222,7 @@ class Runner:
     def on_start_committed(self, live: LiveRun, taken_by: RunRecord | None) -> None:
         if taken_by is not None:
             del self._live[live.record.run_id]
+            self._claim_if_room()
         self._acknowledge(live.record.run_id, taken_by)
 
     def _on_delayed_start(self, run_id: str, due_ms: int, taken_by: RunRecord | None) -> None:
@@ -223,9 +231,9 @@ class Runner:
             self._wake_at(due_ms)
 
     def _acknowledge(self, run_id: str, taken_by: RunRecord | None) -> None:
-        acked = self._starts.pop(run_id)
-        if not acked.done():
-            acked.set_result(taken_by)
+        for acked in self._starts.pop(run_id):
+            if not acked.done():
+                acked.set_result(taken_by)
 
     # --- waiting for the end -----------------------------------------------------------------------
 
@@ -247,7 +255,7 @@ class Runner:
             if run_id in self._ended:
                 return self._ended[run_id]
             self._check_not_closed()
-            waiter: asyncio.Future[RunRecord | None] = asyncio.get_running_loop().create_future()
+            waiter: Waiter = asyncio.get_running_loop().create_future()
             waiters = self._waiters.setdefault(run_id, set())
             waiters.add(waiter)
             try:
@@ -344,8 +352,12 @@ class Runner:
             self._tell_waiters(record.run_id, record)
         if wake_at_ms is not None:
             self._wake_at(wake_at_ms)
-        elif len(self._live) == self.settings.live_runs_max - 1:
-            self.writer.ask_claim()  # There is room again.
+        self._claim_if_room()
+
+    def _claim_if_room(self) -> None:
+        """Claim what waits in the journal for one of the runs in memory to leave."""
+        if len(self._live) == self.settings.live_runs_max - 1:
+            self.writer.ask_claim()
 
     def _wake_at(self, due_ms: int) -> None:
         """Claim what is due at that time, if nothing makes us look sooner."""
@@ -433,10 +445,9 @@ class Runner:
             live.drop()
         self._live.clear()
         starts, self._starts = self._starts, {}
-        for acked in starts.values():
+        for acked in chain(*starts.values()):
             if not acked.done():
                 acked.set_exception(_unavailable(error))
-                acked.exception()  # Its caller may have been cancelled: nobody has to retrieve it.
 
     def on_restored(self) -> None:
         self.log.warning("durable.journal_restored")
