@@ -129,9 +129,9 @@ def run_status(record: RunRecord, open_steps: Iterable[StepRecord]) -> RunStatus
         running=[step_info(record.run_id, step) for step in open_steps],
         parent_id=record.parent_id,
         generation=record.generation,
-        created_at=to_datetime(record.created_at_ms),
-        started_at=_datetime(record.started_at_ms),
-        finished_at=_datetime(record.finished_at_ms),
+        created_at=_time(record.created_at_ms, where),
+        started_at=_datetime(record.started_at_ms, where),
+        finished_at=_datetime(record.finished_at_ms, where),
     )
 
 
@@ -152,8 +152,8 @@ def step_info(run_id: str, record: StepRecord) -> StepInfo:
         error=_error(record.error, where),
         state=record.state,
         attempts=record.attempts,
-        started_at=_datetime(record.started_at_ms),
-        finished_at=_datetime(record.finished_at_ms),
+        started_at=_datetime(record.started_at_ms, where),
+        finished_at=_datetime(record.finished_at_ms, where),
         child_run_id=record.child_run_id,
         event_id=record.event_id,
     )
@@ -164,8 +164,15 @@ def to_datetime(time_ms: int) -> datetime:
     return datetime.fromtimestamp(time_ms / 1000, UTC)
 
 
-def _datetime(time_ms: int | None) -> datetime | None:
-    return None if time_ms is None else to_datetime(time_ms)
+def _datetime(time_ms: int | None, where: str) -> datetime | None:
+    return None if time_ms is None else _time(time_ms, where)
+
+
+def _time(time_ms: int, where: str) -> datetime:
+    try:
+        return to_datetime(time_ms)
+    except (ValueError, OverflowError, OSError) as exc:
+        raise _damaged(where, exc) from exc
 
 
 def _plain(text: str | None, where: str) -> Any:  # noqa: ANN401
@@ -186,5 +193,6 @@ def _error(text: str | None, where: str) -> ErrorInfo | None:
         raise _damaged(where, exc) from exc
 
 
-def _damaged(where: str, exc: DecodeError) -> JournalCorruptError:
-    return JournalCorruptError(f"damaged value in the journal, {where}: {exc}")
+def _damaged(where: str, exc: Exception) -> JournalCorruptError:
+    msg = f"damaged value in the journal, {where}: {exc}. Restore the file from a backup."
+    return JournalCorruptError(msg)

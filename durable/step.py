@@ -10,7 +10,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import random
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, final
@@ -27,6 +26,7 @@ from durable.runtime.instrumentation import body_logger
 from durable.status import to_datetime
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Coroutine
 
     from durable.core.execution import CommandFuture
@@ -108,12 +108,16 @@ class Step:
     def random(self) -> random.Random:
         """Random numbers seeded by the run's id: the same on replay; not for secrets."""
         if self._random is None:
+            import random  # noqa: PLC0415  late: few bodies want it
+
             self._random = random.Random(self.run_id)  # noqa: S311
         return self._random
 
     def uuid4(self) -> uuid.UUID:
         """Return a random UUID, the same on replay; not for secrets."""
         if self._uuids is None:
+            import random  # noqa: PLC0415
+
             self._uuids = random.Random(f"uuid4 {self.run_id}")  # noqa: S311
         return uuid.UUID(int=self._uuids.getrandbits(128), version=4)
 

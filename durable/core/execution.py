@@ -393,10 +393,8 @@ class Execution:
                     value = self._decode(record, work)
             future.set_result(value)
         else:
-            assert record.state is StepState.FAILED
-            assert record.error is not None
             assert work is not None
-            future.set_exception(work.rebuild(record.error))
+            future.set_exception(self._rebuild(record, work))
 
     def _decode(self, record: StepRecord, work: Work) -> object:
         try:
@@ -407,6 +405,17 @@ class Execution:
                 f"any more: {exc}. Annotate it so that both fit, or give the workflow a new version."
             )
             raise Stuck(msg) from None
+
+    def _rebuild(self, record: StepRecord, work: Work) -> BaseException:
+        try:
+            assert record.state is StepState.FAILED
+            return work.rebuild(record.error or "")
+        except Exception as exc:  # noqa: BLE001
+            msg = (
+                f"the recorded outcome of {_describe(record)} is damaged: it is {record.state}, "
+                f"with the error {record.error!r}. Restore the journal from a backup."
+            )
+            raise Stuck(msg) from exc
 
     def _close_turn(self) -> Turn:
         issued = [command for command in self._issued if not command.is_withdrawn]

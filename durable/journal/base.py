@@ -71,12 +71,13 @@ class Claim(msgspec.Struct, frozen=True):
     Attributes:
         runs: Each with all of its steps, in order of number.
         next_wake_at_ms: When the next run that was not claimed is due; ``None`` when none is.
-        errors: Runs that could not be read, which nobody works on: the error names the row.
+        errors: Runs that could not be read, which nobody works on: the error names the row. With
+            the run, when only its steps could not.
     """
 
     runs: list[tuple[RunRecord, list[StepRecord]]]
     next_wake_at_ms: int | None
-    errors: list[JournalError] = []
+    errors: list[tuple[RunRecord | None, JournalError]] = []
 
 
 @final

@@ -64,6 +64,10 @@ class SqliteJournal:
         return f"<SqliteJournal {self._path or 'in memory'} epoch={self._epoch}>"
 
     @property
+    def _name(self) -> str:
+        return "the journal in memory" if self._path is None else f"the journal {self._path}"
+
+    @property
     def path(self) -> Path | None:
         """The database file."""
         return self._path
@@ -98,7 +102,7 @@ class SqliteJournal:
 
     async def _connect(self, first: Callable[[sqlite3.Connection], None]) -> None:
         self._writer = await self._open_connection()
-        await self._call(self._writer, _set_up_writer)
+        await self._call(self._writer, partial(_set_up_writer, name=self._name))
         await self._call(self._writer, partial(_transact, work=first))
         if self._path is None:
             self._reader = self._writer
@@ -120,15 +124,23 @@ class SqliteJournal:
     async def _disconnect(self) -> None:
         connections = {self._reader, self._writer} - {None}
         self._reader = self._writer = None
-        for connection in connections:
-            assert connection is not None
-            # An unclosed connection keeps its thread, and so the interpreter, alive.
-            with contextlib.suppress(sqlite3.Error):
-                await connection.close()
+        # An unclosed connection keeps its thread, and so the interpreter, alive. The engine cancels
+        # a reopening when it is closed.
+        with anyio.CancelScope(shield=True):
+            for connection in connections:
+                assert connection is not None
+                with contextlib.suppress(sqlite3.Error):
+                    await connection.close()
 
     def _become_owner(self, db: sqlite3.Connection) -> None:
-        _migrate(db)
-        (self._epoch,) = db.execute(statements.NEW_EPOCH).fetchone()
+        if not _is_journal(db, self._name):
+            _run_script(db, files("durable.journal").joinpath("schema.sql").read_text("utf-8"))
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        owner = db.execute(statements.NEW_EPOCH).fetchone()
+        if owner is None:
+            msg = f"{self._name} has lost the row of durable_owner. Restore it from a backup."
+            raise JournalCorruptError(msg)
+        (self._epoch,) = owner
         db.execute(statements.RELEASE_CLAIMS)
         db.execute(statements.RETRY_STUCK)
 
@@ -170,7 +182,7 @@ class SqliteJournal:
     ) -> T:
         """Run ``function`` whole, on the connection's thread."""
         if connection is None:
-            msg = f"the journal {self._path} is not open"
+            msg = f"{self._name} is not open"
             raise JournalUnavailableError(msg)
         raw: Any = connection._conn  # noqa: SLF001  pyright: ignore[reportPrivateUsage]
         try:
@@ -179,7 +191,7 @@ class SqliteJournal:
         except sqlite3.Error as exc:
             raise self._translate(exc) from exc
         except ValueError as exc:  # aiosqlite, about a connection that was closed meanwhile
-            msg = f"the journal {self._path} was closed"
+            msg = f"{self._name} was closed"
             raise JournalUnavailableError(msg) from exc
 
     def _translate(self, exc: sqlite3.Error) -> JournalError:
@@ -191,8 +203,8 @@ class SqliteJournal:
             )
             return JournalCorruptError(msg)
         msg = (
-            f"the storage of the journal {self._path} failed: {exc} ({name or 'no code'}). What "
-            "was asked may have been written or not: ask again with the same id."
+            f"the storage of {self._name} failed: {exc} ({name or 'no code'}). What was asked may "
+            "have been written or not: ask again with the same id."
         )
         return JournalUnavailableError(msg)
 
@@ -213,7 +225,9 @@ def _take_ownership(path: Path) -> tuple[Path, OwnershipLock]:
 # --- functions of the connection's thread --------------------------------------------------------
 
 
-def _set_up_writer(db: sqlite3.Connection) -> None:
+def _set_up_writer(db: sqlite3.Connection, name: str) -> None:
+    # Before the first write: a file that is no journal of ours stays as it is.
+    _is_journal(db, name)
     db.execute("PRAGMA journal_mode = WAL").fetchone()
     db.execute("PRAGMA synchronous = FULL")
 
@@ -248,37 +262,38 @@ def _roll_back(db: sqlite3.Connection) -> None:
             db.execute("ROLLBACK")
 
 
-def _migrate(db: sqlite3.Connection) -> None:
-    """Bring the schema to this code's version, inside the transaction of the caller.
+def _is_journal(db: sqlite3.Connection, name: str) -> bool:
+    """Return whether the database has a journal of this code's version; ``False`` if it has none.
 
     Raises:
         JournalVersionError: It is newer.
         JournalCorruptError: The file is another application's, or its tables are not the schema's.
     """
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    is_journal = "durable_run" in tables
+    tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    is_journal = ("durable_run",) in tables
     if version > SCHEMA_VERSION and (is_journal or not tables):
         msg = (
-            f"the journal has schema version {version}; this durable knows {SCHEMA_VERSION}. "
-            "Install the newer durable that wrote it."
+            f"{name} has schema version {version}; this durable knows {SCHEMA_VERSION}. Install "
+            "the newer durable that wrote it."
         )
         raise JournalVersionError(msg)
     if version != 0 and not is_journal:
         msg = (
-            f"the database has user_version {version} but no journal in it: it belongs to another "
-            "application. Give the journal a file of its own."
+            f"{name}: the database has user_version {version} but no journal in it: it belongs to "
+            "another application. Give the journal a file of its own."
         )
         raise JournalCorruptError(msg)
-    if not is_journal:
-        _run_script(db, files("durable.journal").joinpath("schema.sql").read_text("utf-8"))
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    for probe in statements.probes():
+    for probe in statements.probes() if is_journal else ():
         try:
             db.execute(probe)
         except sqlite3.OperationalError as exc:
-            msg = f"the database's durable tables are not those of a journal: {exc}"
+            msg = (
+                f"{name}: its durable tables are not those of a journal ({exc}). Check the path, "
+                "or restore the file from a backup."
+            )
             raise JournalCorruptError(msg) from exc
+    return is_journal
 
 
 def _run_script(db: sqlite3.Connection, script: str) -> None:

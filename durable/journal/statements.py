@@ -124,6 +124,9 @@ _steps = msgspec.json.Decoder(list[StepRecord])
 _rows = msgspec.json.Decoder(list[msgspec.Raw])
 
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+"""What decoding damaged JSON raises."""
+
 # --- writing -------------------------------------------------------------------------------------
 
 
@@ -186,7 +189,7 @@ def _find_taken(db: sqlite3.Connection, changes: Sequence[Change]) -> dict[str, 
         return {}
     run_ids = [change.run_id for change in starts]
     (found,) = db.execute(TAKEN_IDS, (_text(run_ids),)).fetchone()
-    rows = (decode_row(_run, row, "durable_run") for row in _rows.decode(found))
+    rows = (_decode_run(row) for row in _rows.decode(found))
     owners: dict[str, RunRecord] = {run.run_id: run for run in rows}
     for change in starts:
         assert change.run is not None
@@ -224,13 +227,13 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
     db.execute(CLAIM_SEQS, {"epoch": epoch, "seqs": seqs})
     (data,) = db.execute(RUNS_BY_SEQ, {"seqs": seqs}).fetchone()
     (next_wake_at_ms,) = db.execute(NEXT_WAKE).fetchone()
-    errors: list[JournalError] = []
+    errors: list[tuple[RunRecord | None, JournalError]] = []
     runs: list[RunRecord] = []
     for row in _rows.decode(data):
         try:
-            runs.append(decode_row(_run, row, "durable_run"))
+            runs.append(_decode_run(row))
         except JournalCorruptError as exc:
-            errors.append(exc)
+            errors.append((None, exc))
     begun = [run.run_id for run in runs if run.started_at_ms is not None]
     steps = dict(db.execute(STEPS_OF_RUNS, (_text(begun),)).fetchall() if begun else ())
     claimed: list[tuple[RunRecord, list[StepRecord]]] = []
@@ -238,14 +241,14 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
         try:
             claimed.append((run, _decode_steps(run.run_id, steps.get(run.run_id, b"[]"))))
         except JournalCorruptError as exc:
-            errors.append(exc)
+            errors.append((run, exc))
     return Claim(claimed, next_wake_at_ms, errors)
 
 
 def read_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
     """Return one run."""
     row = db.execute(RUN_BY_ID, (run_id,)).fetchone()
-    return None if row is None else decode_row(_run, row[0], f"run {run_id!r}")
+    return None if row is None else _decode_run(row[0])
 
 
 def read_status(
@@ -275,7 +278,7 @@ def read_runs(
         f"SELECT seq, CAST({_RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: S608, E501
     )
     rows = db.execute(sql, [*values, query.limit]).fetchall()
-    runs = [(seq, decode_row(_run, data, f"durable_run, seq {seq}")) for seq, data in rows]
+    runs = [(seq, _decode_run(data)) for seq, data in rows]
     steps = _read_open_steps(db, [run.run_id for _, run in runs if not run.state.is_final])
     return [(seq, run, steps.get(run.run_id, [])) for seq, run in runs]
 
@@ -321,6 +324,20 @@ def _decode_steps(run_id: str, data: bytes) -> list[StepRecord]:
     return steps
 
 
+def _decode_run(data: Any) -> RunRecord:  # noqa: ANN401
+    """Decode a row of durable_run.
+
+    Raises:
+        JournalCorruptError: It is damaged; the message names the run.
+    """
+    try:
+        return _run.decode(data)
+    except UNREADABLE:
+        run_id = bytes(_rows.decode(data)[0]).decode("utf-8", "backslashreplace")
+        run: RunRecord = decode_row(_run, data, f"run {run_id}")
+        return run
+
+
 def decode_row(decoder: msgspec.json.Decoder[Any], data: Any, what: str) -> Any:  # noqa: ANN401
     """Decode what was read as JSON.
 
@@ -329,7 +346,7 @@ def decode_row(decoder: msgspec.json.Decoder[Any], data: Any, what: str) -> Any:
     """
     try:
         return decoder.decode(data)
-    except msgspec.DecodeError as exc:
+    except UNREADABLE as exc:
         msg = f"damaged row in the journal, {what}: {exc}. Restore the file from a backup."
         raise JournalCorruptError(msg) from exc
 

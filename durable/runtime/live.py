@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, final
 from msgspec.structs import replace
 
 from durable.core.codec import encode_exception
-from durable.core.errors import NonDeterminismError, OutcomeUnknown, StepInterrupted
+from durable.core.errors import DurableError, NonDeterminismError, OutcomeUnknown, StepInterrupted
 from durable.core.execution import UNSET, Execution, Raised, Returned, Stuck, Turn
 from durable.core.records import (
     RunRecord,
@@ -527,7 +527,7 @@ class LiveRun:
             reason=str(exc),
             exc_info=None if isinstance(exc, Stuck) else exc,
         )
-        error = NonDeterminismError(*exc.args) if isinstance(exc, Stuck) else exc
+        error = NonDeterminismError(*exc.args) if isinstance(exc, Stuck) else _unexpected(exc)
         self.record = replace(
             self.record,
             state=advance_run(self.record.state, RunState.STUCK),
@@ -572,6 +572,16 @@ def _withdrawn(step: StepRecord, now_ms: int) -> StepRecord:
     # An outcome that waits in memory for its delivery is not recorded yet, and dropped. One that
     # is recorded stays: the journal refuses to change it.
     return replace(step, state=StepState.CANCELED, finished_at_ms=now_ms, result=None, error=None)
+
+
+def _unexpected(exc: Exception) -> DurableError:
+    msg = (
+        f"durable could not go on with the run: {type(exc).__name__}: {exc}. Either the run's rows "
+        "in the journal are damaged, or this is a bug of durable: please report it."
+    )
+    error = DurableError(msg)
+    error.__cause__ = exc
+    return error
 
 
 def _interruption_error(

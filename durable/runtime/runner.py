@@ -383,8 +383,10 @@ class Runner:
         self.pool.start_launched()
 
     def on_claimed(self, claim: Claim) -> None:
-        for error in claim.errors:
+        for record, error in claim.errors:
             self.log.error("durable.run_unreadable", reason=str(error))
+            if record is not None:
+                self._park_stuck(record, error)
         next_ms = claim.next_wake_at_ms
         is_more_due = next_ms is not None and next_ms <= self.clock.now_ms()
         if self._dropped_in_outage:
@@ -417,6 +419,9 @@ class Runner:
         )
         self.log.error("durable.workflow_undefined", run_id=record.run_id, workflow=record.name)
         self._undefined.setdefault((record.name, record.version), []).append(record.run_id)
+        self._park_stuck(record, error)
+
+    def _park_stuck(self, record: RunRecord, error: BaseException) -> None:
         stuck = replace(
             record,
             state=advance_run(record.state, RunState.STUCK),
