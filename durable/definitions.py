@@ -58,7 +58,7 @@ class Definition(Generic[P, R]):
     kind: StepKind
     injected_count = 0
 
-    def __init__(self, fn: Callable[..., Any], name: str | None, version: int) -> None:  # noqa: D107
+    def __init__(self, fn: Callable[..., Any], name: str | None, version: int) -> None:
         if not callable(fn):
             msg = f"@{type(self).__name__.lower()} decorates a function, not {fn!r}"
             raise TypeError(msg)
@@ -96,7 +96,7 @@ class Action(Definition[P, R]):
 
     kind = StepKind.ACTION
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         fn: Callable[..., Any],
         *,
@@ -107,7 +107,7 @@ class Action(Definition[P, R]):
     ) -> None:
         super().__init__(fn, name, 0)
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-            msg = f"action {self.name!r} is a generator; return a list, or the values one by one"
+            msg = f"action {self.name!r} is a generator, but a step has one result: return a list"
             raise TypeError(msg)
         self.retry = check_retry(retry)
         self.timeout_s = check_timeout(timeout)
@@ -123,7 +123,7 @@ class Workflow(Definition[P, R]):
     kind = StepKind.WORKFLOW
     injected_count = 1
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         fn: Callable[..., Any],
         *,
@@ -138,7 +138,7 @@ class Workflow(Definition[P, R]):
                 f"{getattr(fn, '__qualname__', fn)!r} is not"
             )
             raise TypeError(msg)
-        if isinstance(version, bool) or not isinstance(version, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if isinstance(version, bool) or not isinstance(version, int):
             msg = f"workflow(version=) is a whole number, not {version!r}"
             raise TypeError(msg)
         if not 0 <= version <= VERSION_MAX:
@@ -159,8 +159,12 @@ class Call(Coroutine[Any, Any, R_co]):
     """
 
     __slots__ = ("_drives", "_number", "arguments", "definition")
+    definition: Definition[Any, R_co]
+    arguments: dict[str, Any]
+    _number: int | None
+    _drives: dict[asyncio.Task[Any] | None, Coroutine[Any, Any, R_co]] | None
 
-    def __init__(self, definition: Definition[Any, R_co], arguments: dict[str, Any]) -> None:  # noqa: D107
+    def __init__(self, definition: Definition[Any, R_co], arguments: dict[str, Any]) -> None:
         loop = asyncio._get_running_loop()  # noqa: SLF001  the fastest way to know whose code it is
         number = loop.next_number() if type(loop) is WorkflowLoop else None
         set_slot = object.__setattr__
@@ -184,7 +188,8 @@ class Call(Coroutine[Any, Any, R_co]):
         return f"<Call {self.definition.name}({shown})>"
 
     def __await__(self) -> Generator[Any, None, R_co]:
-        return self._start().__await__()
+        started: Generator[Any, None, R_co] = self._start().__await__()
+        return started
 
     def _start(self) -> Any:  # noqa: ANN401  something to await
         loop = asyncio._get_running_loop()  # noqa: SLF001
@@ -199,12 +204,12 @@ class Call(Coroutine[Any, Any, R_co]):
             return run(self)
         return _call_directly(definition, self.arguments)
 
-    # --- a coroutine, for whatever drives one: each task that does has a drive of its own ----------
+    # --- a coroutine, for whatever drives one: each task that does has a drive of its own --------
 
     def send(self, value: Any, /) -> Any:  # noqa: ANN401
         return self._drive(lambda drive: drive.send(value))
 
-    def throw(self, *exc: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
+    def throw(self, *exc: Any) -> Any:  # noqa: ANN401
         return self._drive(lambda drive: drive.throw(*exc))
 
     def close(self) -> None:
@@ -247,7 +252,7 @@ async def _call_directly(definition: Definition[Any, R], arguments: dict[str, An
         return await definition.fn(*args, **kwargs)  # type: ignore[no-any-return]
     import anyio.to_thread  # noqa: PLC0415  late, as everything heavy
 
-    return await anyio.to_thread.run_sync(partial(definition.fn, *args, **kwargs))  # type: ignore[no-any-return]
+    return await anyio.to_thread.run_sync(partial(definition.fn, *args, **kwargs))
 
 
 def _callee(fn: Callable[..., Any]) -> Any:  # noqa: ANN401
@@ -268,7 +273,7 @@ def check_name(name: str | None, what: str) -> str | None:
     """
     if name is None:
         return None
-    if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(name, str) or not name:
         msg = f"{what} is text, and not empty; it is {name!r}"
         raise TypeError(msg)
     try:
@@ -299,11 +304,10 @@ def check_timeout(timeout: float | timedelta | None) -> float | None:
 
 
 def _check_raises(raises: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
-    if isinstance(raises, type):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(raises, type):
         raises = (raises,)
-    if isinstance(raises, tuple | list) and all(  # pyright: ignore[reportUnnecessaryIsInstance]
-        isinstance(cls, type) and issubclass(cls, Exception)  # pyright: ignore[reportUnnecessaryIsInstance]
-        for cls in raises
+    if isinstance(raises, tuple | list) and all(
+        isinstance(cls, type) and issubclass(cls, Exception) for cls in raises
     ):
         return tuple(raises)
     msg = f"raises= is a tuple of Exception classes, not {raises!r}"
@@ -311,9 +315,7 @@ def _check_raises(raises: tuple[type[Exception], ...]) -> tuple[type[Exception],
 
 
 @overload
-def workflow(
-    fn: Callable[Concatenate[Step, P], Coroutine[Any, Any, R]], /
-) -> Workflow[P, R]: ...
+def workflow(fn: Callable[Concatenate[Step, P], Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 @overload
 def workflow(
     *,

@@ -93,14 +93,14 @@ class Engine:
     ) -> None:
         self._path = parse_url(url)
         self._max_parallelism = _check_count(max_parallelism, "max_parallelism")
-        if not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(retry, Retry):
             msg = f"Engine(retry=) is a durable.Retry, not {retry!r}"
             raise TypeError(msg)
         self._drain_timeout_s = seconds(drain_timeout, "drain_timeout")
         if self._drain_timeout_s < 0:
             msg = f"drain_timeout is not negative, but it is {drain_timeout!r}"
             raise ValueError(msg)
-        if not isinstance(retry_actions_by_default, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(retry_actions_by_default, bool):
             msg = f"retry_actions_by_default is True or False, not {retry_actions_by_default!r}"
             raise TypeError(msg)
         self._settings = Settings(
@@ -322,8 +322,13 @@ class Engine:
         if timeout is None:
             record = await runner.wait_until_final(run_id)
         else:
-            async with asyncio.timeout(seconds(timeout, "timeout")):
-                record = await runner.wait_until_final(run_id)
+            timeout_s = seconds(timeout, "timeout")
+            try:
+                async with asyncio.timeout(timeout_s):
+                    record = await runner.wait_until_final(run_id)
+            except TimeoutError:
+                msg = f"run {run_id!r} did not end within {timeout_s:g} s; it goes on"
+                raise TimeoutError(msg) from None
         if record is None:
             raise _not_found(run_id)
         return _outcome(record)
@@ -369,7 +374,7 @@ class Engine:
         limit = _check_limit(limit)
         query = RunQuery(
             name=check_name(name, "name="),
-            state=None if state is None else RunState(state),
+            state=_check_state(state),
             parent_id=None if parent is None else _check_id(parent),
             order=_check_order(order),
             limit=limit + 1,
@@ -503,7 +508,7 @@ async def _to_its_end(work: Any) -> Any:  # noqa: ANN401  a coroutine
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError as exc:
-            if task.done():
+            if task.cancelled():
                 break
             cancelled = exc
         except BaseException:  # noqa: BLE001  it is raised below, from the task itself
@@ -538,7 +543,7 @@ def _refuse_in_body(what: str) -> None:
         loop.refuse(what, "call it in an action")
 
 
-def _check_workflow(call: Any) -> Workflow[Any, Any]:  # noqa: ANN401  users may err
+def _check_workflow(call: Call[Any]) -> Workflow[Any, Any]:  # noqa: ANN401  users may err
     if isinstance(call, Workflow):
         msg = f"start a call: {call.__name__}(...), with its arguments, not {call!r} itself"
         raise TypeError(msg)
@@ -557,12 +562,12 @@ def _check_workflow(call: Any) -> Workflow[Any, Any]:  # noqa: ANN401  users may
 
 
 def _new_id(now_ms: int) -> str:
-    """Return an id that sorts by time, as UUIDv7 does, so that the journal's index grows at its end."""
+    """Return an id that sorts by time, as UUIDv7 does: the journal's index grows at its end."""
     return f"{now_ms:012x}{os.urandom(10).hex()}"
 
 
 def _check_id(run_id: str) -> str:
-    if not isinstance(run_id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(run_id, str):
         msg = f"a run's id is text, not {run_id!r}"
         raise TypeError(msg)
     if not run_id or len(run_id) > ID_CHARS_MAX or not run_id.isprintable():
@@ -572,7 +577,7 @@ def _check_id(run_id: str) -> str:
 
 
 def _check_count(count: int, what: str) -> int:
-    if isinstance(count, bool) or not isinstance(count, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(count, bool) or not isinstance(count, int):
         msg = f"{what} is a whole number, not {count!r}"
         raise TypeError(msg)
     if count < 0:
@@ -595,14 +600,23 @@ def _check_order(order: Literal["asc", "desc"]) -> Literal["asc", "desc"]:
     return order
 
 
+def _check_state(state: RunState | str | None) -> RunState | None:
+    try:
+        return None if state is None else RunState(state)
+    except ValueError:
+        msg = f"state is one of {', '.join(RunState)}, not {state!r}"
+        raise ValueError(msg) from None
+
+
 def _check_cursor(cursor: str | None) -> int | None:
     if cursor is None:
         return None
-    if isinstance(cursor, str) and cursor.isdecimal() and len(cursor) <= CURSOR_CHARS_MAX:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(cursor, str) and cursor.isdecimal() and len(cursor) <= CURSOR_CHARS_MAX:
         return int(cursor)
     msg = f"{cursor!r} is no cursor of a page: pass Page.cursor as it is"
     raise ValueError(msg)
 
 
 def _not_found(run_id: str) -> RunNotFoundError:
-    return RunNotFoundError(f"the journal has no run {run_id!r}")
+    msg = f"the journal has no run {run_id!r}: check the id, and which journal it was started in"
+    return RunNotFoundError(msg)

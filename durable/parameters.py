@@ -199,9 +199,7 @@ class Parameters:
         return self._args, self._result
 
     def _resolve(self) -> None:
-        annotations = {
-            p.name: p.annotation for p in self._parameters if p.annotation is not _EMPTY
-        }
+        annotations = {p.name: p.annotation for p in self._parameters if p.annotation is not _EMPTY}
         returns = inspect.signature(self._fn).return_annotation
         if returns is not _EMPTY:
             annotations["return"] = returns
@@ -222,9 +220,9 @@ class Parameters:
         hint = Any if hint is object else hint
         self._shape(hint, f"parameter {parameter.name!r}")
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            return list[hint]
+            return list.__class_getitem__(hint)
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            return dict[str, hint]
+            return dict.__class_getitem__((str, hint))
         return hint
 
     def _shape(self, hint: Any, of: str) -> Shape[Any]:  # noqa: ANN401

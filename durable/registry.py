@@ -55,7 +55,7 @@ def register(definition: Registered) -> None:
         )
         raise DuplicateDefinitionError(msg)
     _definitions[key] = definition
-    for listener in list(_listeners):
+    for listener in _listeners:
         listener(*key)
 
 

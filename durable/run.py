@@ -26,7 +26,7 @@ class Run(Generic[T]):
 
     __slots__ = ("_engine", "id")
 
-    def __init__(self, engine: Engine, run_id: str) -> None:  # noqa: D107
+    def __init__(self, engine: Engine, run_id: str) -> None:
         self._engine = engine
         self.id = run_id
 
@@ -88,5 +88,3 @@ async def run(call: Call[T], *, id: str | None = None, url: str | Path | None = 
     engine = Engine.from_env() if url is None else Engine(url)
     async with engine:
         return await engine.run(call, id=id)
-
-

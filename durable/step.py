@@ -14,7 +14,13 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, final
 
-from durable.core.codec import DecodeError, decode_error, encode_canonical, rebuild_error, type_name_of
+from durable.core.codec import (
+    DecodeError,
+    decode_error,
+    encode_canonical,
+    rebuild_error,
+    type_name_of,
+)
 from durable.core.errors import ArgumentError, NotInWorkflowError
 from durable.core.execution import DUE_MS_MAX, Command, Execution, Stuck
 from durable.core.loop import WorkflowLoop
@@ -63,7 +69,7 @@ _NO_OPTIONS = _Options()
 class Step:
     """The first parameter of every workflow: the run's own clock, randomness, timers and log."""
 
-    def __init__(self, execution: Execution, workflow: Workflow[Any, Any]) -> None:  # noqa: D107
+    def __init__(self, execution: Execution, workflow: Workflow[Any, Any]) -> None:
         self._execution = execution
         self._workflow = workflow
         self._random: random.Random | None = None
@@ -73,7 +79,7 @@ class Step:
     def __repr__(self) -> str:
         return f"<Step of run {self.run_id!r} of {self.workflow!r}>"
 
-    # --- who am I ----------------------------------------------------------------------------------
+    # --- who am I --------------------------------------------------------------------------------
 
     @property
     def run_id(self) -> str:
@@ -95,7 +101,7 @@ class Step:
         """The run that this one is a child of."""
         return self._execution.run.parent_id
 
-    # --- time and randomness -------------------------------------------------------------------------
+    # --- time and randomness ---------------------------------------------------------------------
 
     def now(self) -> datetime:
         """Return the run's time, in UTC: that of its latest completed step or timer.
@@ -131,7 +137,7 @@ class Step:
             )
         return self._log
 
-    # --- steps ---------------------------------------------------------------------------------------
+    # --- steps -----------------------------------------------------------------------------------
 
     async def run(
         self,
@@ -164,7 +170,7 @@ class Step:
         Cancellation:
             Withdraws the step: queued, it never starts; running, its result is dropped.
         """
-        if not isinstance(call, Call):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(call, Call):
             msg = f"step.run() takes a call, such as charge('o-1'), not {call!r}"
             raise TypeError(msg)
         options = _Options(
@@ -211,7 +217,6 @@ class Step:
         await execution.issue(command)
 
     def _in_body(self) -> Execution:
-        self._execution.loop.refuse_when_closed()
         if asyncio._get_running_loop() is not self._execution.loop:  # noqa: SLF001
             msg = "this step belongs to a workflow's body and works only there"
             raise NotInWorkflowError(msg)
@@ -222,7 +227,7 @@ class Step:
 class BoundWorkflow:
     """A workflow and an engine's defaults: what the runtime opens bodies with."""
 
-    def __init__(self, definition: Workflow[Any, Any], defaults: Defaults) -> None:  # noqa: D107
+    def __init__(self, definition: Workflow[Any, Any], defaults: Defaults) -> None:
         self.definition = definition
         self.defaults = defaults
         self._plain_steps: dict[Action[Any, Any], ActionStep] = {}
@@ -257,9 +262,7 @@ class BoundWorkflow:
 class ActionStep:
     """An action as one step of one run: what the workpool calls, what the body gets of it."""
 
-    def __init__(  # noqa: D107
-        self, action: Action[Any, Any], bound: BoundWorkflow, options: _Options
-    ) -> None:
+    def __init__(self, action: Action[Any, Any], bound: BoundWorkflow, options: _Options) -> None:
         workflow, defaults = bound.definition, bound.defaults
         by_default = workflow.retry_actions_by_default
         if by_default is None:
@@ -337,12 +340,14 @@ def _issue(execution: Execution, call: Call[Any], options: _Options) -> CommandF
         args=args,
         compares_args=not options.unstable_args,
         due_ms=due_ms,
-        work=bound.plain_step(action) if options is _NO_OPTIONS else ActionStep(action, bound, options),
+        work=bound.plain_step(action)
+        if options is _NO_OPTIONS
+        else ActionStep(action, bound, options),
     )
     return execution.issue(command)
 
 
-# --- times of the public API -----------------------------------------------------------------------
+# --- times of the public API ---------------------------------------------------------------------
 
 
 def check_delay(
@@ -369,7 +374,7 @@ def _milliseconds(delay_s: float) -> int:
 
 
 def _time_ms(when: datetime, what: str) -> int:
-    if not isinstance(when, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(when, datetime):
         msg = f"{what} is a datetime, not {when!r}"
         raise TypeError(msg)
     if when.tzinfo is None:

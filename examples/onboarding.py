@@ -181,7 +181,7 @@ async def see_through(engine: Engine, runs: list[Run[None]], show: Show) -> None
 
 async def wait_for_end(run: Run[None]) -> None:
     """Wait until ``run`` has ended; how it ended is for the report to say."""
-    with suppress(durable.RunFailed, durable.RunCanceled):
+    with suppress(durable.RunFailed):
         await run.result()
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from enum import Enum, auto
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from durable import Engine, JournalUnavailableError
+from durable import Engine, JournalUnavailableError, StepState
 from durable.journal.sqlite import SqliteJournal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
 
     import pytest
 
     from clock import ManualClock
-    from durable import Run, StepInfo, StepState
+    from durable import Run, StepInfo
     from durable.core.records import RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, StepQuery
 
@@ -42,10 +45,12 @@ class Disk:
     Attributes:
         faults: Which writes fail: by ``commit`` or ``claim``, and the how-manieth, from 1.
         broken: While it is set, every write and every reopening fails, with this fault.
+        answers: While it is cleared, writes wait.
         reopen_failures: How many of the next reopenings fail.
         calls: How many ``commit``, ``claim`` and ``reopen`` there were.
         outages: How many writes failed.
         runs: The runs that are in the journal.
+        begun: The attempts, by run, key and number, that are in the journal as running.
         settled: The steps, by run and key, whose outcome is in the journal.
         ended: The runs whose end is in the journal.
     """
@@ -53,10 +58,13 @@ class Disk:
     def __init__(self) -> None:
         self.faults: dict[tuple[str, int], Fault] = {}
         self.broken: Fault | None = None
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.reopen_failures = 0
         self.calls: Counter[str] = Counter()
         self.outages = 0
         self.runs: set[str] = set()
+        self.begun: set[tuple[str, str, int]] = set()
         self.settled: set[tuple[str, str]] = set()
         self.ended: set[str] = set()
 
@@ -64,9 +72,11 @@ class Disk:
         """Let the journals that are opened from now on be on this disk, and reopen in no time."""
         monkeypatch.setattr("durable.journal.sqlite.SqliteJournal", partial(FaultyJournal, self))
         monkeypatch.setattr("durable.runtime.writer.REOPEN_DELAY_MIN_S", 0.001)
+        monkeypatch.setattr("durable.runtime.writer.REOPEN_DELAY_MAX_S", 0.01)
 
     async def write(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
         self.calls[what] += 1
+        await self.answers.wait()
         fault = self.broken or self.faults.get((what, self.calls[what]))
         if fault is None:
             return await work()
@@ -84,16 +94,17 @@ class Disk:
                 self.runs.add(change.run_id)
             if run is not None and run.state.is_final:
                 self.ended.add(change.run_id)
-            for step in change.updated:
-                if step.state.is_final:
+            for step in [*change.issued, *change.updated]:
+                if step.state is StepState.RUNNING:
+                    self.begun.add((change.run_id, step.key, step.attempts))
+                elif step.state.is_final:
                     self.settled.add((change.run_id, step.key))
 
-    def check_reopen(self) -> None:
+    def is_there(self) -> bool:
+        """Whether a journal can be opened again now."""
         self.calls["reopen"] += 1
-        if self.reopen_failures or self.broken is not None:
-            self.reopen_failures = max(0, self.reopen_failures - 1)
-            msg = "the disk is not there"
-            raise JournalUnavailableError(msg)
+        self.reopen_failures -= 1
+        return self.broken is None and self.reopen_failures < 0
 
 
 @final
@@ -108,7 +119,10 @@ class FaultyJournal:
         await self.inner.open()
 
     async def reopen(self) -> None:
-        self.disk.check_reopen()
+        if not self.disk.is_there():
+            await self.inner._disconnect()  # As a reopening does that then fails.
+            msg = "the disk is not there"
+            raise JournalUnavailableError(msg)
         await self.inner.reopen()
 
     async def close(self) -> None:
@@ -170,3 +184,43 @@ async def until_step(run: Run[Any], name: str, state: StepState) -> StepInfo:
             if steps and steps[-1].state is state:
                 return steps[-1]
             await asyncio.sleep(0)
+
+
+# --- each cycle of the loop -----------------------------------------------------------------------
+
+
+@contextmanager
+def at_cycle(number: int, act: Callable[[], object]) -> Iterator[None]:
+    """Call ``act`` in the running loop's ``number``-th cycle from here."""
+    selector: Any = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    left = count(number, -1)
+
+    def select(timeout: float | None = None) -> Any:  # noqa: ANN401
+        events = type(selector).select(selector, timeout)
+        if next(left) == 0:
+            act()
+        return events
+
+    selector.select = select
+    try:
+        yield
+    finally:
+        del selector.select
+
+
+def workers() -> set[threading.Thread]:
+    """Return the threads, but for those that anyio and asyncio keep for the next call."""
+    kept = ("AnyIO worker", "asyncio_")
+    return {thread for thread in threading.enumerate() if not thread.name.startswith(kept)}
+
+
+@asynccontextmanager
+async def leaving_nothing() -> AsyncIterator[None]:
+    """Check that no task and no thread is left, and that nobody had to be told of anything."""
+    tasks, threads = asyncio.all_tasks(), workers()
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said))
+    yield
+    await until(lambda: asyncio.all_tasks() <= tasks and workers() <= threads)
+    gc.collect()
+    assert complaints == []

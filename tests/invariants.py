@@ -16,7 +16,16 @@ from typing import Final, NamedTuple, TypeAlias
 from crashes.effects import Acked, Begun, Effect, Ended, Seen, Shown
 from crashes.image import Image, RunRow, StepRow
 
+from durable import Retry
+
 StepId: TypeAlias = tuple[str, str]
+"""The run's id and the step's key."""
+
+Attempt: TypeAlias = tuple[str, str, int, int]
+"""A step, the number of the attempt and how often the step was interrupted before."""
+
+
+NO_RETRY: Final = Retry(max_attempts=1)
 
 
 class Rules(NamedTuple):
@@ -24,12 +33,12 @@ class Rules(NamedTuple):
 
     Attributes:
         at_most_once: Names of actions with ``retry=False``.
-        attempts_max: By name of action, its ``Retry.max_attempts``; 1 where it has none.
+        retries: By name of action, how it is retried.
     """
 
     max_parallelism: int
     at_most_once: frozenset[str] = frozenset()
-    attempts_max: Mapping[str, int] = {}
+    retries: Mapping[str, Retry] = {}
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,9 @@ class Ledger:
     rules: Rules
     image: Image = field(default_factory=Image)
     begun: defaultdict[StepId, list[Begun]] = field(default_factory=lambda: defaultdict(list))
-    returned: set[tuple[str, str, int, int]] = field(default_factory=set)
-    deaths: Counter[StepId] = field(default_factory=Counter)
-    seen: dict[str, Seen] = field(default_factory=dict)
+    ended: dict[Attempt, Ended] = field(default_factory=dict[Attempt, Ended])
+    deaths: Counter[StepId] = field(default_factory=Counter[StepId])
+    seen: dict[str, Seen] = field(default_factory=dict[str, Seen])
     peak: int = 0
 
     def add_life(self, effects: Sequence[Effect], image: Image) -> list[str]:
@@ -69,17 +78,19 @@ class Ledger:
             match effect:
                 case Begun():
                     self.begun[effect.run_id, effect.key].append(effect)
-                case Ended(returned=True):
-                    self.returned.add(_attempt(effect))
+                case Ended():
+                    self.ended[_attempt(effect)] = effect
                 case _:
                     pass
-        violations = [f"{name}: {what}" for name, check in CHECKS.items() for what in check(life, self)]
+        violations = [
+            f"{name}: {what}" for name, check in CHECKS.items() for what in check(life, self)
+        ]
         self.deaths.update(step_id for step_id, step in image.steps.items() if _runs(step))
         self.image = image
         return violations
 
 
-def _attempt(effect: Begun | Ended) -> tuple[str, str, int, int]:
+def _attempt(effect: Begun | Ended) -> Attempt:
     return effect.run_id, effect.key, effect.number, effect.interruptions
 
 
@@ -140,12 +151,13 @@ def _check_attempts(step: StepRow, ledger: Ledger) -> Iterator[str]:
         yield f"the same attempt begins twice: {begun}"
     if step.interruptions > deaths:
         yield f"{step} was interrupted by {deaths} deaths"
-    if step.attempts > ledger.rules.attempts_max.get(step.name, 1):
+    retry = ledger.rules.retries.get(step.name, NO_RETRY)
+    if step.attempts > retry.max_attempts:
         yield f"{step} has more attempts than its policy"
     if len(begun) > step.attempts + deaths:
         yield f"{step} and {deaths} deaths, but {begun}"
-    last = (step.run_id, step.key, step.attempts, step.interruptions)
-    if step.state == "completed" and last not in ledger.returned:
+    last = ledger.ended.get((step.run_id, step.key, step.attempts, step.interruptions))
+    if step.state == "completed" and (last is None or not last.returned):
         yield f"{step}, but its function has not returned"
     if step.name in ledger.rules.at_most_once:
         if len(begun) > 1:
@@ -168,11 +180,9 @@ def check_final(life: Life, ledger: Ledger) -> Iterator[str]:
             yield f"{step} has become {life.after.steps.get(step_id)}"
     for effect in life.effects:
         if isinstance(effect, Seen):
-            run = life.after.runs.get(effect.run_id)
-            if run is None or not run.is_final:
-                yield f"{effect}, but the journal has {run}"
-            elif not _is_outcome(effect, run):
-                yield f"{effect} of {run}"
+            recorded = life.after.runs.get(effect.run_id)
+            if recorded is None or not _is_outcome(effect, recorded):
+                yield f"{effect}, but the journal has {recorded}"
             if ledger.seen.setdefault(effect.run_id, effect) != effect:
                 yield f"one reader got {effect}, another {ledger.seen[effect.run_id]}"
 
@@ -191,37 +201,55 @@ def check_timers(life: Life, ledger: Ledger) -> Iterator[str]:
     """A due time is fixed once, and nothing happens before it."""
     for step in life.changed_steps():
         before = life.before.steps.get((step.run_id, step.key))
-        if step.kind == "sleep":
-            yield from _check_sleep(step, life.after, ledger)
         if before is not None and _has_moved(before, step):
             yield f"{before} is now due at another time: {step}"
+        has_fired = step.kind == "sleep" and step.state == "completed"
+        if has_fired and not 0 < (step.due_at_ms or 0) <= (step.finished_at_ms or 0):
+            yield f"{step} is over early"
     for effect in life.effects:
         if isinstance(effect, Begun):
-            before = life.before.steps.get((effect.run_id, effect.key))
-            is_waiting = before is not None and effect.number == before.attempts + 1
-            if before is not None and is_waiting and effect.at_ms < (before.due_at_ms or 0):
-                yield f"{effect}, before it is due: {before}"
+            yield from _check_begun_early(effect, life, ledger)
     for run_id, run in life.before.runs.items():
-        yield from _check_wake_time(run, life.after.runs[run_id], life.before.steps_of[run_id])
+        if run_id in life.after.runs:
+            yield from _check_wake_time(run, life.after.runs[run_id], life.before.steps_of[run_id])
 
 
-def _check_sleep(sleep: StepRow, image: Image, ledger: Ledger) -> Iterator[str]:
-    if sleep.due_at_ms is None:
-        yield f"{sleep} is never due"
-    elif sleep.state == "completed" and sleep.name != "timer":  # asyncio's timers hold up nobody.
-        if (sleep.finished_at_ms or 0) < sleep.due_at_ms:
-            yield f"{sleep} is over early"
-        task, ordinal = _place(sleep)
-        for step in image.steps_of[sleep.run_id]:
-            if _place(step)[0] == task and _place(step)[1] > ordinal:
-                for begun in ledger.begun[step.run_id, step.key]:
-                    if begun.at_ms < sleep.due_at_ms:
-                        yield f"{begun} was not to begin before {sleep} is over"
+def _check_begun_early(begun: Begun, life: Life, ledger: Ledger) -> Iterator[str]:
+    for waiting in _waits_for(begun, life):
+        if begun.at_ms < (waiting.due_at_ms or 0):
+            yield f"{begun}, before it is due: {waiting}"
+    if begun.at_ms < _backed_off_ms(begun, life, ledger):
+        yield f"{begun}, without a back-off"
 
 
-def _place(step: StepRow) -> tuple[str, int]:
+def _waits_for(begun: Begun, life: Life) -> Iterator[StepRow]:
+    """Return what this attempt had to wait for: its own due time, and sleeps before it."""
+    before = life.before.steps.get((begun.run_id, begun.key))
+    if before is not None and before.attempts + 1 == begun.number:
+        yield before
+    task, ordinal = _place(begun.key)
+    for step in life.after.steps_of[begun.run_id]:
+        # asyncio's own timers hold up nobody: ``step.sleep`` does.
+        if step.kind == "sleep" and step.name != "timer":
+            sleeping_task, sleep_ordinal = _place(step.key)
+            if sleeping_task == task and sleep_ordinal < ordinal:
+                yield step
+
+
+def _backed_off_ms(begun: Begun, life: Life, ledger: Ledger) -> float:
+    """Return until when this attempt had to wait at least, after the one before it."""
+    step = life.after.steps.get((begun.run_id, begun.key))
+    retry = ledger.rules.retries.get(step.name if step else "")
+    failed = ledger.ended.get((begun.run_id, begun.key, begun.number - 1, begun.interruptions))
+    if retry is None or failed is None:
+        return 0
+    wait_ms = retry.backoff_ms(failed.number, draw=0)
+    return failed.at_ms + (wait_ms or 0)
+
+
+def _place(key: str) -> tuple[str, int]:
     """Return the body's task that issued the step, and the how-manieth of that task it is."""
-    task, _, ordinal = step.key.rpartition(":")
+    task, _, ordinal = key.rpartition(":")
     return task, int(ordinal)
 
 
@@ -242,10 +270,10 @@ def _check_wake_time(before: RunRow, run: RunRow, steps: Sequence[StepRow]) -> I
         if not before.is_final and (before.wake_at_ms or 0) > min(dues, default=0):
             yield f"{before} is to be woken after it is due: {dues}"
     elif before.wake_at_ms is not None:
-        if run.started_at_ms is not None and run.started_at_ms < before.wake_at_ms:
+        if run.started_at_ms is None and run.wake_at_ms not in (None, 0, before.wake_at_ms):
+            yield f"{before} is now due at another time: {run}"  # 0: its owner died.
+        elif run.started_at_ms is not None and run.started_at_ms < before.wake_at_ms:
             yield f"{before} has begun early: {run}"
-        if run.wake_at_ms not in (None, 0, before.wake_at_ms):  # 0: its owner died.
-            yield f"{before} is now due at another time: {run}"
 
 
 # --- I9 ------------------------------------------------------------------------------------------
@@ -253,7 +281,7 @@ def _check_wake_time(before: RunRow, run: RunRow, steps: Sequence[StepRow]) -> I
 
 def check_pool(life: Life, ledger: Ledger) -> Iterator[str]:
     """At every instant at most so many functions run."""
-    running: set[tuple[str, str, int, int]] = set()
+    running: set[Attempt] = set()
     for effect in life.effects:
         match effect:
             case Begun():
@@ -279,18 +307,18 @@ def check_atomic(life: Life, _: Ledger) -> Iterator[str]:
     for step in life.after.steps.values():
         if step.run_id not in life.after.runs:
             yield f"{step} is of no run"
-    order = ["pending", "running", "final"]
     for effect in life.effects:
         if isinstance(effect, Shown):
-            run = life.after.runs.get(effect.run_id)
-            if run is None or order.index(_phase(run.state)) < order.index(_phase(effect.state)):
-                yield f"{effect}, but the journal has {run}"
+            recorded = life.after.runs.get(effect.run_id)
+            if recorded is None or _rank(recorded.state) < _rank(effect.state):
+                yield f"{effect}, but the journal has {recorded}"
             if bool(effect.open_steps) != (effect.state == "running"):
                 yield f"half a turn was shown: {effect}"
 
 
-def _phase(state: str) -> str:
-    return state if state in ("pending", "running") else "final"
+def _rank(state: str) -> int:
+    """Return how far a run is in that state: never further in what a reader saw."""
+    return {"pending": 0, "running": 1}.get(state, 2)
 
 
 def _half_turns(run: RunRow, steps: Sequence[StepRow], epoch: int) -> Iterator[str]:
@@ -358,4 +386,3 @@ CHECKS: Final[Mapping[str, Callable[[Life, Ledger], Iterator[str]]]] = {
     "I11": check_atomic,
 }
 """The checkers of one life; ``check_live`` is for the end of all."""
-

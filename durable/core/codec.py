@@ -45,7 +45,7 @@ class DecodeError(Exception):
     """JSON text does not fit the annotation. The message has the path."""
 
 
-# --- what msgspec does not know: pydantic, if the user has it ----------------------------------
+# --- what msgspec does not know: pydantic, if the user has it ------------------------------------
 
 
 def _encode_foreign(value: object) -> object:
@@ -63,6 +63,8 @@ def _encode_foreign(value: object) -> object:
 
 
 def _decode_foreign(shape: type, value: object) -> object:
+    if shape is object:
+        return value
     validate = getattr(shape, "model_validate", None)
     if validate is not None:
         return validate(value)
@@ -77,7 +79,7 @@ def _find_foreign(annotation: Any) -> type | None:  # noqa: ANN401  any type for
     while todo:
         info = todo.pop()
         if isinstance(info, msgspec.inspect.CustomType):
-            if not hasattr(info.cls, "model_validate"):
+            if info.cls is not object and not hasattr(info.cls, "model_validate"):
                 return info.cls
         elif isinstance(info, tuple | list):
             todo += info  # pyright: ignore[reportUnknownArgumentType]
@@ -383,7 +385,11 @@ def _instantiate(stored: StoredError, known: Mapping[str, object]) -> Exception 
     if cls is errors.RunFailed:
         of_the_run = msgspec.convert(stored.attributes.get("error"), ErrorInfo)
         return errors.RunFailed(str(stored.attributes.get("run_id")), of_the_run)
-    for make in (lambda: cls(*stored.args or ()), lambda: _bare(cls, stored.args or [])):
+    ways: tuple[Callable[[], Exception], ...] = (
+        lambda: cls(*stored.args or ()),
+        lambda: _bare(cls, stored.args or []),
+    )
+    for make in ways:
         try:
             exc = make()
             if type(exc) is not cls:

@@ -28,7 +28,7 @@ class NonDeterminismError(BaseException):
     """
 
 
-# --- definitions and calls -------------------------------------------------------------------
+# --- definitions and calls -----------------------------------------------------------------------
 
 
 class DuplicateDefinitionError(DurableError):
@@ -44,14 +44,17 @@ class ReturnTypeError(DurableError):
 
 
 class PayloadTooLarge(DurableError):
-    """A value is over ``Engine(max_payload=)``. At a call nothing was written; a step fails with it."""
+    """A value is over ``Engine(max_payload=)``.
+
+    At a call nothing was written; a result that is too large fails its step.
+    """
 
 
 class NotInWorkflowError(DurableError):
     """The call has a meaning only inside a workflow's body (or an action)."""
 
 
-# --- runs and steps --------------------------------------------------------------------------
+# --- runs and steps ------------------------------------------------------------------------------
 
 
 class RunFailed(DurableError):
@@ -112,7 +115,7 @@ class RunNotFoundError(DurableError):
     """The journal has no run of that id."""
 
 
-# --- engine ----------------------------------------------------------------------------------
+# --- engine --------------------------------------------------------------------------------------
 
 
 class NoEngineError(DurableError):
@@ -126,7 +129,7 @@ class EngineClosedError(DurableError):
     """
 
 
-# --- journal ---------------------------------------------------------------------------------
+# --- journal -------------------------------------------------------------------------------------
 
 
 class JournalError(DurableError):

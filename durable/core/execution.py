@@ -90,7 +90,7 @@ class Command:
         "work",
     )
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         kind: StepKind,
         name: str,
@@ -197,7 +197,7 @@ class Execution:
         self, run: RunRecord, history: Iterable[StepRecord] = (), *, started_at_ms: int
     ) -> None:
         self.run = run
-        self.loop = WorkflowLoop(self, run.run_id)
+        self.loop = WorkflowLoop(self, run.run_id)  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
         # What the layers above want to find again from inside the body.
         self.environment: object = None
         self.failures: list[dict[str, Any]] = []
@@ -219,7 +219,7 @@ class Execution:
         # A run that has begun has at least its first turn in the journal.
         self.is_replaying = run.started_at_ms is not None
 
-    # --- what the runtime does ---------------------------------------------------------------------
+    # --- what the runtime does -------------------------------------------------------------------
 
     def begin(self, open_body: Callable[[Execution], Coroutine[Any, Any, object]]) -> Turn:
         """Start the body: its first turn. When that is recorded, nothing in it is new.
@@ -292,11 +292,10 @@ class Execution:
         self._open.clear()
         self._timers.clear()
 
-    # --- what the body does ------------------------------------------------------------------------
+    # --- what the body does ----------------------------------------------------------------------
 
     def next_key(self) -> str:
         """Return the key of the next command of the task that runs now."""
-        self.loop.refuse_when_closed()
         scope = self.loop.scope()
         key = f"{scope.path}:{scope.commands_count}"
         scope.commands_count += 1
@@ -309,7 +308,8 @@ class Execution:
     def issue(self, command: Command) -> CommandFuture:
         """Take a command of the body; return the future of its outcome."""
         command.future = CommandFuture(self.loop, self.withdraw, command)
-        self._issued.append(command)
+        if not self.loop.is_closed():
+            self._issued.append(command)
         return command.future
 
     def withdraw(self, command: Command) -> None:
@@ -323,7 +323,7 @@ class Execution:
             if self.is_replaying:
                 self._withdrawn_in_replay.append(command)
 
-    # --- LoopHost ------------------------------------------------------------------------------------
+    # --- LoopHost --------------------------------------------------------------------------------
 
     def time_ms(self) -> int:
         """Return the time of the latest delivery."""
@@ -357,7 +357,7 @@ class Execution:
         if not self.is_replaying:
             self.failures.append(context)
 
-    # --- turns ---------------------------------------------------------------------------------------
+    # --- turns -----------------------------------------------------------------------------------
 
     def _take_turn(self, record: StepRecord | None, value: object = UNSET) -> Turn:
         self._issued = []
@@ -402,7 +402,8 @@ class Execution:
         except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
             msg = (
                 f"the recorded result of {_describe(record)} does not fit the code's annotation "
-                f"any more: {exc}. Annotate it so that both fit, or give the workflow a new version."
+                f"any more: {exc}. Annotate it so that both fit, or give the workflow a new "
+                "version."
             )
             raise Stuck(msg) from None
 
@@ -410,10 +411,11 @@ class Execution:
         try:
             assert record.state is StepState.FAILED
             return work.rebuild(record.error or "")
-        except Exception as exc:  # noqa: BLE001
+        except Exception as exc:
             msg = (
                 f"the recorded outcome of {_describe(record)} is damaged: it is {record.state}, "
-                f"with the error {record.error!r}. Restore the journal from a backup."
+                f"with the error {(record.error or '')[:ARGS_SHOWN_CHARS]!r}. Restore the journal "
+                "from a backup."
             )
             raise Stuck(msg) from exc
 
@@ -481,7 +483,7 @@ class Execution:
 
         self.loop.create_task(close_all(), context=self.loop.context)
 
-    # --- replay --------------------------------------------------------------------------------------
+    # --- replay ----------------------------------------------------------------------------------
 
     def _deliver_recorded(self, record: StepRecord) -> None:
         if record.number not in self._open:

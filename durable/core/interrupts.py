@@ -8,7 +8,7 @@ import opcode
 _RAISE = opcode.opmap["RAISE_VARARGS"]
 
 
-def is_from_signal(exc: KeyboardInterrupt) -> bool:
+def is_from_signal(exc: BaseException) -> bool:
     """Whether a signal handler raised it: then it is the host's, and no outcome of the code."""
     at = exc.__traceback__
     if at is None:

@@ -10,8 +10,8 @@ Rules:
 - Tasks, futures and calls made in a body hash by their creation number, so that the sets of
   ``asyncio.wait`` and ``as_completed`` are iterated in the same order on replay. The numbers start
   at a base derived from the run's id, because asyncio keeps the tasks of all loops in one set.
-- A closed loop refuses commands with ``GeneratorExit``, so that a ``finally`` in a body that is
-  dropped from memory cannot act.
+- A closed loop does nothing: what a ``finally`` in a body that is dropped from memory starts never
+  runs, what it awaits never comes, and there its frame is closed again.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class _Scope:
 
 
 @final
-class WorkflowLoop(asyncio.AbstractEventLoop):
+class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is refused is below
     """The deterministic event loop of one execution of one body."""
 
     def __init__(self, host: LoopHost, run_id: str) -> None:
@@ -243,7 +243,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             if handle.cancelled():
                 continue
             try:
-                handle._run()  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio's own loops do
+                handle._run()  # noqa: SLF001  as asyncio's own loops do
             except SystemExit:
                 pass  # The task that raised it has it as its result; that decides about the run.
             except KeyboardInterrupt as exc:
@@ -287,15 +287,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         return [generator for generator in found if generator is not None]
 
     def close(self) -> None:
-        """Drop the body from memory: its frames are closed, and whatever they try is refused."""
+        """Drop the body from memory: its frames are closed, and whatever they try is in vain."""
         if self._closed:
             return
         self._closed = True
         outer_loop = asyncio._get_running_loop()  # noqa: SLF001
-        asyncio._set_running_loop(self)  # noqa: SLF001  so that a Call in a finally is refused too
+        asyncio._set_running_loop(self)  # noqa: SLF001  so that a Call in a finally is in vain too
         try:
             for task in reversed(self.unfinished_tasks()):
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+                task._log_destroy_pending = False  # noqa: SLF001
                 _close_coroutine(task.get_coro())
         finally:
             asyncio._set_running_loop(outer_loop)  # noqa: SLF001
@@ -303,14 +303,11 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._redeliveries.clear()
         self._tasks.clear()
         self._generators.clear()
-        self.host = _CLOSED_HOST  # Host and loop refer to each other: free them without the collector.
+        self.host = (
+            _CLOSED_HOST  # Host and loop refer to each other: free them without the collector.
+        )
 
-    def refuse_when_closed(self) -> None:
-        """Raise ``GeneratorExit`` when the body was dropped: no ``finally`` in it may act."""
-        if self._closed:
-            raise GeneratorExit
-
-    # --- asyncio: what bodies may do ---------------------------------------------------------------
+    # --- asyncio: what bodies may do -------------------------------------------------------------
 
     def get_debug(self) -> bool:
         # Every future asks, while it is made: the moment to give a number to gather's, too.
@@ -340,7 +337,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def create_future(self) -> WorkflowFuture[Any]:
         return WorkflowFuture(self)
 
-    def create_task(  # type: ignore[override]
+    def create_task(
         self,
         coro: Coroutine[Any, Any, T] | Generator[Any, None, T],
         *,
@@ -348,7 +345,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
         eager_start: bool | None = None,
     ) -> WorkflowTask[T]:
-        self.refuse_when_closed()
         if eager_start:
             self._refuse("an eagerly started task", "create the task without eager_start")
         given = _given_to_as_completed(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
@@ -396,6 +392,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None,
     ) -> WorkflowTask[T]:
         task = WorkflowTask(coro, loop=self, path=path, name=name, context=context)
+        if self._closed:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+            coro.close()
+            return task
         # Strong references: a task that only its own waiting holds must not be collected.
         self._tasks.append(task)
         if len(self._tasks) > self._tasks_kept:
@@ -444,11 +444,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        self.refuse_when_closed()
         if math.isnan(when):
             msg = "a timer's time is not a number"
             raise ValueError(msg)
         handle = asyncio.TimerHandle(when, callback, args, self, context)
+        if self._closed:
+            return handle
         if when <= self.time():
             self._ready.append(handle)
         else:
@@ -470,7 +471,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def get_exception_handler(self) -> None:
         return None
 
-    # --- async generators --------------------------------------------------------------------------
+    # --- async generators ------------------------------------------------------------------------
 
     def _on_generator(self, generator: Any) -> None:  # noqa: ANN401  AsyncGenerator of anything
         # An ended one may have left its entry at the same address: this one was begun last.
@@ -490,15 +491,14 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         if self._pumping:
             self.create_task(generator.aclose(), context=self.context)
 
-    # --- what bodies may not do --------------------------------------------------------------------
+    # --- what bodies may not do ------------------------------------------------------------------
 
     def _refuse(self, what: str, instead: str = "put it in an action") -> NoReturn:
-        self.refuse_when_closed()
         error = NonDeterminismError(
             f"a workflow's body may not use {what}: it could not be replayed. Do this instead: "
             f"{instead}."
         )
-        if asyncio._get_running_loop() is self:  # noqa: SLF001  not from another thread
+        if asyncio._get_running_loop() is self and not self._closed:  # noqa: SLF001  this thread's
             self.host.report_refusal(error)
         raise error
 
@@ -515,7 +515,7 @@ class _ClosedHost:
         return 0
 
     def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
-        raise GeneratorExit
+        pass
 
     def cancel_timer(self, handle: asyncio.TimerHandle) -> None:
         pass
@@ -555,6 +555,10 @@ def _number_of_waiter(callback: Any, args: tuple[Any, ...]) -> int:  # noqa: ANN
     return getattr(args[0], "number", 0) if args else 0
 
 
+_unclosable: list[Any] = []
+"""Bodies that swallow ``GeneratorExit`` for ever. Freed, they would go on outside of their loop."""
+
+
 def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine
     for _ in range(CLOSE_ATTEMPTS_MAX):
         try:
@@ -564,23 +568,56 @@ def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine
         except BaseException:  # noqa: BLE001  a finally of the user's may raise anything
             return
         return
+    _unclosable.append(coro)
 
 
-_REFUSED = """
-    add_reader remove_reader add_writer remove_writer add_signal_handler remove_signal_handler
-    call_soon_threadsafe run_forever run_until_complete stop set_debug set_task_factory
-    set_exception_handler run_in_executor set_default_executor
-    getaddrinfo getnameinfo create_connection create_server
-    create_unix_connection create_unix_server create_datagram_endpoint connect_accepted_socket
-    connect_read_pipe connect_write_pipe sendfile start_tls subprocess_exec subprocess_shell
-    sock_accept sock_connect sock_recv sock_recv_into sock_recvfrom sock_recvfrom_into sock_sendall
-    sock_sendfile sock_sendto shutdown_asyncgens shutdown_default_executor
-""".split()
+_REFUSED = [
+    "add_reader",
+    "remove_reader",
+    "add_writer",
+    "remove_writer",
+    "add_signal_handler",
+    "remove_signal_handler",
+    "call_soon_threadsafe",
+    "run_forever",
+    "run_until_complete",
+    "stop",
+    "set_debug",
+    "set_task_factory",
+    "set_exception_handler",
+    "run_in_executor",
+    "set_default_executor",
+    "getaddrinfo",
+    "getnameinfo",
+    "create_connection",
+    "create_server",
+    "create_unix_connection",
+    "create_unix_server",
+    "create_datagram_endpoint",
+    "connect_accepted_socket",
+    "connect_read_pipe",
+    "connect_write_pipe",
+    "sendfile",
+    "start_tls",
+    "subprocess_exec",
+    "subprocess_shell",
+    "sock_accept",
+    "sock_connect",
+    "sock_recv",
+    "sock_recv_into",
+    "sock_recvfrom",
+    "sock_recvfrom_into",
+    "sock_sendall",
+    "sock_sendfile",
+    "sock_sendto",
+    "shutdown_asyncgens",
+    "shutdown_default_executor",
+]
 
 
 def _refuser(name: str) -> Callable[..., Any]:
     def refused(self: WorkflowLoop, *_args: object, **_kwargs: object) -> NoReturn:
-        self._refuse(f"loop.{name}()")  # noqa: SLF001  a method of that class
+        self._refuse(f"loop.{name}()")
 
     refused.__name__ = name
     refused.__qualname__ = f"WorkflowLoop.{name}"

@@ -59,7 +59,7 @@ class Retry(msgspec.Struct, frozen=True):
             msg = f"Retry(max_attempts=) is a whole number, not {self.max_attempts!r}"
             raise TypeError(msg)
         if self.max_attempts < 1:
-            msg = f"Retry(max_attempts=) counts the first attempt: at least 1, not {self.max_attempts}"
+            msg = f"Retry(max_attempts=) counts the first: at least 1, not {self.max_attempts}"
             raise ValueError(msg)
         for field, least in (("initial_backoff", 0.0), ("base", 1.0), ("max_backoff", 0.0)):
             value = getattr(self, field)

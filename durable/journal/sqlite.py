@@ -175,7 +175,7 @@ class SqliteJournal:
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await self._call(self._reader, partial(_snapshot, work=work))
 
-    # --- the one way to the connection -------------------------------------------------------------
+    # --- the one way to the connection -----------------------------------------------------------
 
     async def _call(
         self, connection: aiosqlite.Connection | None, function: Callable[[sqlite3.Connection], T]
@@ -184,7 +184,7 @@ class SqliteJournal:
         if connection is None:
             msg = f"{self._name} is not open"
             raise JournalUnavailableError(msg)
-        raw: Any = connection._conn  # noqa: SLF001  pyright: ignore[reportPrivateUsage]
+        raw: Any = connection._conn  # noqa: SLF001
         try:
             # aiosqlite offers statements only; a transaction must not be split into several calls.
             return await connection._execute(function, raw)  # type: ignore[no-any-return, no-untyped-call]  # noqa: SLF001  pyright: ignore
@@ -202,6 +202,12 @@ class SqliteJournal:
                 "the file from a backup."
             )
             return JournalCorruptError(msg)
+        if self._reader is None:
+            msg = (
+                f"cannot open {self._name}: {exc} ({name or 'no code'}). Check the file, who may "
+                "write to it and to its directory, and whether another program keeps it locked."
+            )
+            return JournalUnavailableError(msg)
         msg = (
             f"the storage of {self._name} failed: {exc} ({name or 'no code'}). What was asked may "
             "have been written or not: ask again with the same id."

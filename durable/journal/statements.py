@@ -251,9 +251,7 @@ def read_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
     return None if row is None else _decode_run(row[0])
 
 
-def read_status(
-    db: sqlite3.Connection, run_id: str
-) -> tuple[RunRecord, list[StepRecord]] | None:
+def read_status(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
     """Return one run and its open steps."""
     run = read_run(db, run_id)
     return None if run is None else (run, _read_open_steps(db, [run_id]).get(run_id, []))
@@ -274,9 +272,7 @@ def read_runs(
             where.append(f"{column} = ?")
             values.append(value)
     order, after = _keyset("seq", query.order, query.after, where, values)
-    sql = (
-        f"SELECT seq, CAST({_RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: S608, E501
-    )
+    sql = f"SELECT seq, CAST({_RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: S608, E501
     rows = db.execute(sql, [*values, query.limit]).fetchall()
     runs = [(seq, _decode_run(data)) for seq, data in rows]
     steps = _read_open_steps(db, [run.run_id for _, run in runs if not run.state.is_final])
@@ -358,4 +354,6 @@ def probes() -> list[str]:
         "durable_step": ("run_id", *STEP_COLUMNS),
         "durable_owner": ("id", "epoch"),
     }
-    return [f"SELECT {', '.join(columns)} FROM {table} LIMIT 0" for table, columns in wanted.items()]  # noqa: S608
+    return [
+        f"SELECT {', '.join(columns)} FROM {table} LIMIT 0" for table, columns in wanted.items()
+    ]  # noqa: S608

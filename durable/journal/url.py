@@ -22,7 +22,7 @@ def parse_url(url: str | Path) -> Path | None:
     """
     if isinstance(url, Path):
         return _check_path(url, url)
-    if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]  users may err
+    if not isinstance(url, str):
         msg = f"a journal is text or a pathlib.Path, not {url!r}: {HELP}"
         raise TypeError(msg)
     if url == SCHEME:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class EngineLog:
     """The events of an engine: a dotted past-tense name, and fields."""
 
-    def __init__(self) -> None:  # noqa: D107
+    def __init__(self) -> None:
         import structlog  # noqa: PLC0415  40 ms that `import durable` does not have to take
 
         self._stdlib: logging.Logger | None = None

@@ -35,11 +35,11 @@ from durable.runtime.attempt import Attempt
 from durable.runtime.workpool import Failed, Job, JobState, Succeeded
 
 if TYPE_CHECKING:
-    from durable.runtime.instrumentation import EngineLog
     from collections.abc import Callable, Coroutine
 
     from durable.core.execution import Command
     from durable.runtime.clock import Alarm, Alarms, Clock
+    from durable.runtime.instrumentation import EngineLog
     from durable.runtime.settings import Settings
     from durable.runtime.workpool import ActionWork, Workpool
     from durable.runtime.writer import Writer
@@ -141,7 +141,9 @@ class LiveRun:
         self.interrupted = interrupted
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
-        self._steps = {step.number: step for step in steps if step.position is None}
+        self._steps: dict[int, StepRecord] = {
+            step.number: step for step in steps if step.position is None
+        }
         self._jobs: dict[int, Job] = {}
         self._alarms: dict[int, Alarm] = {}
         self._queued: deque[Job] = deque()
@@ -180,7 +182,9 @@ class LiveRun:
         except Exception as exc:  # noqa: BLE001  a bug in durable must not take the engine along
             self._become_stuck(exc)
         for context in self._execution.failures:
-            self._host.log.warning("durable.body_callback_failed", run_id=self.record.run_id, **context)
+            self._host.log.warning(
+                "durable.body_callback_failed", run_id=self.record.run_id, **context
+            )
         self._execution.failures.clear()
         return delivered
 
@@ -255,9 +259,7 @@ class LiveRun:
             return step
         return self._offer(step, cast("ActionWork", command.work), now_ms, after)
 
-    def _offer(
-        self, step: StepRecord, work: ActionWork, now_ms: int, after: Effects
-    ) -> StepRecord:
+    def _offer(self, step: StepRecord, work: ActionWork, now_ms: int, after: Effects) -> StepRecord:
         """Give the step's next attempt a slot, or a place in the queue; return its new record."""
         job = self._make_job(step, work)
         if self._host.pool.reserve():
@@ -341,11 +343,7 @@ class LiveRun:
         if self.phase is Phase.GONE:
             return
         if change.is_start:
-            if taken_by is not None:
-                self.drop()
-            elif self.phase is Phase.STARTING:
-                self.phase = Phase.LIVE
-            self._host.on_start_committed(self, taken_by)
+            self._start_committed(taken_by)
             if taken_by is not None:
                 return
         for act, subject in after:
@@ -358,6 +356,13 @@ class LiveRun:
                 self._leave(None)
         elif self._deliveries:
             self._host.schedule(self)
+
+    def _start_committed(self, taken_by: RunRecord | None) -> None:
+        if taken_by is not None:
+            self.drop()
+        elif self.phase is Phase.STARTING:
+            self.phase = Phase.LIVE
+        self._host.on_start_committed(self, taken_by)
 
     def _enqueue_queued(self) -> None:
         while self._queued:
@@ -465,7 +470,7 @@ class LiveRun:
         self._deliveries.append((step, value))
         self._host.schedule(self)
 
-    # --- coming back, getting stuck ----------------------------------------------------------------
+    # --- coming back, getting stuck --------------------------------------------------------------
 
     def _resume(self) -> None:
         """Replay has come to where the journal ends: take up what is open."""
@@ -590,7 +595,7 @@ def _interruption_error(
     if work.is_at_most_once:
         return OutcomeUnknown(
             f"the process died while step {step.name!r} ran, which is at most once (retry=False): "
-            "it may have had its effect or not. Find out in the outside world, and go on from there."
+            "it may have had its effect or not. Find out in the outside world, and go on."
         )
     if step.interruptions > interruptions_max:
         return StepInterrupted(

@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import anyio
 import anyio.lowlevel
@@ -38,8 +38,9 @@ from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
     from durable.runtime.instrumentation import EngineLog
+
     Waiter = asyncio.Future[RunRecord | None]
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from durable.core.errors import JournalError
     from durable.journal.base import Claim, Journal
@@ -69,7 +70,7 @@ class Catalog(Protocol):
 class Runner:
     """Works on the runs of one journal."""
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         journal: Journal,
         catalog: Catalog,
@@ -102,7 +103,9 @@ class Runner:
 
     # --- life ------------------------------------------------------------------------------------
 
-    async def serve(self, ready: asyncio.Event, stop: asyncio.Event, drain_timeout_s: float) -> None:
+    async def serve(
+        self, ready: asyncio.Event, stop: asyncio.Event, drain_timeout_s: float
+    ) -> None:
         """Work until ``stop`` is set, then let what runs finish, for so long."""
         try:
             async with anyio.create_task_group() as group:
@@ -235,10 +238,10 @@ class Runner:
             if not acked.done():
                 acked.set_result(taken_by)
 
-    # --- waiting for the end -----------------------------------------------------------------------
+    # --- waiting for the end ---------------------------------------------------------------------
 
     @contextmanager
-    def expect(self, run_id: str) -> Iterator[None]:
+    def expect(self, run_id: str) -> Generator[None]:
         """Keep the row of a run that ends meanwhile, so that asking for it needs no read."""
         self._expected[run_id] += 1
         try:
@@ -256,7 +259,7 @@ class Runner:
                 return self._ended[run_id]
             self._check_not_closed()
             waiter: Waiter = asyncio.get_running_loop().create_future()
-            waiters = self._waiters.setdefault(run_id, set())
+            waiters: set[Waiter] = self._waiters.setdefault(run_id, set())
             waiters.add(waiter)
             try:
                 if run_id not in self._live and run_id not in self._starts:
@@ -334,7 +337,7 @@ class Runner:
         if live is not None:
             live.on_outcome(job)
 
-    # --- leaving and coming back ---------------------------------------------------------------------
+    # --- leaving and coming back -----------------------------------------------------------------
 
     def park_after_ms(self) -> int:
         if len(self._live) > self.settings.live_runs_max:
@@ -346,7 +349,7 @@ class Runner:
         if self._live.get(record.run_id) is live:
             del self._live[record.run_id]
         if record.state.is_final:
-            self.log.info(f"durable.run_{record.state}", run_id=record.run_id, workflow=record.name)
+            self.log.info("durable.run_" + record.state, run_id=record.run_id, workflow=record.name)
             if record.run_id in self._expected:
                 self._ended[record.run_id] = record
             self._tell_waiters(record.run_id, record)
@@ -408,7 +411,7 @@ class Runner:
         elif next_ms is not None:
             self._wake_at(next_ms)
 
-    # --- code that is not there ----------------------------------------------------------------------
+    # --- code that is not there ------------------------------------------------------------------
 
     def _park_undefined(self, record: RunRecord) -> None:
         """Set a run aside whose workflow the code does not have: it waits, and says so."""
@@ -474,9 +477,7 @@ class Runner:
             for run_id in others:
                 del self._dropped_in_outage[run_id]
         self.pool.withdraw_unless(
-            lambda job: (
-                job.attempt.run_id not in known or wanted.get(job.id) == job.attempt.number
-            )
+            lambda job: job.attempt.run_id not in known or wanted.get(job.id) == job.attempt.number
         )
 
 

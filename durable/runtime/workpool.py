@@ -317,9 +317,7 @@ class Workpool:
         if work.timeout_s is not None:
             # A thread cannot be stopped: its time-out is reported, and the slot stays taken.
             late = Failed(_timed_out(work.timeout_s))
-            timer = asyncio.get_running_loop().call_later(
-                work.timeout_s, self._report, job, late
-            )
+            timer = asyncio.get_running_loop().call_later(work.timeout_s, self._report, job, late)
         try:
             result = await anyio.to_thread.run_sync(
                 partial(_call_caught, work, job.args), limiter=self._threads, abandon_on_cancel=True

@@ -32,7 +32,7 @@ commit, and how long it holds the journal."""
 
 REOPEN_DELAY_MIN_S = 0.05
 REOPEN_DELAY_MAX_S = 1.0
-"""How long is waited between attempts to open a failed journal again; it doubles from min to max."""
+"""The waits between attempts to open a failed journal again; they double from min to max."""
 
 
 class WriterHost(Protocol):

@@ -7,15 +7,13 @@ begin with the line feed, so that it spoils no other, and a line that is not who
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeAlias, final
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias, final
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from durable import Attempt
+from durable import Attempt
 
 
 @final
@@ -71,7 +69,7 @@ class Seen(msgspec.Struct, frozen=True, tag="seen"):
 
 Effect: TypeAlias = Begun | Ended | Acked | Shown | Seen
 
-_decoder = msgspec.json.Decoder(Effect)
+_decoder: msgspec.json.Decoder[Effect] = msgspec.json.Decoder(Effect)
 
 
 @final

@@ -1,0 +1,139 @@
+"""The parent: lets a process live on one journal, ends it, and has its remains examined."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, final
+
+import msgspec
+from invariants import Ledger, Rules, check_live
+
+from crashes import load
+from crashes.child import JOURNAL, OPENING, Options
+from crashes.effects import read_effects
+from crashes.image import Image, read_image
+
+ROOT: Final = Path(__file__).parents[2]
+LIFE_S_MAX: Final = 60
+"""A child that should end by itself and does not: far more than any takes."""
+
+
+ERROR_CHARS_MAX: Final = 4_000
+LAST_LIFE: Final = "last"
+
+
+class ChildError(Exception):
+    """A child did not do what it is there for; its standard error is in the message."""
+
+
+@final
+class Child:
+    """A process that plays a role, on one journal or on several."""
+
+    def __init__(self, role: str, life: str, options: Options, *directories: Path) -> None:
+        arguments = [role, life, msgspec.json.encode(options).decode(), *map(str, directories)]
+        path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+        self._what = f"{role} {life} on {', '.join(map(str, directories))}"
+        self._process = subprocess.Popen(  # noqa: S603  our own code
+            [sys.executable, "-m", "crashes.child", *arguments],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def kill(self, after_s: float) -> None:
+        """Kill it so long after it said that it opens the journal."""
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().strip() == OPENING:
+            time.sleep(after_s)  # The moment of the kill is what this is about.
+            self._process.kill()
+        self._end(killed=True)
+
+    def wait(self) -> None:
+        """Let it come to its end."""
+        self._end(killed=False)
+
+    def wait_or_killed(self) -> bool:
+        """Let it come to its end, or to its crash point; return whether it was killed there."""
+        return self._end(killed=None)
+
+    def _end(self, *, killed: bool | None) -> bool:
+        try:
+            _, errors = self._process.communicate(timeout=LIFE_S_MAX)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            _, errors = self._process.communicate()
+            msg = f"{self._what} does not end.\n{errors[:ERROR_CHARS_MAX]}"
+            raise ChildError(msg) from None
+        was_killed = self._process.returncode == -signal.SIGKILL
+        is_right = self._process.returncode in (0, -signal.SIGKILL) and killed in (None, was_killed)
+        # A traceback is in the log of a run that got stuck, or of a task that was forgotten.
+        if not is_right or "Traceback" in errors:
+            status = self._process.returncode
+            raise ChildError(f"{self._what}: status {status}\n{errors[:ERROR_CHARS_MAX]}")
+        return was_killed
+
+
+@final
+class Lives:
+    """All the lives on one journal."""
+
+    def __init__(self, directory: Path, options: Options) -> None:
+        directory.mkdir()
+        self.directory = directory
+        self.options = options
+        self.life = "0"
+        self.violations: list[str] = []
+        self.ledger = Ledger(Rules(options.max_parallelism, load.AT_MOST_ONCE, load.RETRIES))
+
+    @property
+    def image(self) -> Image:
+        """What the latest life left behind."""
+        return self.ledger.image
+
+    def begin(self, role: str, **crash: int | bool) -> Child:
+        """Begin the next life."""
+        self.life = str(int(self.life) + 1)
+        options = msgspec.structs.replace(self.options, **crash)
+        return Child(role, self.life, options, self.directory)
+
+    def examine(self) -> None:
+        """Check what the latest life left behind."""
+        effects = read_effects(self.directory / f"life-{self.life}.jsonl")
+        for what in self.ledger.add_life(effects, read_image(self.directory / JOURNAL)):
+            self.violations.append(f"life {self.life} on {self.directory}: {what}")
+
+    def examine_end(self, now_ms: int) -> None:
+        """Check what all lives came to, the last of which has seen the end of what ends by then."""
+        self.violations += [f"{self.directory}: I12: {w}" for w in check_live(self.image, now_ms)]
+        self.violations += [f"{self.directory}: {w}" for w in _wrong_outcomes(self.ledger)]
+
+
+def end_all(role: str, all_lives: Sequence[Lives], options: Options) -> None:
+    """Let one process have the last life on several journals, and come to its end."""
+    Child(role, LAST_LIFE, options, *(lives.directory for lives in all_lives)).wait()
+    for lives in all_lives:
+        lives.life = LAST_LIFE
+        lives.examine()
+
+
+def _wrong_outcomes(ledger: Ledger) -> list[str]:
+    """Return the outcomes that no life without a crash could have come to."""
+    wrong: list[str] = []
+    allowed = {shape.name: outcomes for shape, outcomes in load.OUTCOMES.items()}
+    for run in ledger.image.runs.values():
+        seen = ledger.seen.get(run.run_id)
+        if seen is None:
+            continue  # It sleeps.
+        outcome = seen.value if seen.error is None else seen.error[2]
+        (n,) = msgspec.json.decode(run.args, type=dict[str, int]).values()
+        if outcome not in allowed[run.name](n):
+            wrong.append(f"{run.name}({n}) came to {outcome!r}, run {run.run_id}")
+    return wrong
