@@ -5,6 +5,7 @@ crashes, deploys and months of sleep, and runs to completion.
 """
 
 from durable.attempts import attempt
+from durable.call import Call
 from durable.core.errors import (
     ArgumentError,
     DeadlockError,
@@ -31,7 +32,7 @@ from durable.core.errors import (
 )
 from durable.core.records import ErrorInfo, RunState, StepKind, StepState
 from durable.core.retry import Retry
-from durable.definitions import Action, Call, Workflow, action, workflow
+from durable.definitions import Action, Workflow, action, workflow
 from durable.engine import Engine
 from durable.run import Run, run
 from durable.runtime.attempt import Attempt

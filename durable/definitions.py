@@ -10,16 +10,14 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
     Generic,
-    NoReturn,
     ParamSpec,
     TypeVar,
     final,
@@ -27,9 +25,10 @@ from typing import (
 )
 
 from durable import registry
-from durable.core.loop import WorkflowLoop
+from durable.call import Call
+from durable.checks import check_name, check_raises, check_retry, check_timeout
 from durable.core.records import StepKind
-from durable.core.retry import Retry, seconds
+from durable.core.retry import Retry
 from durable.parameters import Parameters, callers_frame
 
 if TYPE_CHECKING:
@@ -105,13 +104,14 @@ class Action(Definition[P, R]):
         timeout: float | timedelta | None,
         raises: tuple[type[Exception], ...],
     ) -> None:
-        super().__init__(fn, name, 0)
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-            msg = f"action {self.name!r} is a generator, but a step has one result: return a list"
+            shown = getattr(fn, "__qualname__", fn)
+            msg = f"{shown!r} is a generator, but a step has one result: return a list"
             raise TypeError(msg)
+        super().__init__(fn, name, 0)
         self.retry = check_retry(retry)
         self.timeout_s = check_timeout(timeout)
-        self.raises = _check_raises(raises)
+        self.raises = check_raises(raises)
         self.is_async = inspect.iscoroutinefunction(_callee(fn))
         registry.register(self)
 
@@ -150,111 +150,6 @@ class Workflow(Definition[P, R]):
         registry.register(self)
 
 
-@final
-class Call(Coroutine[Any, Any, R_co]):
-    """A definition and its arguments; what it leads to is decided by who awaits it.
-
-    In a workflow's body it is a step. Given to ``engine.start`` it is a new run. Elsewhere an
-    action's call runs the function directly, and a workflow's call is ``durable.run(call)``.
-    """
-
-    __slots__ = ("_drives", "_number", "arguments", "definition")
-    definition: Definition[Any, R_co]
-    arguments: dict[str, Any]
-    _number: int | None
-    _drives: dict[asyncio.Task[Any] | None, Coroutine[Any, Any, R_co]] | None
-
-    def __init__(self, definition: Definition[Any, R_co], arguments: dict[str, Any]) -> None:
-        loop = asyncio._get_running_loop()  # noqa: SLF001  the fastest way to know whose code it is
-        number = loop.next_number() if type(loop) is WorkflowLoop else None
-        set_slot = object.__setattr__
-        set_slot(self, "definition", definition)
-        set_slot(self, "arguments", arguments)
-        set_slot(self, "_number", number)
-        set_slot(self, "_drives", None)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        msg = f"a Call is immutable; make another one to change {name!r}"
-        raise AttributeError(msg)
-
-    def __delattr__(self, name: str) -> NoReturn:
-        self.__setattr__(name, None)
-
-    def __hash__(self) -> int:
-        return object.__hash__(self) if self._number is None else self._number
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-        return f"<Call {self.definition.name}({shown})>"
-
-    def __await__(self) -> Generator[Any, None, R_co]:
-        started: Generator[Any, None, R_co] = self._start().__await__()
-        return started
-
-    def _start(self) -> Any:  # noqa: ANN401  something to await
-        loop = asyncio._get_running_loop()  # noqa: SLF001
-        if type(loop) is WorkflowLoop:
-            from durable.step import issue_call  # noqa: PLC0415  steps are made of calls
-
-            return issue_call(loop, self)
-        definition = self.definition
-        if isinstance(definition, Workflow):
-            from durable.run import run  # noqa: PLC0415  runs are made of calls
-
-            return run(self)
-        return _call_directly(definition, self.arguments)
-
-    # --- a coroutine, for whatever drives one: each task that does has a drive of its own --------
-
-    def send(self, value: Any, /) -> Any:  # noqa: ANN401
-        return self._drive(lambda drive: drive.send(value))
-
-    def throw(self, *exc: Any) -> Any:  # noqa: ANN401
-        return self._drive(lambda drive: drive.throw(*exc))
-
-    def close(self) -> None:
-        drive = (self._drives or {}).pop(_task(), None)
-        if drive is not None:
-            drive.close()
-
-    def _drive(self, act: Callable[[Coroutine[Any, Any, R_co]], Any]) -> Any:  # noqa: ANN401
-        drives = self._drives
-        if drives is None:
-            drives = {}
-            object.__setattr__(self, "_drives", drives)
-        task = _task()
-        drive = drives.get(task)
-        if drive is None:
-            drive = drives[task] = _await(self)
-        try:
-            return act(drive)
-        except BaseException:  # It has ended, be it by StopIteration.
-            del drives[task]
-            raise
-
-
-async def _await(call: Call[R]) -> R:
-    return await call
-
-
-def _task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
-
-
-async def _call_directly(definition: Definition[Any, R], arguments: dict[str, Any]) -> R:
-    """Run an action's function outside of any workflow: nothing is journaled."""
-    assert isinstance(definition, Action)
-    args, kwargs = definition.parameters.as_call(arguments)
-    if definition.is_async:
-        return await definition.fn(*args, **kwargs)  # type: ignore[no-any-return]
-    import anyio.to_thread  # noqa: PLC0415  late, as everything heavy
-
-    return await anyio.to_thread.run_sync(partial(definition.fn, *args, **kwargs))
-
-
 def _callee(fn: Callable[..., Any]) -> Any:  # noqa: ANN401
     """Return the function that decides whether calling ``fn`` gives a coroutine."""
     if isinstance(fn, partial):
@@ -262,56 +157,6 @@ def _callee(fn: Callable[..., Any]) -> Any:  # noqa: ANN401
     if inspect.isroutine(fn):
         return fn
     return type(fn).__call__
-
-
-def check_name(name: str | None, what: str) -> str | None:
-    """Return a name that a journal can hold, or ``None``; raise for any other.
-
-    Raises:
-        TypeError: It is no text, or empty.
-        ValueError: It has no UTF-8 form.
-    """
-    if name is None:
-        return None
-    if not isinstance(name, str) or not name:
-        msg = f"{what} is text, and not empty; it is {name!r}"
-        raise TypeError(msg)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        msg = f"{what} has a lone surrogate in it, which cannot be stored: {name!r}"
-        raise ValueError(msg) from None
-    return str(name)
-
-
-def check_retry(retry: Retry | bool | None) -> Retry | bool | None:
-    """Return ``retry``, or raise ``TypeError`` when it is none of what decides about retries."""
-    if retry is None or isinstance(retry, bool | Retry):
-        return retry
-    msg = f"retry= is True, False or a durable.Retry, not {retry!r}"
-    raise TypeError(msg)
-
-
-def check_timeout(timeout: float | timedelta | None) -> float | None:
-    """Return a time-out in seconds; raise ``ValueError`` unless it is positive."""
-    if timeout is None:
-        return None
-    timeout_s = seconds(timeout, "timeout=")
-    if timeout_s <= 0:
-        msg = f"timeout= is more than 0 seconds, not {timeout!r}"
-        raise ValueError(msg)
-    return timeout_s
-
-
-def _check_raises(raises: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
-    if isinstance(raises, type):
-        raises = (raises,)
-    if isinstance(raises, tuple | list) and all(
-        isinstance(cls, type) and issubclass(cls, Exception) for cls in raises
-    ):
-        return tuple(raises)
-    msg = f"raises= is a tuple of Exception classes, not {raises!r}"
-    raise TypeError(msg)
 
 
 @overload

@@ -17,19 +17,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 from durable import registry
-from durable.core.codec import DecodeError, decode_error, decode_plain, rebuild_error
+from durable.call import Call
+from durable.catalog import BoundWorkflow, Catalog, outcome_of
+from durable.checks import (
+    check_count,
+    check_cursor,
+    check_delay,
+    check_id,
+    check_limit,
+    check_name,
+    check_order,
+    check_state,
+)
 from durable.core.errors import (
     EngineClosedError,
-    JournalCorruptError,
     NoEngineError,
     NotInWorkflowError,
-    RunFailed,
     RunNotFoundError,
 )
 from durable.core.loop import WorkflowLoop
 from durable.core.records import RunRecord, RunState, StepKind
 from durable.core.retry import Retry, seconds
-from durable.definitions import Call, Workflow, check_name
+from durable.definitions import Workflow
+from durable.issue import Defaults
 from durable.journal.base import RunQuery, StepQuery
 from durable.journal.url import parse_url
 from durable.run import Run
@@ -37,7 +47,6 @@ from durable.runtime.clock import SystemClock
 from durable.runtime.instrumentation import EngineLog
 from durable.runtime.settings import Settings
 from durable.status import EngineStatistics, Page, RunStatus, StepInfo, run_status, step_info
-from durable.step import BoundWorkflow, Defaults, check_delay, known_errors
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -50,13 +59,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_URL = "sqlite:///durable.db"
-ID_CHARS_MAX = 512
-PAGE_ITEMS_MAX = 1_000
-"""A page holds no more than this, so that no reader holds the journal for long."""
-
-CURSOR_CHARS_MAX = 18
-"""A cursor is a place in the journal, which fits into 63 bits."""
-
 _open_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Engine]] = (
     weakref.WeakKeyDictionary()
 )
@@ -92,7 +94,7 @@ class Engine:
         max_interruptions: int = 100,
     ) -> None:
         self._path = parse_url(url)
-        self._max_parallelism = _check_count(max_parallelism, "max_parallelism")
+        self._max_parallelism = check_count(max_parallelism, "max_parallelism")
         if not isinstance(retry, Retry):
             msg = f"Engine(retry=) is a durable.Retry, not {retry!r}"
             raise TypeError(msg)
@@ -104,10 +106,10 @@ class Engine:
             msg = f"retry_actions_by_default is True or False, not {retry_actions_by_default!r}"
             raise TypeError(msg)
         self._settings = Settings(
-            max_interruptions=_check_count(max_interruptions, "max_interruptions"),
-            max_payload=_check_count(max_payload, "max_payload"),
+            max_interruptions=check_count(max_interruptions, "max_interruptions"),
+            max_payload=check_count(max_payload, "max_payload"),
         )
-        self._catalog = _Catalog(
+        self._catalog = Catalog(
             Defaults(retry, retry_actions_by_default, self._settings.max_payload)
         )
         self._clock: Clock = SystemClock()
@@ -141,13 +143,13 @@ class Engine:
         return engine
 
     @classmethod
-    def find_current(cls) -> Engine | None:
-        """Return what ``current`` does, or ``None``."""
+    def find_current(cls, what: str = "Engine.current()") -> Engine | None:
+        """Return what ``current`` does, or ``None``; ``what`` is the call that asks."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return None
-        _refuse_in_body("Engine.current()")
+        _refuse_in_body(what)
         engines = _open_engines.get(loop)
         return engines[-1] if engines else None
 
@@ -292,7 +294,7 @@ class Engine:
     def get(self, run_id: str) -> Run[Any]:
         """Return a handle of a run. It does no I/O; the run may not exist."""
         _refuse_in_body("engine.get()")
-        return Run(self, _check_id(run_id))
+        return Run(self, check_id(run_id))
 
     def _new_run(
         self,
@@ -307,7 +309,7 @@ class Engine:
         if delay_s is not None:
             due_ms = now_ms + round(delay_s * 1000)
         record = RunRecord(
-            run_id=_new_id(now_ms) if run_id is None else _check_id(run_id),
+            run_id=_new_id(now_ms) if run_id is None else check_id(run_id),
             name=workflow.name,
             version=workflow.version,
             args=workflow.parameters.encode(call.arguments, self._settings.max_payload),
@@ -331,7 +333,7 @@ class Engine:
                 raise TimeoutError(msg) from None
         if record is None:
             raise _not_found(run_id)
-        return _outcome(record)
+        return outcome_of(record)
 
     # --- observing -------------------------------------------------------------------------------
 
@@ -342,7 +344,7 @@ class Engine:
             RunNotFoundError: There is no such run.
         """
         _, journal = self._opened("engine.status()")
-        found = await journal.load_status(_check_id(run_id))
+        found = await journal.load_status(check_id(run_id))
         if found is None:
             raise _not_found(run_id)
         return run_status(*found)
@@ -371,14 +373,14 @@ class Engine:
             ValueError: The order, limit, state or cursor is none.
         """
         _, journal = self._opened("engine.list_runs()")
-        limit = _check_limit(limit)
+        limit = check_limit(limit)
         query = RunQuery(
             name=check_name(name, "name="),
-            state=_check_state(state),
-            parent_id=None if parent is None else _check_id(parent),
-            order=_check_order(order),
+            state=check_state(state),
+            parent_id=None if parent is None else check_id(parent),
+            order=check_order(order),
             limit=limit + 1,
-            after=_check_cursor(cursor),
+            after=check_cursor(cursor),
         )
         rows = await journal.list_runs(query)
         items = [run_status(record, steps) for _, record, steps in rows[:limit]]
@@ -405,12 +407,12 @@ class Engine:
             ValueError: The order, limit or cursor is none.
         """
         _, journal = self._opened("engine.list_steps()")
-        limit = _check_limit(limit)
+        limit = check_limit(limit)
         query = StepQuery(
-            run_id=_check_id(run_id),
-            order=_check_order(order),
+            run_id=check_id(run_id),
+            order=check_order(order),
             limit=limit + 1,
-            after=_check_cursor(cursor),
+            after=check_cursor(cursor),
         )
         rows = await journal.list_steps(query)
         if rows is None:
@@ -462,7 +464,7 @@ class Engine:
             ValueError: It is negative.
         """
         _refuse_in_body("engine.set_max_parallelism()")
-        self._max_parallelism = _check_count(count, "max_parallelism")
+        self._max_parallelism = check_count(count, "max_parallelism")
         if self._runner is not None:
             self._runner.pool.set_max_parallelism(count)
 
@@ -475,25 +477,6 @@ class Engine:
             queued_actions=runner.pool.queued_count,
             commits=runner.writer.commits_count,
         )
-
-
-@final
-class _Catalog:
-    """The registry, seen through one engine's defaults."""
-
-    def __init__(self, defaults: Defaults) -> None:
-        self._defaults = defaults
-        self._bound: dict[Workflow[Any, Any], BoundWorkflow] = {}
-
-    def find(self, name: str, version: int) -> BoundWorkflow | None:
-        workflow = registry.find(StepKind.WORKFLOW, name, version)
-        return None if workflow is None else self.bind(workflow)
-
-    def bind(self, workflow: Workflow[Any, Any]) -> BoundWorkflow:
-        bound = self._bound.get(workflow)
-        if bound is None:
-            bound = self._bound[workflow] = BoundWorkflow(workflow, self._defaults)
-        return bound
 
 
 def _nothing() -> None:
@@ -511,7 +494,7 @@ async def _to_its_end(work: Any) -> Any:  # noqa: ANN401  a coroutine
             if task.cancelled():
                 break
             cancelled = exc
-        except BaseException:  # noqa: BLE001  it is raised below, from the task itself
+        except BaseException:  # noqa: BLE001  its attributes may be properties that raise anything
             break
     if cancelled is not None:
         if not task.cancelled():
@@ -520,30 +503,13 @@ async def _to_its_end(work: Any) -> Any:  # noqa: ANN401  a coroutine
     return task.result()
 
 
-def _outcome(record: RunRecord) -> Any:  # noqa: ANN401
-    workflow = registry.find(StepKind.WORKFLOW, record.name, record.version)
-    try:
-        if record.state is RunState.COMPLETED:
-            text = record.result or "null"
-            return (
-                decode_plain(text) if workflow is None else workflow.parameters.decode_result(text)
-            )
-        assert record.error is not None
-        stored = decode_error(record.error)
-    except DecodeError as exc:
-        msg = f"the outcome of run {record.run_id!r} does not fit the code, or is damaged: {exc}"
-        raise JournalCorruptError(msg) from exc
-    known = {} if workflow is None else known_errors(workflow)
-    raise RunFailed(record.run_id, stored.info) from rebuild_error(stored, known)
-
-
 def _refuse_in_body(what: str) -> None:
-    loop = asyncio._get_running_loop()  # noqa: SLF001
+    loop = asyncio._get_running_loop()  # noqa: SLF001  the fastest way to know whose code it is
     if type(loop) is WorkflowLoop:
         loop.refuse(what, "call it in an action")
 
 
-def _check_workflow(call: Call[Any]) -> Workflow[Any, Any]:  # noqa: ANN401  users may err
+def _check_workflow(call: Call[Any]) -> Workflow[Any, Any]:
     if isinstance(call, Workflow):
         msg = f"start a call: {call.__name__}(...), with its arguments, not {call!r} itself"
         raise TypeError(msg)
@@ -564,57 +530,6 @@ def _check_workflow(call: Call[Any]) -> Workflow[Any, Any]:  # noqa: ANN401  use
 def _new_id(now_ms: int) -> str:
     """Return an id that sorts by time, as UUIDv7 does: the journal's index grows at its end."""
     return f"{now_ms:012x}{os.urandom(10).hex()}"
-
-
-def _check_id(run_id: str) -> str:
-    if not isinstance(run_id, str):
-        msg = f"a run's id is text, not {run_id!r}"
-        raise TypeError(msg)
-    if not run_id or len(run_id) > ID_CHARS_MAX or not run_id.isprintable():
-        msg = f"a run's id is 1 to {ID_CHARS_MAX} printable characters, not {run_id[:80]!r}"
-        raise ValueError(msg)
-    return str(run_id)
-
-
-def _check_count(count: int, what: str) -> int:
-    if isinstance(count, bool) or not isinstance(count, int):
-        msg = f"{what} is a whole number, not {count!r}"
-        raise TypeError(msg)
-    if count < 0:
-        msg = f"{what} is not negative, but it is {count}"
-        raise ValueError(msg)
-    return count
-
-
-def _check_limit(limit: int) -> int:
-    if not 1 <= _check_count(limit, "limit") <= PAGE_ITEMS_MAX:
-        msg = f"limit is from 1 to {PAGE_ITEMS_MAX}, not {limit}; use iter_... for all of them"
-        raise ValueError(msg)
-    return limit
-
-
-def _check_order(order: Literal["asc", "desc"]) -> Literal["asc", "desc"]:
-    if order not in ("asc", "desc"):
-        msg = f"order is 'asc' or 'desc', not {order!r}"
-        raise ValueError(msg)
-    return order
-
-
-def _check_state(state: RunState | str | None) -> RunState | None:
-    try:
-        return None if state is None else RunState(state)
-    except ValueError:
-        msg = f"state is one of {', '.join(RunState)}, not {state!r}"
-        raise ValueError(msg) from None
-
-
-def _check_cursor(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if isinstance(cursor, str) and cursor.isdecimal() and len(cursor) <= CURSOR_CHARS_MAX:
-        return int(cursor)
-    msg = f"{cursor!r} is no cursor of a page: pass Page.cursor as it is"
-    raise ValueError(msg)
 
 
 def _not_found(run_id: str) -> RunNotFoundError:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from pathlib import Path
 
-    from durable.definitions import Call
+    from durable.call import Call
     from durable.engine import Engine
     from durable.status import RunStatus, StepInfo
 
@@ -82,7 +82,7 @@ async def run(call: Call[T], *, id: str | None = None, url: str | Path | None = 
     """
     from durable.engine import Engine  # noqa: PLC0415  engines are made of runs
 
-    current = Engine.find_current()
+    current = Engine.find_current("durable.run()")
     if current is not None and url is None:
         return await current.run(call, id=id)
     engine = Engine.from_env() if url is None else Engine(url)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 import msgspec
 
-from durable.core.codec import DecodeError, decode_error, decode_plain
+from durable.core.codec import DecodeError, decode_plain
 from durable.core.errors import JournalCorruptError
+from durable.core.failures import decode_error
 from durable.core.records import ErrorInfo, RunState, StepKind, StepState
 
 if TYPE_CHECKING:

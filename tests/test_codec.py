@@ -21,11 +21,11 @@ from durable.core.codec import (
     DecodeError,
     EncodeError,
     Shape,
-    decode_error,
     decode_plain,
     encode,
     encode_canonical,
 )
+from durable.core.failures import decode_error
 
 DEPTH = 10_000
 

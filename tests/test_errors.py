@@ -11,15 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durable import ErrorInfo, RunFailed, StepFailed
-from durable.core.codec import (
+from durable.core.codec import MESSAGE_CHARS_MAX, safe_text
+from durable.core.failures import (
     ERROR_CHARS_MAX,
-    MESSAGE_CHARS_MAX,
     TRACEBACK_CHARS_MAX,
     RemoteTraceback,
     decode_error,
     encode_exception,
     rebuild_error,
-    safe_text,
     type_name_of,
 )
 from durable.core.errors import PUBLIC

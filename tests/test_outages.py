@@ -129,12 +129,12 @@ async def everything(step: Step, n: int) -> int:
 
 
 @durable.workflow
-async def wait_at_the_gate(step: Step, n: int) -> int:
+async def wait_at_the_gate(_: Step, n: int) -> int:
     return await gated(n) + await in_thread(n)
 
 
 @durable.workflow
-async def interrupted(step: Step, n: int) -> str:
+async def interrupted(_: Step, n: int) -> str:
     first = asyncio.create_task(gated(n))
     try:
         said = str(await gated_at_most_once(n))
@@ -412,7 +412,7 @@ async def measure(text: str) -> int:
 
 
 @durable.workflow
-async def measure_it(step: Step, text: str) -> int:
+async def measure_it(_: Step, text: str) -> int:
     return await measure(text)
 
 

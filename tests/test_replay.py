@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import random
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,31 +11,52 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-
 from corpus import CORPUS, Case
-from durable.core.execution import Raised, Returned
 from replay_driver import (
     AnyOrder,
-    EngineOrder,
     Journal,
     Player,
+    dice,
     disturb_addresses,
     expect_equal,
     replay_all,
-    replay_from,
     resume,
     run_live,
 )
+
+from durable.core.execution import Raised, Returned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SEEDS = range(8)
+LONG = {"gather_wide", "long_sequence", "loops_in_parallel"}
+
 HOLDS_COROUTINES = {"wait_for_step"}
 """These make a coroutine and await it later. When they are dropped between, Python says so."""
 
 NEVER_AWAITED = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-EACH_CASE = pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.id)
+
+
+def each_case(**marks: set[str]) -> pytest.MarkDecorator:
+    """Parametrize by case; a keyword names a mark and the cases that have it."""
+    found = {"slow": pytest.mark.slow, "never_awaited": NEVER_AWAITED}
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(case, marks=[found[name] for name in marks if case.id in marks[name]])
+            for case in CORPUS
+        ],
+        ids=lambda case: case.id,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _cheap_collections() -> Iterator[None]:
+    """Have the collector look only at what the test makes: some call it often."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def live(case: Case, seed: int) -> Player:
@@ -53,6 +74,7 @@ def test_the_corpus_is_large() -> None:
     assert len({case.id for case in CORPUS}) == len(CORPUS) >= 40
 
 
+@pytest.mark.slow
 def test_the_orders_of_completion_differ() -> None:
     """Else the tests below would show less than they say."""
     orders = {
@@ -63,7 +85,7 @@ def test_the_orders_of_completion_differ() -> None:
     assert len(orders) > 3 * len(CORPUS)
 
 
-@EACH_CASE
+@each_case(slow=LONG)
 def test_every_prefix_of_a_journal_replays_exactly(case: Case) -> None:
     """The same steps with the same numbers, the same withdrawals and the same end, from any turn.
 
@@ -72,70 +94,96 @@ def test_every_prefix_of_a_journal_replays_exactly(case: Case) -> None:
     """
     held: list[object] = []
     for seed in SEEDS:
-        rng = random.Random(seed)
+        rng = dice(seed)
         journal = live(case, seed).journal
         disturb_addresses(rng, held)
         replay_all(case.workflow(*case.args), journal, rng)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=NEVER_AWAITED if case.id in HOLDS_COROUTINES else ())
-        for case in CORPUS
-    ],
-    ids=lambda case: case.id,
-)
+@each_case(never_awaited=HOLDS_COROUTINES)
 def test_a_body_dropped_at_any_turn_does_nothing(case: Case) -> None:
     """Neither when it is dropped nor when the collector finds it; and it warns of nothing."""
-    rng = random.Random(case.id)
+    rng = dice(case.id)
     journal = live(case, 0).journal
     for turns_count in range(len(journal.turns)):
         resume(case.workflow(*case.args), journal, turns_count, rng).close()
     gc.collect()
 
 
-@pytest.fixture
-def _cheap_collections() -> Iterator[None]:
-    """Have the collector look only at what is made from now on."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_cheap_collections")
 @pytest.mark.parametrize("theme", sorted({case.theme for case in CORPUS}))
 def test_replay_does_not_depend_on_the_garbage_collector(theme: str) -> None:
-    """It runs at each step of the replay, and not at all the first time."""
+    """It runs in the middle of the replay's turns, and not at all the first time."""
+    rng = dice(theme)
+
+    def collect_at_times() -> None:
+        if rng.random() < 0.2:
+            gc.collect()
+
     for case in [case for case in CORPUS if case.theme == theme]:
         gc.disable()
         try:
             journal = live(case, 1).journal
         finally:
             gc.enable()
-        replay_all(case.workflow(*case.args), journal, random.Random(1), on_command=gc.collect)
+        replay_all(case.workflow(*case.args), journal, rng, on_command=collect_at_times)
 
 
 @pytest.mark.slow
 def test_bodies_that_run_at_the_same_time_do_not_disturb_each_other() -> None:
-    """All of the corpus at once, a turn of one and then a turn of another."""
-    rng = random.Random(0)
-    journals = {case.id: live(case, 2).journal for case in CORPUS}
-    players: list[tuple[Player, Journal]] = []
-    for case in CORPUS:
-        journal = journals[case.id]
-        turns_count = rng.randrange(len(journal.turns))
-        players.append((resume(case.workflow(*case.args), journal, turns_count, rng), journal))
+    """All of the corpus at once, each from somewhere: a turn of one and then a turn of another."""
+    rng = dice(0)
+    journals = [(case, live(case, 2).journal) for case in CORPUS]
+    players = [
+        (
+            resume(case.workflow(*case.args), journal, rng.randrange(len(journal.turns)), rng),
+            journal,
+        )
+        for case, journal in journals
+    ]
     while players:
-        player, journal = rng.choice(players)
-        index = len(player.turns)
-        if index == len(journal.turns):
+        player, journal = players[rng.randrange(len(players))]
+        if len(player.turns) == len(journal.turns):
             expect_equal(player.turns, journal.turns, journal.run.name)
             players.remove((player, journal))
             continue
-        delivered = journal.turns[index].delivered
+        delivered = journal.turns[len(player.turns)].delivered
         assert delivered is not None
-        assert delivered.finished_at_ms is not None
-        player.deliver(delivered.number, delivered.finished_at_ms)
+        player.deliver_record(delivered)
+
+
+def write_journals(path: Path) -> None:
+    """Run the corpus and write its journals; in a process of its own."""
+    journals = {case.id: live(case, 3).journal for case in CORPUS}
+    path.write_bytes(msgspec.json.encode(journals))
+
+
+def check_journals(path: Path) -> None:
+    """Replay journals that another process has written."""
+    journals = msgspec.json.decode(path.read_bytes(), type=dict[str, Journal])
+    for case in CORPUS:
+        replay_all(case.workflow(*case.args), journals[case.id], dice(case.id))
+
+
+@pytest.mark.slow
+def test_journals_of_one_process_replay_in_another(tmp_path: Path) -> None:
+    """Texts hash differently there, and everything has another address."""
+    tests = Path(__file__).parent
+    for hash_seed, function in (("1", write_journals), ("2", check_journals)):
+        code = (
+            "import pathlib, sys, test_replay\n"
+            f"test_replay.{function.__name__}(pathlib.Path(sys.argv[1]))"
+        )
+        ended = subprocess.run(  # noqa: S603  our own code
+            [sys.executable, "-W", "error", "-c", code, str(tmp_path / "journals.json")],
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": hash_seed,
+                "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")

@@ -46,7 +46,7 @@ ARGS_SHOWN_CHARS = 400
 
 
 @final
-class Stuck(Exception):  # noqa: N818  a state of a run
+class Stuck(Exception):
     """The body cannot go on with the code as it is. The message has both sides."""
 
 
@@ -296,6 +296,7 @@ class Execution:
 
     def next_key(self) -> str:
         """Return the key of the next command of the task that runs now."""
+        self.loop.refuse_when_closed()
         scope = self.loop.scope()
         key = f"{scope.path}:{scope.commands_count}"
         scope.commands_count += 1

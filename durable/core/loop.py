@@ -10,8 +10,8 @@ Rules:
 - Tasks, futures and calls made in a body hash by their creation number, so that the sets of
   ``asyncio.wait`` and ``as_completed`` are iterated in the same order on replay. The numbers start
   at a base derived from the run's id, because asyncio keeps the tasks of all loops in one set.
-- A closed loop does nothing: what a ``finally`` in a body that is dropped from memory starts never
-  runs, what it awaits never comes, and there its frame is closed again.
+- A closed loop refuses commands with ``GeneratorExit``, so that a ``finally`` in a body that is
+  dropped from memory cannot act.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ REDELIVERIES_PER_TURN_MAX = 100
 it would go on for ever, and the body would never be quiescent."""
 
 CLOSE_ATTEMPTS_MAX = 100
-"""How often a coroutine that answers ``GeneratorExit`` with another await is closed again."""
+"""How often a coroutine that answers ``GeneratorExit`` with another await is closed again, and how
+often what it tries then is refused."""
 
 PATH_CHARS_MAX = 64
 """Task paths longer than this are shortened to a digest, so that recursion stays cheap."""
@@ -182,6 +183,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._generators: dict[int, Callable[[], Any]] = {}
         self._callbacks_scope = _Scope("*")
         self._closed = False
+        self._refusals_left = CLOSE_ATTEMPTS_MAX
         self._pumping = False
         self.context = contextvars.Context()
         digest = hashlib.blake2b(run_id.encode(), digest_size=5).digest()
@@ -287,15 +289,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         return [generator for generator in found if generator is not None]
 
     def close(self) -> None:
-        """Drop the body from memory: its frames are closed, and whatever they try is in vain."""
+        """Drop the body from memory: its frames are closed, and whatever they try is refused."""
         if self._closed:
             return
         self._closed = True
-        outer_loop = asyncio._get_running_loop()  # noqa: SLF001
-        asyncio._set_running_loop(self)  # noqa: SLF001  so that a Call in a finally is in vain too
+        outer_loop = asyncio._get_running_loop()  # noqa: SLF001  the documented hook for loops
+        asyncio._set_running_loop(self)  # noqa: SLF001
         try:
             for task in reversed(self.unfinished_tasks()):
-                task._log_destroy_pending = False  # noqa: SLF001
+                _silence(task)
                 _close_coroutine(task.get_coro())
         finally:
             asyncio._set_running_loop(outer_loop)  # noqa: SLF001
@@ -306,6 +308,16 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self.host = (
             _CLOSED_HOST  # Host and loop refer to each other: free them without the collector.
         )
+
+    def refuse_when_closed(self) -> None:
+        """Raise ``GeneratorExit`` when the body was dropped: no ``finally`` in it may act.
+
+        Not for ever: a loop in the body that swallows it would never come to an end. In the end
+        such a body waits for what never comes, and is left so.
+        """
+        if self._closed and self._refusals_left > 0:
+            self._refusals_left -= 1
+            raise GeneratorExit
 
     # --- asyncio: what bodies may do -------------------------------------------------------------
 
@@ -345,6 +357,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         context: contextvars.Context | None = None,
         eager_start: bool | None = None,
     ) -> WorkflowTask[T]:
+        if self._closed:
+            coro.close()
+        self.refuse_when_closed()
         if eager_start:
             self._refuse("an eagerly started task", "create the task without eager_start")
         given = _given_to_as_completed(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
@@ -393,7 +408,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     ) -> WorkflowTask[T]:
         task = WorkflowTask(coro, loop=self, path=path, name=name, context=context)
         if self._closed:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+            _silence(task)
             coro.close()
             return task
         # Strong references: a task that only its own waiting holds must not be collected.
@@ -409,7 +424,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     def call_soon(  # type: ignore[override]
         self,
         callback: Callable[..., object],
-        *args: Any,
+        *args: Any,  # noqa: ANN401  as asyncio has it
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
@@ -432,7 +447,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self,
         delay: float,
         callback: Callable[..., object],
-        *args: Any,
+        *args: Any,  # noqa: ANN401  as asyncio has it
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
@@ -441,9 +456,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self,
         when: float,
         callback: Callable[..., object],
-        *args: Any,
+        *args: Any,  # noqa: ANN401  as asyncio has it
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
+        self.refuse_when_closed()
         if math.isnan(when):
             msg = "a timer's time is not a number"
             raise ValueError(msg)
@@ -494,6 +510,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     # --- what bodies may not do ------------------------------------------------------------------
 
     def _refuse(self, what: str, instead: str = "put it in an action") -> NoReturn:
+        self.refuse_when_closed()
         error = NonDeterminismError(
             f"a workflow's body may not use {what}: it could not be replayed. Do this instead: "
             f"{instead}."
@@ -559,13 +576,18 @@ _unclosable: list[Any] = []
 """Bodies that swallow ``GeneratorExit`` for ever. Freed, they would go on outside of their loop."""
 
 
+def _silence(task: Any) -> None:  # noqa: ANN401  the attribute is asyncio's own
+    """Let a task be freed that has not ended, without a report."""
+    task._log_destroy_pending = False  # noqa: SLF001
+
+
 def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine
     for _ in range(CLOSE_ATTEMPTS_MAX):
         try:
             coro.close()
         except RuntimeError:
             continue  # It answered with another await: close that too.
-        except BaseException:  # noqa: BLE001  a finally of the user's may raise anything
+        except BaseException:  # noqa: BLE001  its attributes may be properties that raise anything
             return
         return
     _unclosable.append(coro)

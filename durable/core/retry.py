@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
-from typing import final
+from typing import Any, final
 
 import msgspec
 
@@ -20,14 +20,14 @@ def seconds(value: float | timedelta, what: str) -> float:
         ValueError: It is NaN.
     """
     if isinstance(value, timedelta):
-        return value.total_seconds()
+        value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{what} is seconds or a timedelta, not {value!r}"
         raise TypeError(msg)
     if math.isnan(value):
         msg = f"{what} is not a number"
         raise ValueError(msg)
-    return min(float(value), float(MAX_DELAY_S))
+    return float(max(min(value, MAX_DELAY_S), -MAX_DELAY_S))
 
 
 @final
@@ -61,10 +61,12 @@ class Retry(msgspec.Struct, frozen=True):
         if self.max_attempts < 1:
             msg = f"Retry(max_attempts=) counts the first: at least 1, not {self.max_attempts}"
             raise ValueError(msg)
-        for field, least in (("initial_backoff", 0.0), ("base", 1.0), ("max_backoff", 0.0)):
-            value = getattr(self, field)
-            if value is None and field == "max_backoff":
-                continue
+        bounds: tuple[tuple[str, Any, float], ...] = (
+            ("initial_backoff", self.initial_backoff, 0.0),
+            ("base", self.base, 1.0),
+            ("max_backoff", 0.0 if self.max_backoff is None else self.max_backoff, 0.0),
+        )
+        for field, value, least in bounds:
             if isinstance(value, timedelta):
                 msg = f"Retry({field}=) is a number, not {value!r}: use .total_seconds()"
                 raise TypeError(msg)

@@ -62,8 +62,8 @@ SELECT CAST(json_group_array({_RUN_JSON}) AS BLOB) FROM durable_run
 WHERE run_id IN (SELECT value FROM json_each(?))
 """
 
-INSERT_RUNS = f"INSERT INTO durable_run ({', '.join(RUN_COLUMNS)}, wake_at_ms, epoch) VALUES "  # noqa: S608
-INSERT_STEPS = f"INSERT INTO durable_step (run_id, {', '.join(STEP_COLUMNS)}) VALUES "  # noqa: S608
+INSERT_RUNS = f"INSERT INTO durable_run ({', '.join(RUN_COLUMNS)}, wake_at_ms, epoch) VALUES "
+INSERT_STEPS = f"INSERT INTO durable_step (run_id, {', '.join(STEP_COLUMNS)}) VALUES "
 
 # A final state is written once: a late writer changes nothing.
 UPDATE_STEPS = (
@@ -72,14 +72,14 @@ UPDATE_STEPS = (
     UPDATE durable_step AS old SET {", ".join(f"{c} = new.{c}" for c in STEP_CHANGES)} FROM new
     WHERE old.run_id = new.run_id AND old.number = new.number
       AND (old.state IN ('pending', 'running') OR old.state = new.state AND old.position IS NULL)
-    """,  # noqa: S608
+    """,
 )
 UPDATE_RUNS = (
     f"WITH new (run_id, {', '.join(RUN_CHANGES)}) AS (VALUES ",
     f""")
     UPDATE durable_run AS old SET {", ".join(f"{c} = new.{c}" for c in RUN_CHANGES)} FROM new
     WHERE old.run_id = new.run_id AND old.finished_at_ms IS NULL
-    """,  # noqa: S608
+    """,
 )
 PARK_RUNS = (
     "WITH new (run_id, wake_at_ms) AS (VALUES ",
@@ -272,7 +272,7 @@ def read_runs(
             where.append(f"{column} = ?")
             values.append(value)
     order, after = _keyset("seq", query.order, query.after, where, values)
-    sql = f"SELECT seq, CAST({_RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: S608, E501
+    sql = f"SELECT seq, CAST({_RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: E501
     rows = db.execute(sql, [*values, query.limit]).fetchall()
     runs = [(seq, _decode_run(data)) for seq, data in rows]
     steps = _read_open_steps(db, [run.run_id for _, run in runs if not run.state.is_final])
@@ -288,7 +288,7 @@ def read_steps(db: sqlite3.Connection, query: StepQuery) -> list[StepRecord] | N
     SELECT CAST(json_group_array({_STEP_JSON}) AS BLOB) FROM (
         SELECT * FROM durable_step WHERE {after} ORDER BY {order} LIMIT ?
     )
-    """  # noqa: S608
+    """
     (data,) = db.execute(sql, [*values, query.limit]).fetchone()
     steps = _decode_steps(query.run_id, data)
     if not steps and read_run(db, query.run_id) is None:
@@ -356,4 +356,4 @@ def probes() -> list[str]:
     }
     return [
         f"SELECT {', '.join(columns)} FROM {table} LIMIT 0" for table, columns in wanted.items()
-    ]  # noqa: S608
+    ]

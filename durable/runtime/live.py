@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, final
 
 from msgspec.structs import replace
 
-from durable.core.codec import encode_exception
 from durable.core.errors import DurableError, NonDeterminismError, OutcomeUnknown, StepInterrupted
 from durable.core.execution import UNSET, Execution, Raised, Returned, Stuck, Turn
+from durable.core.failures import encode_exception
 from durable.core.records import (
     RunRecord,
     RunState,
@@ -179,7 +179,7 @@ class LiveRun:
                 delivered = self._deliver(deliveries_max)
         except Stuck as exc:
             self._become_stuck(exc)
-        except Exception as exc:  # noqa: BLE001  a bug in durable must not take the engine along
+        except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
             self._become_stuck(exc)
         for context in self._execution.failures:
             self._host.log.warning(
@@ -307,7 +307,7 @@ class LiveRun:
         if isinstance(end, Returned):
             try:
                 result = self._spec.encode_result(end.value)
-            except Exception as exc:  # noqa: BLE001  a user's hooks may raise anything
+            except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
                 error = exc
         else:
             error = end.error

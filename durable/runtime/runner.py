@@ -21,13 +21,13 @@ import anyio
 import anyio.lowlevel
 from msgspec.structs import replace
 
-from durable.core.codec import encode_exception
 from durable.core.errors import (
     EngineClosedError,
     JournalUnavailableError,
     NonDeterminismError,
     RunConflictError,
 )
+from durable.core.failures import encode_exception
 from durable.core.records import RunRecord, RunState, StepState, advance_run
 from durable.journal.base import Change, Parked
 from durable.runtime.clock import Alarm, Alarms
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from durable.runtime.live import WorkflowSpec
     from durable.runtime.workpool import Job
 
-DELIVERIES_PER_SLICE = 64
+DELIVERIES_PER_SLICE = 256
 """How many completions one run takes before the next run's turn."""
 
-SLICE_S_MAX = 0.01
+SLICE_S_MAX = 0.001
 """How long bodies are pumped before the host's loop gets its turn."""
 
 SLOW_TURN_S = 0.1
@@ -349,7 +349,8 @@ class Runner:
         if self._live.get(record.run_id) is live:
             del self._live[record.run_id]
         if record.state.is_final:
-            self.log.info("durable.run_" + record.state, run_id=record.run_id, workflow=record.name)
+            event = f"durable.run_{record.state}"
+            self.log.info(event, run_id=record.run_id, workflow=record.name)
             if record.run_id in self._expected:
                 self._ended[record.run_id] = record
             self._tell_waiters(record.run_id, record)

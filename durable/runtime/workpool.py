@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 import anyio
 import anyio.to_thread
 
-from durable.core.codec import encode_exception, safe_text
+from durable.core.codec import safe_text
 from durable.core.errors import NonRetryable, PayloadTooLarge, ReturnTypeError
+from durable.core.failures import encode_exception
 from durable.core.interrupts import is_from_signal
 from durable.runtime.attempt import CURRENT_ATTEMPT, Attempt
 
@@ -325,7 +326,7 @@ class Workpool:
             if isinstance(result, _Caught):
                 return self._failed(result.exc)
             return Succeeded(*work.encode_result(result))
-        except BaseException as exc:  # noqa: BLE001
+        except BaseException as exc:  # noqa: BLE001  an action may raise anything
             return self._failed(exc)
         finally:
             if timer is not None:
@@ -352,7 +353,7 @@ class _Caught:
 def _call_caught(work: ActionWork, args: str) -> object:
     try:
         return work.call(args)
-    except BaseException as exc:  # noqa: BLE001
+    except BaseException as exc:  # noqa: BLE001  an action may raise anything
         return _Caught(exc)
 
 

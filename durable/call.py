@@ -1,0 +1,127 @@
+"""``Call``: a definition and its arguments.
+
+It does nothing by itself: who awaits it decides. It is immutable, and each await of it in a body is
+a step of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, final
+
+from durable.core.loop import WorkflowLoop
+from durable.core.records import StepKind
+
+if TYPE_CHECKING:
+    from durable.definitions import Action, Definition
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+@final
+class Call(Coroutine[Any, Any, R_co]):
+    """A definition and its arguments; what it leads to is decided by who awaits it.
+
+    In a workflow's body it is a step. Given to ``engine.start`` it is a new run. Elsewhere an
+    action's call runs the function directly, and a workflow's call is ``durable.run(call)``.
+    """
+
+    __slots__ = ("_drives", "_number", "arguments", "definition")
+    definition: Definition[Any, R_co]
+    arguments: dict[str, Any]
+    _number: int | None
+    _drives: dict[asyncio.Task[Any] | None, Coroutine[Any, Any, R_co]] | None
+
+    def __init__(self, definition: Definition[Any, R_co], arguments: dict[str, Any]) -> None:
+        loop = asyncio._get_running_loop()  # noqa: SLF001  the fastest way to know whose code it is
+        number = loop.next_number() if type(loop) is WorkflowLoop else None
+        set_slot = object.__setattr__
+        set_slot(self, "definition", definition)
+        set_slot(self, "arguments", arguments)
+        set_slot(self, "_number", number)
+        set_slot(self, "_drives", None)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        msg = f"a Call is immutable; make another one to change {name!r}"
+        raise AttributeError(msg)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        self.__setattr__(name, None)
+
+    def __hash__(self) -> int:
+        return object.__hash__(self) if self._number is None else self._number
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"<Call {self.definition.name}({shown})>"
+
+    def __await__(self) -> Generator[Any, None, R_co]:
+        started: Generator[Any, None, R_co] = self._start().__await__()
+        return started
+
+    def _start(self) -> Any:  # noqa: ANN401  something to await
+        loop = asyncio._get_running_loop()  # noqa: SLF001  the fastest way to know whose code it is
+        if type(loop) is WorkflowLoop:
+            from durable.issue import issue_call  # noqa: PLC0415  steps are made of calls
+
+            return issue_call(loop, self)
+        definition = self.definition
+        if definition.kind is StepKind.WORKFLOW:
+            from durable.run import run  # noqa: PLC0415  runs are made of calls
+
+            return run(self)
+        return _call_directly(definition, self.arguments)
+
+    # --- a coroutine, for whatever drives one: each task that does has a drive of its own --------
+
+    def send(self, value: Any, /) -> Any:  # noqa: ANN401
+        return self._drive(lambda drive: drive.send(value))
+
+    def throw(self, *exc: Any) -> Any:  # noqa: ANN401
+        return self._drive(lambda drive: drive.throw(*exc))
+
+    def close(self) -> None:
+        drive = (self._drives or {}).pop(_task(), None)
+        if drive is not None:
+            drive.close()
+
+    def _drive(self, act: Callable[[Coroutine[Any, Any, R_co]], Any]) -> Any:  # noqa: ANN401
+        drives = self._drives
+        if drives is None:
+            drives = {}
+            object.__setattr__(self, "_drives", drives)
+        task = _task()
+        drive = drives.get(task)
+        if drive is None:
+            drive = drives[task] = _await(self)
+        try:
+            return act(drive)
+        except BaseException:  # It has ended, be it by StopIteration.
+            del drives[task]
+            raise
+
+
+async def _await(call: Call[R]) -> R:
+    return await call
+
+
+def _task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+async def _call_directly(definition: Definition[Any, R], arguments: dict[str, Any]) -> R:
+    """Run an action's function outside of any workflow: nothing is journaled."""
+    # The class is defined in terms of this module.
+    action = cast("Action[Any, R]", definition)
+    args, kwargs = action.parameters.as_call(arguments)
+    if action.is_async:
+        return await action.fn(*args, **kwargs)  # type: ignore[no-any-return]
+    import anyio.to_thread  # noqa: PLC0415  late, as everything heavy
+
+    return await anyio.to_thread.run_sync(partial(action.fn, *args, **kwargs))

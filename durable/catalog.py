@@ -1,0 +1,91 @@
+"""Workflows as an engine sees them: found by name, opened with its defaults, outcomes read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+from durable import registry
+from durable.core.codec import DecodeError, decode_plain
+from durable.core.errors import JournalCorruptError, RunFailed
+from durable.core.execution import Stuck
+from durable.core.failures import decode_error, rebuild_error
+from durable.core.records import RunState, StepKind
+from durable.issue import Defaults, Environment, known_errors
+from durable.step import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from durable.core.execution import Execution
+    from durable.core.records import RunRecord
+    from durable.definitions import Workflow
+
+
+@final
+class BoundWorkflow:
+    """A workflow and an engine's defaults: what the runtime opens bodies with."""
+
+    def __init__(self, definition: Workflow[Any, Any], defaults: Defaults) -> None:
+        self.definition = definition
+        self._environment = Environment(definition, defaults)
+
+    def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
+        try:
+            args, kwargs = self.definition.parameters.decode(execution.run.args)
+        except (DecodeError, TypeError) as exc:
+            msg = (
+                f"the recorded arguments of the run do not fit {self.definition.name!r} any more: "
+                f"{exc}. Make it accept both, or give it a new version."
+            )
+            raise Stuck(msg) from exc
+        execution.environment = self._environment
+        coroutine: Coroutine[Any, Any, object] = self.definition.fn(
+            Step(execution, self.definition), *args, **kwargs
+        )
+        return coroutine
+
+    def encode_result(self, value: object) -> str:
+        payload_max = self._environment.defaults.payload_max
+        return self.definition.parameters.encode_result(value, payload_max)[0]
+
+
+@final
+class Catalog:
+    """The registry, seen through one engine's defaults."""
+
+    def __init__(self, defaults: Defaults) -> None:
+        self._defaults = defaults
+        self._bound: dict[Workflow[Any, Any], BoundWorkflow] = {}
+
+    def find(self, name: str, version: int) -> BoundWorkflow | None:
+        workflow = registry.find(StepKind.WORKFLOW, name, version)
+        return None if workflow is None else self.bind(workflow)
+
+    def bind(self, workflow: Workflow[Any, Any]) -> BoundWorkflow:
+        bound = self._bound.get(workflow)
+        if bound is None:
+            bound = self._bound[workflow] = BoundWorkflow(workflow, self._defaults)
+        return bound
+
+
+def outcome_of(record: RunRecord) -> Any:  # noqa: ANN401
+    """Return the value of a run that has ended, or raise its failure.
+
+    Raises:
+        RunFailed: It failed.
+        JournalCorruptError: What the journal has of it cannot be read.
+    """
+    workflow = registry.find(StepKind.WORKFLOW, record.name, record.version)
+    try:
+        if record.state is RunState.COMPLETED:
+            text = record.result or "null"
+            return (
+                decode_plain(text) if workflow is None else workflow.parameters.decode_result(text)
+            )
+        assert record.error is not None
+        stored = decode_error(record.error)
+    except DecodeError as exc:
+        msg = f"the outcome of run {record.run_id!r} does not fit the code, or is damaged: {exc}"
+        raise JournalCorruptError(msg) from exc
+    known = {} if workflow is None else known_errors(workflow)
+    raise RunFailed(record.run_id, stored.info) from rebuild_error(stored, known)

@@ -1,0 +1,163 @@
+"""Options that users hand in: checked in one place, so that each error says what is expected."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from durable.core.execution import DUE_MS_MAX
+from durable.core.records import RunState
+from durable.core.retry import Retry, seconds
+
+ID_CHARS_MAX = 512
+"""The longest id of a run."""
+
+PAGE_ITEMS_MAX = 1_000
+"""A page holds no more than this, so that no reader holds the journal for long."""
+
+CURSOR_CHARS_MAX = 18
+"""A cursor is a place in the journal, which fits into 63 bits."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def check_id(run_id: str) -> str:
+    """Return a run's id that a journal can hold."""
+    if not isinstance(run_id, str):
+        msg = f"a run's id is text, not {run_id!r}"
+        raise TypeError(msg)
+    if not run_id or len(run_id) > ID_CHARS_MAX or not run_id.isprintable():
+        msg = f"a run's id is 1 to {ID_CHARS_MAX} printable characters, not {run_id[:80]!r}"
+        raise ValueError(msg)
+    return str(run_id)
+
+
+def check_count(count: int, what: str) -> int:
+    """Return a whole number that is not negative."""
+    if isinstance(count, bool) or not isinstance(count, int):
+        msg = f"{what} is a whole number, not {count!r}"
+        raise TypeError(msg)
+    if count < 0:
+        msg = f"{what} is not negative, but it is {count}"
+        raise ValueError(msg)
+    return count
+
+
+def check_limit(limit: int) -> int:
+    """Return the size of a page."""
+    if not 1 <= check_count(limit, "limit") <= PAGE_ITEMS_MAX:
+        msg = f"limit is from 1 to {PAGE_ITEMS_MAX}, not {limit}; use iter_... for all of them"
+        raise ValueError(msg)
+    return limit
+
+
+def check_order(order: Literal["asc", "desc"]) -> Literal["asc", "desc"]:
+    """Return the order of a list."""
+    if order not in ("asc", "desc"):
+        msg = f"order is 'asc' or 'desc', not {order!r}"
+        raise ValueError(msg)
+    return order
+
+
+def check_state(state: RunState | str | None) -> RunState | None:
+    """Return a state by which runs are listed."""
+    try:
+        return None if state is None else RunState(state)
+    except ValueError:
+        msg = f"state is one of {', '.join(RunState)}, not {state!r}"
+        raise ValueError(msg) from None
+
+
+def check_cursor(cursor: str | None) -> int | None:
+    """Return the place that a page's cursor stands for."""
+    if cursor is None:
+        return None
+    if isinstance(cursor, str) and cursor.isdecimal() and len(cursor) <= CURSOR_CHARS_MAX:
+        return int(cursor)
+    msg = f"{cursor!r} is no cursor of a page: pass Page.cursor as it is"
+    raise ValueError(msg)
+
+
+def check_name(name: str | None, what: str) -> str | None:
+    """Return a name that a journal can hold, or ``None``; raise for any other.
+
+    Raises:
+        TypeError: It is no text, or empty.
+        ValueError: It has no UTF-8 form.
+    """
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name:
+        msg = f"{what} is text, and not empty; it is {name!r}"
+        raise TypeError(msg)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        msg = f"{what} has a lone surrogate in it, which cannot be stored: {name!r}"
+        raise ValueError(msg) from None
+    return str(name)
+
+
+def check_retry(retry: Retry | bool | None) -> Retry | bool | None:
+    """Return ``retry``, or raise ``TypeError`` when it is none of what decides about retries."""
+    if retry is None or isinstance(retry, bool | Retry):
+        return retry
+    msg = f"retry= is True, False or a durable.Retry, not {retry!r}"
+    raise TypeError(msg)
+
+
+def check_timeout(timeout: float | timedelta | None) -> float | None:
+    """Return a time-out in seconds; raise ``ValueError`` unless it is positive."""
+    if timeout is None:
+        return None
+    timeout_s = seconds(timeout, "timeout=")
+    if timeout_s <= 0:
+        msg = f"timeout= is more than 0 seconds, not {timeout!r}"
+        raise ValueError(msg)
+    return timeout_s
+
+
+def check_raises(raises: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
+    """Return the exception classes that an action names."""
+    given: Any = (raises,) if isinstance(raises, type) else raises
+    if isinstance(given, tuple | list):
+        classes = tuple(given)
+        if all(isinstance(cls, type) and issubclass(cls, Exception) for cls in classes):
+            return classes
+    msg = f"raises= is a tuple of Exception classes, not {raises!r}"
+    raise TypeError(msg)
+
+
+def check_delay(
+    run_after: float | timedelta | None, run_at: datetime | None
+) -> tuple[float | None, int | None]:
+    """Return a start's delay in seconds, or its time in milliseconds; at most one is given.
+
+    Raises:
+        ValueError: Both are given, or the time is naive.
+        TypeError: One is of another type.
+    """
+    if run_after is not None and run_at is not None:
+        msg = "give run_after= or run_at=, not both"
+        raise ValueError(msg)
+    if run_after is not None:
+        return max(seconds(run_after, "run_after="), 0.0), None
+    if run_at is not None:
+        return None, min(time_ms(run_at, "run_at="), DUE_MS_MAX)
+    return None, None
+
+
+def milliseconds(delay_s: float) -> int:
+    """Return seconds in milliseconds."""
+    return round(delay_s * 1000)
+
+
+def time_ms(when: datetime, what: str) -> int:
+    """Return an aware datetime in milliseconds since the epoch."""
+    if not isinstance(when, datetime):
+        msg = f"{what} is a datetime, not {when!r}"
+        raise TypeError(msg)
+    if when.tzinfo is None:
+        msg = f"{what} is an aware datetime: {when!r} has no time zone (datetime.now(UTC) has)"
+        raise ValueError(msg)
+    return -((_EPOCH - when) // timedelta(milliseconds=1))  # Rounded up: nothing is due early.

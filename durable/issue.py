@@ -1,0 +1,157 @@
+"""How a call that a body awaits becomes a command, and what it stands for in the workpool.
+
+Rules:
+
+- A command's options are resolved when it is issued; on replay what the journal has stands.
+- Arguments are checked when a step is issued for the first time, never again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+from durable.checks import milliseconds
+from durable.core.codec import DecodeError
+from durable.core.errors import ArgumentError
+from durable.core.execution import Command, Execution
+from durable.core.failures import decode_error, rebuild_error, type_name_of
+from durable.core.retry import resolve_retry
+from durable.definitions import Action, Workflow
+from durable.parameters import globals_of
+
+if TYPE_CHECKING:
+    from durable.call import Call
+    from durable.core.execution import CommandFuture
+    from durable.core.loop import WorkflowLoop
+    from durable.core.retry import Retry
+
+
+class Defaults(NamedTuple):
+    """An engine's settings that decide about steps."""
+
+    retry: Retry
+    retry_actions_by_default: bool
+    payload_max: int
+
+
+class StepOptions(NamedTuple):
+    """The options of ``step.run``."""
+
+    name: str | None = None
+    retry: Retry | bool | None = None
+    timeout_s: float | None = None
+    delay_s: float | None = None
+    at_ms: int | None = None
+    unstable_args: bool = False
+
+
+NO_OPTIONS = StepOptions()
+
+
+@final
+class Environment:
+    """What surrounds a body: its workflow, and its engine's defaults."""
+
+    def __init__(self, workflow: Workflow[Any, Any], defaults: Defaults) -> None:
+        self.workflow = workflow
+        self.defaults = defaults
+        self._plain_steps: dict[Action[Any, Any], ActionStep] = {}
+
+    def plain_step(self, action: Action[Any, Any]) -> ActionStep:
+        """Return what an action is as a step without options: the same for all of them."""
+        step = self._plain_steps.get(action)
+        if step is None:
+            step = self._plain_steps[action] = ActionStep(action, self, NO_OPTIONS)
+        return step
+
+
+@final
+class ActionStep:
+    """An action as one step of one run: what the workpool calls, what the body gets of it."""
+
+    def __init__(
+        self, action: Action[Any, Any], environment: Environment, options: StepOptions
+    ) -> None:
+        workflow, defaults = environment.workflow, environment.defaults
+        by_default = workflow.retry_actions_by_default
+        if by_default is None:
+            by_default = defaults.retry_actions_by_default
+        self.retry, self.is_at_most_once = resolve_retry(
+            options.retry, action.retry, workflow.retry, defaults.retry, by_default=by_default
+        )
+        self.timeout_s = action.timeout_s if options.timeout_s is None else options.timeout_s
+        self.is_async = action.is_async
+        self._action = action
+        self._workflow = workflow
+        self._payload_max = defaults.payload_max
+
+    def call(self, args: str) -> Any:  # noqa: ANN401
+        try:
+            positional, keyword = self._action.parameters.decode(args)
+        except DecodeError as exc:
+            msg = f"the recorded arguments do not fit {self._action.name} any more: {exc}"
+            raise ArgumentError(msg) from exc
+        return self._action.fn(*positional, **keyword)
+
+    def encode_result(self, result: object) -> tuple[str, object]:
+        return self._action.parameters.encode_result(result, self._payload_max)
+
+    def decode(self, text: str) -> object:
+        return self._action.parameters.decode_result(text)
+
+    def rebuild(self, error: str) -> BaseException:
+        known = known_errors(self._action, self._workflow)
+        return rebuild_error(decode_error(error), known)
+
+
+def known_errors(*definitions: Action[Any, Any] | Workflow[Any, Any]) -> dict[str, object]:
+    """Return the exception classes that may be rebuilt, by the name they are stored under."""
+    known: dict[str, object] = {}
+    for definition in definitions:
+        named = list(globals_of(definition.fn).values())
+        if isinstance(definition, Action):
+            named += definition.raises
+        for value in named:
+            if isinstance(value, type) and issubclass(value, BaseException):
+                known[type_name_of(value)] = value
+    return known
+
+
+def issue_call(loop: WorkflowLoop, call: Call[Any]) -> CommandFuture:
+    """Make a step of a call that a body awaits."""
+    execution = loop.host
+    assert isinstance(execution, Execution)
+    return issue(execution, call, NO_OPTIONS)
+
+
+def issue(execution: Execution, call: Call[Any], options: StepOptions) -> CommandFuture:
+    """Make a step, with options, of a call that a body awaits."""
+    action = call.definition
+    environment = execution.environment
+    assert isinstance(environment, Environment)
+    if not isinstance(action, Action):
+        msg = (
+            f"a call of {action!r} cannot be a step: await an action's call, or start the run "
+            "from an action with Engine.current().start(...)"
+        )
+        raise TypeError(msg)
+    key = execution.next_key()
+    if execution.recorded(key) is None:
+        args = action.parameters.encode(call.arguments, environment.defaults.payload_max)
+    else:
+        args = action.parameters.encode_unchecked(call.arguments)
+    due_ms = options.at_ms
+    if options.delay_s is not None:
+        due_ms = execution.time_ms() + milliseconds(options.delay_s)
+    command = Command(
+        action.kind,
+        options.name or action.name,
+        key,
+        args=args,
+        compares_args=not options.unstable_args,
+        due_ms=due_ms,
+        work=environment.plain_step(action)
+        if options is NO_OPTIONS
+        else ActionStep(action, environment, options),
+    )
+    return execution.issue(command)

@@ -1,0 +1,218 @@
+"""Which engine is current, what bodies may not do with one, and how much it does at once."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import durable
+from durable import (
+    Engine,
+    NoEngineError,
+    NonDeterminismError,
+    Retry,
+    RunFailed,
+    RunState,
+    Step,
+)
+
+
+@durable.action
+async def echo(text: str) -> str:
+    return text
+
+
+@durable.workflow
+async def echoing(_step: Step, text: str) -> str:
+    return await echo(text)
+
+
+class Gate:
+    """Holds actions until a test lets them go on."""
+
+    def __init__(self) -> None:
+        self.begun: asyncio.Queue[int] = asyncio.Queue()
+        self.open = asyncio.Event()
+
+
+gates: dict[str, Gate] = {}
+
+
+@durable.action
+async def pass_gate(name: str, number: int) -> int:
+    gates[name].begun.put_nowait(number)
+    await gates[name].open.wait()
+    return number
+
+
+@durable.workflow
+async def passing(_step: Step, name: str, count: int) -> list[int]:
+    return await asyncio.gather(*(pass_gate(name, number) for number in range(count)))
+
+
+def a_gate(request: pytest.FixtureRequest) -> tuple[str, Gate]:
+    gate = gates[request.node.name] = Gate()
+    return request.node.name, gate
+
+
+# --- which one is current ------------------------------------------------------------------------
+
+
+async def test_the_engine_opened_last_is_the_current_one(tmp_path: Path) -> None:
+    with pytest.raises(NoEngineError, match="open one with `async with Engine"):
+        Engine.current()
+    first, second = Engine(tmp_path / "1.db"), Engine(tmp_path / "2.db")
+    async with first:
+        assert Engine.current() is first
+        async with second:
+            assert Engine.current() is second
+            assert await asyncio.create_task(_current()) is second
+        assert Engine.current() is first
+    with pytest.raises(NoEngineError):
+        Engine.current()
+
+
+async def _current() -> Engine:
+    return Engine.current()
+
+
+async def test_engines_may_close_in_any_order(tmp_path: Path) -> None:
+    first, second = Engine(tmp_path / "1.db"), Engine(tmp_path / "2.db")
+    await first.__aenter__()
+    await second.__aenter__()
+    await first.__aexit__(None, None, None)
+    assert Engine.current() is second
+    assert await durable.run(echoing("by the second")) == "by the second"
+    await second.__aexit__(None, None, None)
+
+
+async def test_another_loops_engine_is_not_current(path: Path) -> None:
+    async with Engine(path):
+        with pytest.raises(NoEngineError):
+            await asyncio.to_thread(asyncio.run, _current())
+        with pytest.raises(NoEngineError):
+            await asyncio.to_thread(Engine.current)
+
+
+@durable.action
+async def start_another(text: str) -> str:
+    run = await Engine.current().start(echoing(text), id="started by an action")
+    return await run.result(timeout=5)
+
+
+@durable.workflow
+async def starting_another(_step: Step) -> str:
+    return await start_another("a")
+
+
+async def test_an_action_may_use_the_engine(path: Path) -> None:
+    async with Engine(path) as engine:
+        assert await engine.run(starting_another()) == "a"
+        assert (await engine.status("started by an action")).state == "completed"
+
+
+# --- from a body ---------------------------------------------------------------------------------
+
+FROM_BODIES: dict[str, Callable[[Engine], object]] = {
+    "engine.start()": lambda engine: engine.start(echoing("a")),
+    "engine.run()": lambda engine: engine.run(echoing("a")),
+    "engine.get()": lambda engine: engine.get("r"),
+    "engine.status()": lambda engine: engine.status("r"),
+    "engine.list_runs()": lambda engine: engine.list_runs(),
+    "engine.list_steps()": lambda engine: engine.list_steps("r"),
+    "engine.set_max_parallelism()": lambda engine: engine.set_max_parallelism(1),
+    "engine.statistics()": lambda engine: engine.statistics(),
+    "Engine.current()": lambda _engine: Engine.current(),
+    "durable.run()": lambda _engine: durable.run(echoing("a")),
+    "run.result()": lambda _engine: shared["run"].result(),
+    "an engine": lambda _engine: Engine("sqlite://").__aenter__(),
+}
+shared: dict[str, Any] = {}
+
+
+@durable.workflow
+async def misusing(_step: Step, what: str, *, swallow: bool) -> None:
+    try:
+        made = FROM_BODIES[what](shared["engine"])
+        if isinstance(made, Coroutine):
+            await made
+    except NonDeterminismError:
+        if not swallow:
+            raise
+
+
+@pytest.mark.parametrize("what", FROM_BODIES)
+@pytest.mark.parametrize("swallow", [False, True])
+async def test_a_body_may_not_use_the_engine(what: str, swallow: bool, path: Path) -> None:
+    async with Engine(path) as engine:
+        shared["engine"], shared["run"] = engine, engine.get("r")
+        run = await engine.start(misusing(what, swallow=swallow))
+        if swallow:
+            async with asyncio.timeout(5):
+                while (await run.status()).state is not RunState.STUCK:
+                    pass
+        else:
+            with pytest.raises(RunFailed):
+                await run.result(timeout=5)
+        error = (await run.status()).error
+        assert error is not None
+        assert error.type_name == "durable.NonDeterminismError"
+        assert f"may not use {what}: " in error.message
+        assert "in an action" in error.message
+        assert [status.name async for status in engine.iter_runs()] == ["test_engine_use:misusing"]
+
+
+# --- parallelism and statistics ------------------------------------------------------------------
+
+
+async def test_parallelism_can_be_changed_while_actions_run(
+    path: Path, request: pytest.FixtureRequest
+) -> None:
+    name, gate = a_gate(request)
+    async with Engine(path, max_parallelism=0) as engine:
+        run = await engine.start(passing(name, 5))
+        async with asyncio.timeout(5):
+            while engine.statistics().queued_actions < 5:
+                await run.status()
+        assert gate.begun.empty()
+        engine.set_max_parallelism(2)
+        assert [await gate.begun.get(), await gate.begun.get()] == [0, 1]
+        statistics = engine.statistics()
+        assert (statistics.running_actions, statistics.queued_actions) == (2, 3)
+        assert statistics.live_runs == 1
+        engine.set_max_parallelism(1)
+        await run.status()
+        assert engine.statistics().running_actions == 2  # Nothing is killed.
+        gate.open.set()
+        assert await run.result(timeout=5) == [0, 1, 2, 3, 4]
+        after = engine.statistics()
+        assert (after.live_runs, after.queued_actions) == (0, 0)
+        assert after.commits > statistics.commits > 0
+
+
+@pytest.mark.parametrize(("count", "error"), [(-1, ValueError), ("1", TypeError), (1.0, TypeError)])
+async def test_parallelism_is_a_count(count: Any, error: type[Exception], path: Path) -> None:  # noqa: ANN401
+    engine = Engine(path)
+    with pytest.raises(error, match="max_parallelism is"):
+        engine.set_max_parallelism(count)
+    async with engine:
+        with pytest.raises(error, match="max_parallelism is"):
+            engine.set_max_parallelism(count)
+        assert await engine.run(echoing("a")) == "a"
+
+
+async def test_parallelism_set_before_opening_holds(
+    path: Path, request: pytest.FixtureRequest
+) -> None:
+    name, gate = a_gate(request)
+    engine = Engine(path, max_parallelism=1, retry=Retry(1))
+    engine.set_max_parallelism(2)
+    async with engine:
+        run = await engine.start(passing(name, 3))
+        assert [await gate.begun.get(), await gate.begun.get()] == [0, 1]
+        await run.status()
+        assert gate.begun.empty()
+        gate.open.set()
+        assert await run.result(timeout=5) == [0, 1, 2]
