@@ -121,7 +121,7 @@ def check_raises(raises: tuple[type[Exception], ...]) -> tuple[type[Exception], 
     """Return the exception classes that an action names."""
     given: Any = (raises,) if isinstance(raises, type) else raises
     if isinstance(given, tuple | list):
-        classes = tuple(given)
+        classes: tuple[Any, ...] = tuple(given)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
         if all(isinstance(cls, type) and issubclass(cls, Exception) for cls in classes):
             return classes
     msg = f"raises= is a tuple of Exception classes, not {raises!r}"

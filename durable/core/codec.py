@@ -90,8 +90,7 @@ def _find_unfaithful_float(value: object, path: str) -> str | None:
     if isinstance(value, dict):
         items = ((f"{path}.{k}", v) for k, v in cast("dict[str, Any]", value).items())
     elif isinstance(value, list):
-        elements: list[Any] = value
-        items = ((f"{path}[{i}]", v) for i, v in enumerate(elements))
+        items = ((f"{path}[{i}]", v) for i, v in enumerate(value))  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
     else:
         return None
     return next((found for p, v in items if (found := _find_unfaithful_float(v, p))), None)
