@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, final
 
 import msgspec
 
@@ -82,17 +82,15 @@ _canonical_encoder = msgspec.json.Encoder(enc_hook=_encode_foreign, order="deter
 _plain_decoder = msgspec.json.Decoder()
 
 
-def _find_unfaithful_float(value: object, path: str) -> str | None:
+def _find_unfaithful_float(value: Any, path: str) -> str | None:  # noqa: ANN401  plain JSON values
     """Return the path of a NaN or an infinity: JSON has neither, and null is not the same."""
     if isinstance(value, float):
         return None if math.isfinite(value) else path
-    items: Iterable[tuple[str, Any]]
-    if isinstance(value, dict):
-        items = ((f"{path}.{k}", v) for k, v in cast("dict[str, Any]", value).items())
-    elif isinstance(value, list):
-        items = ((f"{path}[{i}]", v) for i, v in enumerate(value))  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
-    else:
-        return None
+    items: Iterable[tuple[str, Any]] = ()
+    if type(value) is dict:
+        items = ((f"{path}.{key}", value[key]) for key in value)
+    elif type(value) is list:
+        items = ((f"{path}[{index}]", value[index]) for index in range(len(value)))
     return next((found for p, v in items if (found := _find_unfaithful_float(v, p))), None)
 
 
