@@ -87,7 +87,7 @@ async def test_x() -> None:
         for case in CORPUS:
             await engine.start(case.workflow(*case.args), id=case.id)
         pace = Pace(clock, engine)
-        assert await pace.keep()
+        assert await pace.keep(300), (pace._dues(), clock.now_ms(), engine.statistics(), clock._waiting, engine._runner._live)
         bad = 0
         for case in CORPUS:
             record, steps = await journal_of(engine, case.id)

@@ -87,10 +87,12 @@ def _find_unfaithful_float(value: Any, path: str) -> str | None:  # noqa: ANN401
     if isinstance(value, float):
         return None if math.isfinite(value) else path
     items: Iterable[tuple[str, Any]] = ()
-    if type(value) is dict:
-        items = ((f"{path}.{key}", value[key]) for key in value)
-    elif type(value) is list:
-        items = ((f"{path}[{index}]", value[index]) for index in range(len(value)))
+    if isinstance(value, dict):
+        by_key: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
+        items = ((f"{path}.{key}", element) for key, element in by_key.items())
+    elif isinstance(value, list):
+        in_order: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
+        items = ((f"{path}[{index}]", element) for index, element in enumerate(in_order))
     return next((found for p, v in items if (found := _find_unfaithful_float(v, p))), None)
 
 

@@ -24,10 +24,11 @@ def seconds(value: float | timedelta, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{what} is seconds or a timedelta, not {value!r}"
         raise TypeError(msg)
-    if math.isnan(value):
+    bounded_s = float(max(min(value, MAX_DELAY_S), -MAX_DELAY_S))
+    if math.isnan(bounded_s):
         msg = f"{what} is not a number"
         raise ValueError(msg)
-    return float(max(min(value, MAX_DELAY_S), -MAX_DELAY_S))
+    return bounded_s
 
 
 @final
