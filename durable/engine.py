@@ -286,7 +286,7 @@ class Engine:
         """Start a run and wait for its result: ``start`` and ``Run.result`` in one."""
         runner, _ = self._opened("engine.run()")
         record, bound, due_ms = self._new_run(call, id, run_after, run_at)
-        with runner.expect(record.run_id):
+        with runner.expected.keep(record.run_id):
             await runner.start(record, bound, wake_at_ms=due_ms, is_id_given=id is not None)
             result: T = await self.wait_for_result(record.run_id, None)
         return result

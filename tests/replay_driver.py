@@ -22,12 +22,12 @@ import msgspec
 from anyio._backends._asyncio import CancelScope
 from msgspec.structs import replace
 
+from durable.catalog import BoundWorkflow
 from durable.core.codec import encode_canonical
-from durable.core.failures import encode_exception
 from durable.core.execution import UNSET, Execution, Raised, Returned
+from durable.core.failures import encode_exception
 from durable.core.records import RunRecord, RunState, StepKind, StepRecord, StepState
 from durable.core.retry import Retry
-from durable.catalog import BoundWorkflow
 from durable.issue import Defaults
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import durable
 from durable import Engine, RunFailed
 from durable.core.execution import Raised, Returned
 from durable.core.records import StepKind, StepState
-from durable.step import ActionStep
+from durable.issue import ActionStep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,31 +37,25 @@ class Pace:
 
     async def keep(self, moves_max: int | None = None) -> bool:
         """Return whether all runs have ended; ``False`` when the clock was moved so often."""
-        while await self._is_anything_left():
-            if self.moves_count == moves_max:
-                return False
-            self.moves_count += 1
-            self._move()
+        async with asyncio.timeout(30):
+            while (due_ms := await self._next_due_ms()) is not None:
+                if self.moves_count == moves_max:
+                    return False
+                self.moves_count += 1
+                self._clock.advance((due_ms - self._clock.now_ms()) / 1000)
         return True
 
-    async def _is_anything_left(self) -> bool:
-        """Wait until nothing but time can make a difference."""
+    async def _next_due_ms(self) -> int | None:
+        """Wait until nothing but time can make a difference; return when it will."""
         runner = self._engine._runner
         assert runner is not None
-        async with asyncio.timeout(10):
-            while True:
-                await runner.writer.wait_until_idle()
-                if not runner._ready and not runner.writer._is_claim_asked and runner.pool.is_idle:
-                    return bool(self._dues())
-                await asyncio.sleep(0)
-
-    def _dues(self) -> list[int]:
-        runner = self._engine._runner
-        assert runner is not None
-        return [alarm.due_ms for alarm in runner.alarms._heap if not alarm.is_cancelled]
-
-    def _move(self) -> None:
-        self._clock.advance(max(min(self._dues()) - self._clock.now_ms(), 0) / 1000)
+        while True:
+            await asyncio.sleep(0)
+            await runner.writer.wait_until_idle()
+            dues = [alarm.due_ms for alarm in runner.alarms._heap if not alarm.is_cancelled]
+            is_idle = runner.pool.is_idle and not runner._ready and not runner.writer._is_claim_asked
+            if is_idle and all(due_ms > self._clock.now_ms() for due_ms in dues):
+                return min(dues, default=None)
 
 
 def text_of(record: RunRecord) -> str:
@@ -87,7 +81,7 @@ async def test_x() -> None:
         for case in CORPUS:
             await engine.start(case.workflow(*case.args), id=case.id)
         pace = Pace(clock, engine)
-        assert await pace.keep(300), (pace._dues(), clock.now_ms(), engine.statistics(), clock._waiting, engine._runner._live)
+        assert await pace.keep()
         bad = 0
         for case in CORPUS:
             record, steps = await journal_of(engine, case.id)

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from durable import Retry
@@ -159,6 +159,8 @@ def test_who_decides_about_retries(  # noqa: PLR0917  the table's columns
 
 
 @given(st.integers() | st.floats(allow_nan=False) | st.timedeltas())
+@example(10**400)
+@example(-(10**400))
 @settings(deadline=None)
 def test_any_duration_fits_into_the_journal(value: float | timedelta) -> None:
     duration_s = seconds(value, "it")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, final
 
 from msgspec.structs import replace
 
-from durable.core.errors import DurableError, NonDeterminismError, OutcomeUnknown, StepInterrupted
+from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import UNSET, Execution, Raised, Returned, Stuck, Turn
 from durable.core.failures import encode_exception
 from durable.core.records import (
@@ -28,7 +28,15 @@ from durable.core.records import (
     StepRecord,
     StepState,
     advance_run,
-    advance_step,
+)
+from durable.core.transitions import (
+    back_off,
+    begin_attempt,
+    complete,
+    fail,
+    interrupt,
+    interruption_error,
+    withdraw,
 )
 from durable.journal.base import Change, Parked
 from durable.runtime.attempt import Attempt
@@ -265,7 +273,7 @@ class LiveRun:
         if self._host.pool.reserve():
             job.state = JobState.RESERVED
             after.append((self._host.pool.launch, job))
-            return _begun(step, now_ms)
+            return begin_attempt(step, now_ms)
         if self.phase is Phase.STARTING:
             # Only after the commit: a start whose id is taken must not have asked for slots.
             after.append((self._enqueue, job))
@@ -286,7 +294,7 @@ class LiveRun:
     def _withdraw(self, command: Command, now_ms: int, change: Change, after: Effects) -> None:
         step = self._drop_step(command.number, after)
         if step is not None:
-            change.updated.append(_withdrawn(step, now_ms))
+            change.updated.append(withdraw(step, now_ms))
 
     def _drop_step(self, number: int, after: Effects) -> StepRecord | None:
         """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
@@ -403,7 +411,7 @@ class LiveRun:
         step = self._steps[number]
         now_ms = self._host.clock.now_ms()
         if step.kind is StepKind.SLEEP:
-            self._settle(_settled(step, StepState.COMPLETED, now_ms))
+            self._settle(complete(step, None, now_ms))
             return
         command = self._execution.command(number)
         change = Change(run_id=self.record.run_id)
@@ -418,7 +426,7 @@ class LiveRun:
 
     def on_slot(self, job: Job) -> None:
         """A queued attempt has its slot: record that it runs, and then run it."""
-        step = _begun(self._steps[job.number], self._host.clock.now_ms())
+        step = begin_attempt(self._steps[job.number], self._host.clock.now_ms())
         self._steps[job.number] = step
         change = Change(run_id=self.record.run_id, updated=[step])
         self._submit(change, [(self._host.pool.launch, job)])
@@ -432,20 +440,14 @@ class LiveRun:
         now_ms = self._host.clock.now_ms()
         outcome = job.outcome
         if isinstance(outcome, Succeeded):
-            settled = replace(_settled(step, StepState.COMPLETED, now_ms), result=outcome.text)
-            self._settle(settled, outcome.value)
+            self._settle(complete(step, outcome.text, now_ms), outcome.value)
             return
         assert isinstance(outcome, Failed)
         wait_ms = self._backoff_ms(job, outcome)
         if wait_ms is None:
-            self._settle(replace(_settled(step, StepState.FAILED, now_ms), error=outcome.error))
+            self._settle(fail(step, outcome.error, now_ms))
             return
-        step = replace(
-            step,
-            state=advance_step(step.state, StepState.PENDING),
-            due_at_ms=now_ms + wait_ms,
-            error=outcome.error,
-        )
+        step = back_off(step, now_ms + wait_ms, outcome.error)
         del self._jobs[job.number]
         self._steps[job.number] = step
         after: Effects = [(self._host.pool.withdraw, job), (self._set_alarm, step)]
@@ -512,15 +514,15 @@ class LiveRun:
                 self._jobs[step.number] = job  # It outlived an outage of the journal.
                 return step
             if self.interrupted.get(step.number) == step.interruptions:
-                interruptions = step.interruptions + 1
-                step = replace(step, interruptions=interruptions)
-                error = _interruption_error(step, work, self._host.settings.max_interruptions)
+                step = replace(step, interruptions=step.interruptions + 1)
+                error = interruption_error(
+                    step,
+                    self._host.settings.max_interruptions,
+                    is_at_most_once=work.is_at_most_once,
+                )
                 if error is not None:
-                    failed = _settled(step, StepState.FAILED, now_ms)
-                    return replace(failed, error=encode_exception(error))
-            # The attempt is made again, under the number it had.
-            pending = advance_step(step.state, StepState.PENDING)
-            step = replace(step, state=pending, attempts=step.attempts - 1, due_at_ms=None)
+                    return fail(step, encode_exception(error), now_ms)
+            step = interrupt(step)
         return self._offer(step, work, now_ms, after)
 
     def _become_stuck(self, exc: Exception) -> None:
@@ -554,31 +556,6 @@ class LiveRun:
         self._submit(change, after)
 
 
-def _begun(step: StepRecord, now_ms: int) -> StepRecord:
-    return replace(
-        step,
-        state=advance_step(step.state, StepState.RUNNING),
-        attempts=step.attempts + 1,
-        due_at_ms=None,
-        started_at_ms=step.started_at_ms or now_ms,
-    )
-
-
-def _settled(step: StepRecord, state: StepState, now_ms: int) -> StepRecord:
-    return replace(
-        step,
-        state=advance_step(step.state, state),
-        finished_at_ms=max(now_ms, step.due_at_ms or 0) if step.kind is StepKind.SLEEP else now_ms,
-        error=None,
-    )
-
-
-def _withdrawn(step: StepRecord, now_ms: int) -> StepRecord:
-    # An outcome that waits in memory for its delivery is not recorded yet, and dropped. One that
-    # is recorded stays: the journal refuses to change it.
-    return replace(step, state=StepState.CANCELED, finished_at_ms=now_ms, result=None, error=None)
-
-
 def _unexpected(exc: Exception) -> DurableError:
     msg = (
         f"durable could not go on with the run: {type(exc).__name__}: {exc}. Either the run's rows "
@@ -587,19 +564,3 @@ def _unexpected(exc: Exception) -> DurableError:
     error = DurableError(msg)
     error.__cause__ = exc
     return error
-
-
-def _interruption_error(
-    step: StepRecord, work: ActionWork, interruptions_max: int
-) -> Exception | None:
-    if work.is_at_most_once:
-        return OutcomeUnknown(
-            f"the process died while step {step.name!r} ran, which is at most once (retry=False): "
-            "it may have had its effect or not. Find out in the outside world, and go on."
-        )
-    if step.interruptions > interruptions_max:
-        return StepInterrupted(
-            f"the process died {step.interruptions} times while step {step.name!r} ran, more than "
-            f"Engine(max_interruptions={interruptions_max}) allows"
-        )
-    return None

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
-from contextlib import contextmanager
-from itertools import chain
+from collections import deque
 from typing import TYPE_CHECKING, Protocol, final
 
 import anyio
@@ -33,18 +31,15 @@ from durable.journal.base import Change, Parked
 from durable.runtime.clock import Alarm, Alarms
 from durable.runtime.live import LiveRun
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
+from durable.runtime.waiting import Expected, Waiters
 from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
-    from durable.runtime.instrumentation import EngineLog
-
-    Waiter = asyncio.Future[RunRecord | None]
-    from collections.abc import Generator
-
     from durable.core.errors import JournalError
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
+    from durable.runtime.instrumentation import EngineLog
     from durable.runtime.live import WorkflowSpec
     from durable.runtime.workpool import Job
 
@@ -91,10 +86,10 @@ class Runner:
         self._live: dict[str, LiveRun] = {}
         self._ready: deque[LiveRun] = deque()
         self._is_pumping = False
-        self._starts: dict[str, list[Waiter]] = {}
-        self._waiters: dict[str, set[Waiter]] = {}
-        self._expected: Counter[str] = Counter()
-        self._ended: dict[str, RunRecord] = {}
+        self._starting: set[str] = set()
+        self._start_waiters = Waiters()
+        self._end_waiters = Waiters()
+        self.expected = Expected()
         self._wake_alarm: Alarm | None = None
         self._undefined: dict[tuple[str, int], list[str]] = {}
         self._dropped_in_outage: dict[str, dict[int, int]] = {}
@@ -145,12 +140,9 @@ class Runner:
             live.drop()
         self._live.clear()
         self._ready.clear()
-        for future in chain(*self._starts.values(), *self._waiters.values()):
-            if not future.done():
-                future.set_exception(self._closed_error())
-                future.exception()  # Its caller may be gone: nobody has to retrieve it.
-        self._starts.clear()
-        self._waiters.clear()
+        self._starting.clear()
+        self._start_waiters.fail_all(self._closed_error)
+        self._end_waiters.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
         error = EngineClosedError("the engine was closed; open it again and ask with the same id")
@@ -177,7 +169,7 @@ class Runner:
         if is_id_given and await self._is_there(record):
             return
         self._check_open()
-        self._starts[record.run_id] = []
+        self._starting.add(record.run_id)
         if wake_at_ms is None and len(self._live) < self.settings.live_runs_max:
             live = LiveRun(self, spec, record, [], is_start=True)
             self._live[record.run_id] = live
@@ -195,13 +187,12 @@ class Runner:
 
     async def _wait_until_started(self, run_id: str) -> RunRecord | None:
         """Return who has the id, once the start that is under way is committed."""
-        acked: Waiter = asyncio.get_running_loop().create_future()
-        self._starts[run_id].append(acked)
-        return await acked
+        with self._start_waiters.join(run_id) as acked:
+            return await acked
 
     async def _is_there(self, record: RunRecord) -> bool:
         while True:
-            if record.run_id in self._starts:
+            if record.run_id in self._starting:
                 taken_by = await self._wait_until_started(record.run_id)
                 if taken_by is not None:
                     _check_same(taken_by, record)
@@ -209,7 +200,7 @@ class Runner:
                 continue
             live = self._live.get(record.run_id)
             found = live.record if live else await self._journal.load_run(record.run_id)
-            if record.run_id in self._starts:
+            if record.run_id in self._starting:
                 continue  # Somebody else's start came in between.
             if found is None:
                 return False
@@ -234,54 +225,27 @@ class Runner:
             self._wake_at(due_ms)
 
     def _acknowledge(self, run_id: str, taken_by: RunRecord | None) -> None:
-        for acked in self._starts.pop(run_id):
-            if not acked.done():
-                acked.set_result(taken_by)
+        self._starting.remove(run_id)
+        self._start_waiters.tell(run_id, taken_by)
 
     # --- waiting for the end ---------------------------------------------------------------------
-
-    @contextmanager
-    def expect(self, run_id: str) -> Generator[None]:
-        """Keep the row of a run that ends meanwhile, so that asking for it needs no read."""
-        self._expected[run_id] += 1
-        try:
-            yield
-        finally:
-            self._expected[run_id] -= 1
-            if not self._expected[run_id]:
-                del self._expected[run_id]
-                self._ended.pop(run_id, None)
 
     async def wait_until_final(self, run_id: str) -> RunRecord | None:
         """Return the run's row once it is final; ``None`` when there is no such run."""
         while True:
-            if run_id in self._ended:
-                return self._ended[run_id]
-            self._check_not_closed()
-            waiter: Waiter = asyncio.get_running_loop().create_future()
-            waiters: set[Waiter] = self._waiters.setdefault(run_id, set())
-            waiters.add(waiter)
-            try:
-                if run_id not in self._live and run_id not in self._starts:
+            ended = self.expected.get(run_id)
+            if ended is not None:
+                return ended
+            if self._is_closing:
+                raise self._closed_error()
+            with self._end_waiters.join(run_id) as waiter:
+                if run_id not in self._live and run_id not in self._starting:
                     record = await self._journal.load_run(run_id)
                     if record is None or record.state.is_final:
                         return record
                 record = await waiter
                 if record is not None:
                     return record
-            finally:
-                waiters.discard(waiter)
-                if not waiters and self._waiters.get(run_id) is waiters:
-                    del self._waiters[run_id]
-
-    def _check_not_closed(self) -> None:
-        if self._is_closing:
-            raise self._closed_error()
-
-    def _tell_waiters(self, run_id: str, record: RunRecord | None) -> None:
-        for waiter in self._waiters.pop(run_id, ()):
-            if not waiter.done():
-                waiter.set_result(record)
 
     # --- pumping ---------------------------------------------------------------------------------
 
@@ -351,9 +315,8 @@ class Runner:
         if record.state.is_final:
             event = f"durable.run_{record.state}"
             self.log.info(event, run_id=record.run_id, workflow=record.name)
-            if record.run_id in self._expected:
-                self._ended[record.run_id] = record
-            self._tell_waiters(record.run_id, record)
+            self.expected.add(record)
+            self._end_waiters.tell(record.run_id, record)
         if wake_at_ms is not None:
             self._wake_at(wake_at_ms)
         self._claim_if_room()
@@ -453,15 +416,12 @@ class Runner:
             self._dropped_in_outage[run_id] = live.interrupted
             live.drop()
         self._live.clear()
-        starts, self._starts = self._starts, {}
-        for acked in chain(*starts.values()):
-            if not acked.done():
-                acked.set_exception(_unavailable(error))
+        self._starting.clear()
+        self._start_waiters.fail_all(lambda: _unavailable(error))
 
     def on_restored(self) -> None:
         self.log.warning("durable.journal_restored")
-        for run_id in list(self._waiters):
-            self._tell_waiters(run_id, None)
+        self._end_waiters.tell_all_to_look()
 
     def _end_orphans(self, claim: Claim, *, is_more_due: bool) -> None:
         """End the attempts that nobody waits for, if the commit that said so was the failed one."""
