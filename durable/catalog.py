@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from durable import registry
 from durable.core.codec import DecodeError, decode_plain
+from durable.core.commands import Stuck
 from durable.core.errors import JournalCorruptError, RunFailed
-from durable.core.execution import Stuck
 from durable.core.failures import decode_error, rebuild_error
 from durable.core.records import RunState, StepKind
 from durable.issue import Defaults, Environment, known_errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from durable.core.execution import DUE_MS_MAX
+from durable.core.commands import DUE_MS_MAX
 from durable.core.records import RunState
 from durable.core.retry import Retry, seconds
 

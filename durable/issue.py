@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from durable.checks import milliseconds
 from durable.core.codec import DecodeError
+from durable.core.commands import Command
 from durable.core.errors import ArgumentError
-from durable.core.execution import Command, Execution
+from durable.core.execution import Execution
 from durable.core.failures import decode_error, rebuild_error, type_name_of
 from durable.core.retry import resolve_retry
 from durable.definitions import Action, Workflow
@@ -21,7 +22,7 @@ from durable.parameters import globals_of
 
 if TYPE_CHECKING:
     from durable.call import Call
-    from durable.core.execution import CommandFuture
+    from durable.core.commands import CommandFuture
     from durable.core.loop import WorkflowLoop
     from durable.core.retry import Retry
 

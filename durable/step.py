@@ -17,8 +17,9 @@ from durable.checks import (
     time_ms,
 )
 from durable.core.codec import encode_canonical
+from durable.core.commands import DUE_MS_MAX, Command
 from durable.core.errors import NotInWorkflowError
-from durable.core.execution import DUE_MS_MAX, Command, Execution
+from durable.core.execution import Execution
 from durable.core.records import StepKind
 from durable.core.retry import seconds
 from durable.definitions import Workflow

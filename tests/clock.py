@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 START_MS = 1_700_000_000_000
 
 
+class _Handle(asyncio.TimerHandle):
+    """A timer that the loop knows nothing of: not every loop would let it be cancelled."""
+
+    def cancel(self) -> None:
+        asyncio.Handle.cancel(self)
+
+
 class ManualClock:
     """A clock that stands still until it is moved: what was waiting for the time is then called."""
 
@@ -27,7 +34,7 @@ class ManualClock:
         loop = asyncio.get_running_loop()
         if delay_ms <= 0:
             return loop.call_later(0, callback)
-        handle = asyncio.TimerHandle(self._now_ms + delay_ms, callback, (), loop)
+        handle = _Handle(self._now_ms + delay_ms, callback, (), loop)
         self._waiting.append(handle)
         return handle
 

@@ -24,8 +24,9 @@ from msgspec.structs import replace
 
 from durable.catalog import BoundWorkflow
 from durable.core.codec import encode_canonical
-from durable.core.execution import UNSET, Execution, Raised, Returned
-from durable.core.failures import encode_exception
+from durable.core.commands import UNSET, Raised, Returned
+from durable.core.execution import Execution
+from durable.core.failures import decode_error, encode_exception, store_error
 from durable.core.records import RunRecord, RunState, StepKind, StepRecord, StepState
 from durable.core.retry import Retry
 from durable.issue import Defaults
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Iterator
 
-    from durable.core.execution import Command, Turn
+    from durable.core.commands import Command, Turn
     from durable.definitions import Call
 
 START_MS = 1_700_000_000_000
@@ -156,6 +157,18 @@ class Player:
     def journal(self) -> Journal:
         """All turns so far."""
         return Journal(self.run, self.turns)
+
+    def final_steps(self) -> list[StepRecord]:
+        """Return the steps as the journal holds them after the last turn."""
+        return history_of(self.journal, len(self.turns), dice(0))
+
+    def outcome_texts(self) -> tuple[str | None, ...]:
+        """Return the body's end as an engine would record it, without the traceback."""
+        assert self.outcome is not None
+        if isinstance(self.outcome, Returned):
+            return (self._bound.encode_result(self.outcome.value), None, None)
+        error = store_error(self.outcome.error)
+        return (None, error.type_name, error.message)
 
     def begin(self) -> None:
         """Run the body's first turn."""
@@ -364,6 +377,42 @@ def replay_all(
     for turns_count in range(len(journal.turns)):
         player = resume(call, journal, turns_count, rng, on_command=on_command)
         replay_from(player, journal, turns_count)
+
+
+def reenact(call: Call[Any], run: RunRecord, steps: list[StepRecord]) -> Player:
+    """Deliver to a fresh body what the journal says a body was delivered, as if it were live."""
+    player = Player(call, replace(run, state=RunState.RUNNING, started_at_ms=None))
+    player.begin()
+    delivered = [step for step in steps if step.position is not None]
+    for step in sorted(delivered, key=lambda step: step.position or 0):
+        player.deliver_record(step)
+    return player
+
+
+def step_texts(steps: Iterable[StepRecord]) -> list[tuple[object, ...]]:
+    """Return what two journals of one body have in common: all but times and tracebacks."""
+    return [
+        (
+            step.number,
+            step.key,
+            step.kind,
+            step.name,
+            step.args,
+            step.state,
+            step.position,
+            step.result,
+            None if step.error is None else decode_error(step.error).message,
+        )
+        for step in sorted(steps, key=lambda step: step.number)
+    ]
+
+
+def outcome_texts(run: RunRecord) -> tuple[str | None, ...]:
+    """Return a recorded end, without the traceback."""
+    if run.error is None:
+        return (run.result, None, None)
+    error = decode_error(run.error)
+    return (run.result, error.type_name, error.message)
 
 
 def history_of(journal: Journal, turns_count: int, rng: random.Random) -> list[StepRecord]:

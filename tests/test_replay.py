@@ -24,7 +24,7 @@ from replay_driver import (
     run_live,
 )
 
-from durable.core.execution import Raised, Returned
+from durable.core.commands import Raised, Returned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,160 +20,34 @@ import asyncio
 import contextlib
 import math
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
+from durable.core.commands import (
+    DUE_MS_MAX,
+    UNSET,
+    Command,
+    CommandFuture,
+    Raised,
+    Returned,
+    Stuck,
+    Turn,
+)
 from durable.core.errors import DeadlockError, NonDeterminismError
-from durable.core.loop import TurnTooLongError, WorkflowFuture, WorkflowLoop
+from durable.core.loop import TurnTooLongError, WorkflowLoop
 from durable.core.records import StepKind, StepRecord, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from durable.core.loop import WorkflowTask
+    from durable.core.commands import Work
     from durable.core.records import RunRecord
-
-UNSET: Any = object()
-"""Stands for a value that was not handed over, where ``None`` is a value."""
-
-DUE_MS_MAX = 253_402_300_799_000
-"""The end of the year 9999: no timer is due later."""
+    from durable.core.tasks import WorkflowTask
 
 PLACES_SHOWN_MAX = 10
 """How many of a body's tasks a message shows."""
 
 ARGS_SHOWN_CHARS = 400
 """How much of a step's arguments a divergence message shows."""
-
-
-@final
-class Stuck(Exception):
-    """The body cannot go on with the code as it is. The message has both sides."""
-
-
-class Work(Protocol):
-    """What a command of the body stands for. Only the layers above look into it."""
-
-    def decode(self, text: str) -> object:
-        """Return the result that JSON text stands for."""
-        ...
-
-    def rebuild(self, error: str) -> BaseException:
-        """Return the exception that a stored error stands for."""
-        ...
-
-
-@final
-class Command:
-    """Something that the body waits for: a step, or a timer.
-
-    Attributes:
-        key: ``task path : ordinal``.
-        number: The order of issue in the run; -1 until the turn has ended.
-        args: The canonical JSON of the arguments.
-        compares_args: Whether replay compares the arguments.
-        due_ms: When a timer fires or a delayed step begins.
-        record: What the journal holds of it, when it was issued in an earlier life.
-    """
-
-    __slots__ = (
-        "args",
-        "compares_args",
-        "due_ms",
-        "future",
-        "handle",
-        "is_withdrawn",
-        "key",
-        "kind",
-        "name",
-        "number",
-        "record",
-        "work",
-    )
-
-    def __init__(
-        self,
-        kind: StepKind,
-        name: str,
-        key: str,
-        *,
-        args: str = "{}",
-        compares_args: bool = True,
-        due_ms: int | None = None,
-        work: Work | None = None,
-    ) -> None:
-        self.kind = kind
-        self.name = name
-        self.key = key
-        self.args = args
-        self.compares_args = compares_args
-        self.due_ms = due_ms
-        self.work = work
-        self.number = -1
-        self.record: StepRecord | None = None
-        self.is_withdrawn = False
-        self.future: CommandFuture | None = None
-        self.handle: asyncio.TimerHandle | None = None
-
-    def __repr__(self) -> str:
-        return f"<Command {self.number} {self.kind} {self.name!r} at {self.key}>"
-
-
-@final
-class CommandFuture(WorkflowFuture[Any]):
-    """What the body awaits. Cancelling it withdraws the command, at that moment."""
-
-    def __init__(
-        self, loop: WorkflowLoop, withdraw: Callable[[Command], None], command: Command
-    ) -> None:
-        super().__init__(loop)
-        self._withdraw = withdraw
-        self._command = command
-
-    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ANN401  as asyncio has it
-        if not super().cancel(msg):
-            return False
-        self._withdraw(self._command)
-        return True
-
-
-@final
-class Returned:
-    """The body returned ``value``."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-
-@final
-class Raised:
-    """The body raised ``error``."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-@final
-class Turn:
-    """What one turn of the body led to.
-
-    Attributes:
-        issued: New commands, numbered, in order.
-        withdrawn: Earlier commands that the body does not wait for any more.
-        end: How the body ended, if it did.
-    """
-
-    __slots__ = ("end", "issued", "withdrawn")
-
-    def __init__(
-        self, issued: list[Command], withdrawn: list[Command], end: Returned | Raised | None
-    ) -> None:
-        self.issued = issued
-        self.withdrawn = withdrawn
-        self.end = end
 
 
 class _Phase(Enum):

@@ -27,24 +27,27 @@ from collections import deque
 from collections.abc import Set as AbstractSet
 from operator import itemgetter
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, final
 
 from durable.core.errors import NonDeterminismError
 from durable.core.interrupts import is_from_signal
+from durable.core.ordering import (
+    ANYIO_REDELIVERY,
+    given_to_as_completed,
+    is_cancelled_by_anyio,
+    number_of_waiter,
+)
+from durable.core.refusals import refuse_all
+from durable.core.tasks import GATHERING_INIT, NumberedGathering, WorkflowFuture, WorkflowTask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
-    from types import CodeType, FrameType
 
 T = TypeVar("T")
 
 HANDLES_PER_TURN_MAX = 1_000_000
 """A body that runs more callbacks than this without waiting for anything is taken to be caught in
 an endless loop: the host's loop would hang with it."""
-
-ANYIO_REDELIVERY = "_deliver_cancellation"
-"""The method of anyio's cancel scopes that cancels, and that schedules itself again in every cycle
-of the loop until each task in the scope has taken the cancellation."""
 
 REDELIVERIES_PER_TURN_MAX = 100
 """How often anyio may do that in one turn. While a cancelled task waits for others that clean up,
@@ -56,9 +59,6 @@ often what it tries then is refused."""
 
 PATH_CHARS_MAX = 64
 """Task paths longer than this are shortened to a digest, so that recursion stays cheap."""
-
-AS_COMPLETED = ("as_completed", "__init__")
-"""What in ``asyncio.tasks`` makes the tasks: from Python 3.13 on, its iterator's constructor."""
 
 TASKS_KEPT_MIN = 64
 """Finished tasks are forgotten in bulk, when there are more than this."""
@@ -90,59 +90,6 @@ class LoopHost(Protocol):
     def report_exception(self, context: dict[str, Any]) -> None:
         """Take note of an exception that nobody can catch, such as a callback's."""
         ...
-
-
-class WorkflowFuture(asyncio.Future[T]):
-    """A future of a body's loop."""
-
-    def __init__(self, loop: WorkflowLoop) -> None:
-        self.number = loop.next_number()
-        super().__init__(loop=loop)
-
-    def __hash__(self) -> int:
-        return self.number
-
-
-@final
-class WorkflowTask(asyncio.Task[T]):
-    """A task of a body's loop.
-
-    Attributes:
-        path: Its place among the body's tasks: the root is ``0``, its second child ``0.1``.
-        commands_count: How many commands it has issued.
-        children_count: How many tasks it has created.
-    """
-
-    def __init__(
-        self,
-        coro: Coroutine[Any, Any, T],
-        *,
-        loop: WorkflowLoop,
-        path: str,
-        name: str | None,
-        context: contextvars.Context | None,
-    ) -> None:
-        self.number = loop.next_number()
-        self.path = path
-        self.commands_count = 0
-        self.children_count = 0
-        super().__init__(coro, loop=loop, name=name or f"Task-{path}", context=context)
-
-    def __hash__(self) -> int:
-        return self.number
-
-
-_Gathering: Any = cast("Any", asyncio.tasks._GatheringFuture)  # type: ignore[attr-defined]  # noqa: SLF001
-_GATHERING_INIT: CodeType = _Gathering.__init__.__code__
-
-
-class _NumberedGathering(_Gathering):  # type: ignore[misc]
-    """What ``asyncio.gather`` returns, in a body."""
-
-    number: int
-
-    def __hash__(self) -> int:
-        return self.number
 
 
 async def _await(awaitable: Awaitable[T]) -> T:
@@ -324,9 +271,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     def get_debug(self) -> bool:
         # Every future asks, while it is made: the moment to give a number to gather's, too.
         frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
-        if frame.f_code is _GATHERING_INIT:
+        if frame.f_code is GATHERING_INIT:
             gathering: Any = frame.f_locals["self"]
-            gathering.__class__ = _NumberedGathering
+            gathering.__class__ = NumberedGathering
             gathering.number = self.next_number()
         return False
 
@@ -361,8 +308,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
             coro.close()
         self.refuse_when_closed()
         if eager_start:
-            self._refuse("an eagerly started task", "create the task without eager_start")
-        given = _given_to_as_completed(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+            self.refuse("an eagerly started task", "create the task without eager_start")
+        given = given_to_as_completed(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
         if given is not None:
             return self._spawn_given(coro, given)
         return self._spawn_child(coro, None if name is None else str(name), context)
@@ -381,7 +328,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
             if coro in coros:
                 self._siblings = {each: self._spawn_child(each, None, None) for each in coros}
             elif _is_native(coro):
-                self._refuse(
+                self.refuse(
                     "as_completed() with coroutines of an iterator or a set",
                     "give it a list of coroutines, or tasks",
                 )
@@ -433,8 +380,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
                 self._redeliveries.append(handle)
                 return handle
             self._ready.append(handle)
-            if _is_cancelled_by_anyio(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
-                self._cancelled_by_anyio.append((_number_of_waiter(callback, args), handle))
+            if is_cancelled_by_anyio(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+                self._cancelled_by_anyio.append((number_of_waiter(callback, args), handle))
         elif not self._closed:
             msg = (
                 "a future or task of a workflow's body was touched from outside of it. Send the "
@@ -509,7 +456,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
 
     # --- what bodies may not do ------------------------------------------------------------------
 
-    def _refuse(self, what: str, instead: str = "put it in an action") -> NoReturn:
+    def refuse(self, what: str, instead: str = "put it in an action") -> NoReturn:
+        """Refuse what a body tried: raise ``NonDeterminismError`` and remember it."""
         self.refuse_when_closed()
         error = NonDeterminismError(
             f"a workflow's body may not use {what}: it could not be replayed. Do this instead: "
@@ -518,10 +466,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         if asyncio._get_running_loop() is self and not self._closed:  # noqa: SLF001  this thread's
             self.host.report_refusal(error)
         raise error
-
-    def refuse(self, what: str, instead: str) -> NoReturn:
-        """Refuse what a body tried: raise ``NonDeterminismError`` and remember it."""
-        self._refuse(what, instead)
 
 
 @final
@@ -547,31 +491,6 @@ class _ClosedHost:
 _CLOSED_HOST = _ClosedHost()
 
 
-def _is_cancelled_by_anyio(frame: FrameType | None) -> bool:
-    # Futures made of futures, such as gather's, cancel each other: one such frame for each.
-    while frame is not None and frame.f_code.co_name == "cancel":
-        frame = frame.f_back
-    return frame is not None and frame.f_code.co_name == ANYIO_REDELIVERY
-
-
-def _given_to_as_completed(frame: FrameType | None) -> Iterable[object] | None:
-    """Return what as_completed was given, when it is as_completed that makes a task."""
-    while frame is not None and frame.f_globals is asyncio.tasks.__dict__:
-        if frame.f_code.co_name in AS_COMPLETED:
-            given: Iterable[object] = frame.f_locals.get("fs") or frame.f_locals["aws"]
-            return given
-        frame = frame.f_back
-    return None
-
-
-def _number_of_waiter(callback: Any, args: tuple[Any, ...]) -> int:  # noqa: ANN401
-    """Return the creation number of the task that is woken, else of the future it waited for."""
-    waiter = getattr(callback, "__self__", None)
-    if isinstance(waiter, WorkflowTask):
-        return waiter.number  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
-    return getattr(args[0], "number", 0) if args else 0
-
-
 _unclosable: list[Any] = []
 """Bodies that swallow ``GeneratorExit`` for ever. Freed, they would go on outside of their loop."""
 
@@ -593,58 +512,4 @@ def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine
     _unclosable.append(coro)
 
 
-_REFUSED = [
-    "add_reader",
-    "remove_reader",
-    "add_writer",
-    "remove_writer",
-    "add_signal_handler",
-    "remove_signal_handler",
-    "call_soon_threadsafe",
-    "run_forever",
-    "run_until_complete",
-    "stop",
-    "set_debug",
-    "set_task_factory",
-    "set_exception_handler",
-    "run_in_executor",
-    "set_default_executor",
-    "getaddrinfo",
-    "getnameinfo",
-    "create_connection",
-    "create_server",
-    "create_unix_connection",
-    "create_unix_server",
-    "create_datagram_endpoint",
-    "connect_accepted_socket",
-    "connect_read_pipe",
-    "connect_write_pipe",
-    "sendfile",
-    "start_tls",
-    "subprocess_exec",
-    "subprocess_shell",
-    "sock_accept",
-    "sock_connect",
-    "sock_recv",
-    "sock_recv_into",
-    "sock_recvfrom",
-    "sock_recvfrom_into",
-    "sock_sendall",
-    "sock_sendfile",
-    "sock_sendto",
-    "shutdown_asyncgens",
-    "shutdown_default_executor",
-]
-
-
-def _refuser(name: str) -> Callable[..., Any]:
-    def refused(self: WorkflowLoop, *_args: object, **_kwargs: object) -> NoReturn:
-        self._refuse(f"loop.{name}()")
-
-    refused.__name__ = name
-    refused.__qualname__ = f"WorkflowLoop.{name}"
-    return refused
-
-
-for _name in _REFUSED:
-    setattr(WorkflowLoop, _name, _refuser(_name))
+refuse_all(WorkflowLoop)

@@ -52,10 +52,11 @@ class SystemClock:
 class Alarm:
     """A callback that is owed at a time. Cancelling it twice is no error."""
 
-    __slots__ = ("callback", "due_ms")
+    __slots__ = ("callback", "due_ms", "number")
 
-    def __init__(self, due_ms: int, callback: Callable[[], None]) -> None:
+    def __init__(self, due_ms: int, number: int, callback: Callable[[], None]) -> None:
         self.due_ms = due_ms
+        self.number = number
         self.callback: Callable[[], None] | None = callback
 
     @property
@@ -64,16 +65,17 @@ class Alarm:
         return self.callback is None
 
     def __lt__(self, other: Alarm) -> bool:
-        return self.due_ms < other.due_ms
+        return (self.due_ms, self.number) < (other.due_ms, other.number)
 
 
 @final
 class Alarms:
-    """The alarms of one engine, on one timer of the host's loop."""
+    """The alarms of one engine, on one timer of the host's loop; of equally due ones, the first."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._heap: list[Alarm] = []
+        self._count = 0
         self._cancelled_count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ms = 0
@@ -81,7 +83,8 @@ class Alarms:
 
     def set(self, due_ms: int, callback: Callable[[], None]) -> Alarm:
         """Call ``callback`` once, when the clock has come to ``due_ms``."""
-        alarm = Alarm(due_ms, callback)
+        self._count += 1
+        alarm = Alarm(due_ms, self._count, callback)
         heapq.heappush(self._heap, alarm)
         self._arm()
         return alarm

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, final
 
 from msgspec.structs import replace
 
+from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
 from durable.core.errors import DurableError, NonDeterminismError
-from durable.core.execution import UNSET, Execution, Raised, Returned, Stuck, Turn
+from durable.core.execution import Execution
 from durable.core.failures import encode_exception
 from durable.core.records import (
     RunRecord,
@@ -45,7 +46,7 @@ from durable.runtime.workpool import Failed, Job, JobState, Succeeded
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from durable.core.execution import Command
+    from durable.core.commands import Command
     from durable.runtime.clock import Alarm, Alarms, Clock
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.settings import Settings

@@ -287,9 +287,11 @@ class Workpool:
                 CURRENT_ATTEMPT.set(job.attempt)
                 outcome = await (self._run_async(job) if job.work.is_async else self._run_sync(job))
                 self._report(job, outcome)
-        except asyncio.CancelledError:
-            if job.state is not JobState.DROPPED:
+        except asyncio.CancelledError as exc:
+            assert self._group is not None
+            if self._group.cancel_scope.cancel_called:
                 raise
+            self._report(job, Failed(exc))  # Not withdrawn? Then it has cancelled its own task.
         finally:
             job.task = None
             job.state = JobState.ENDED
@@ -358,9 +360,15 @@ def _call_caught(work: ActionWork, args: str) -> object:
 
 
 async def _bounded_by(timeout_s: float, call: Callable[[], Awaitable[object]]) -> object:
-    with anyio.move_on_after(timeout_s):
-        return await call()
-    raise _timed_out(timeout_s)
+    # Not anyio's: it cancels again at each await, so that nothing could be cleaned up.
+    bound = asyncio.timeout(timeout_s)
+    try:
+        async with bound:
+            return await call()
+    except TimeoutError:
+        if bound.expired():
+            raise _timed_out(timeout_s) from None
+        raise
 
 
 def _timed_out(timeout_s: float) -> TimeoutError:

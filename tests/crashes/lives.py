@@ -25,6 +25,7 @@ LIFE_S_MAX: Final = 60
 
 
 ERROR_CHARS_MAX: Final = 4_000
+VIOLATIONS_SHOWN_MAX: Final = 10
 LAST_LIFE: Final = "last"
 
 
@@ -90,7 +91,6 @@ class Lives:
         self.directory = directory
         self.options = options
         self.life = "0"
-        self.violations: list[str] = []
         self.ledger = Ledger(Rules(options.max_parallelism, load.AT_MOST_ONCE, load.RETRIES))
 
     @property
@@ -107,13 +107,16 @@ class Lives:
     def examine(self) -> None:
         """Check what the latest life left behind."""
         effects = read_effects(self.directory / f"life-{self.life}.jsonl")
-        for what in self.ledger.add_life(effects, read_image(self.directory / JOURNAL)):
-            self.violations.append(f"life {self.life} on {self.directory}: {what}")
+        self._refuse(self.ledger.add_life(effects, read_image(self.directory / JOURNAL)))
 
     def examine_end(self, now_ms: int) -> None:
         """Check what all lives came to, the last of which has seen the end of what ends by then."""
-        self.violations += [f"{self.directory}: I12: {w}" for w in check_live(self.image, now_ms)]
-        self.violations += [f"{self.directory}: {w}" for w in _wrong_outcomes(self.ledger)]
+        self._refuse([f"I12: {what}" for what in check_live(self.image, now_ms)])
+        self._refuse(_wrong_outcomes(self.ledger))
+
+    def _refuse(self, violations: Sequence[str]) -> None:
+        shown = "\n".join(violations[:VIOLATIONS_SHOWN_MAX])
+        assert not violations, f"life {self.life} on {self.directory}:\n{shown}"
 
 
 def end_all(role: str, all_lives: Sequence[Lives], options: Options) -> None:

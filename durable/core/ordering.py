@@ -1,0 +1,48 @@
+"""Where asyncio and anyio do something in the order of memory addresses, and how to tell.
+
+Such an order is another one on replay, so the body's loop puts it right. What it has to know is
+read from the frames that call it: neither library offers a hook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from durable.core.tasks import WorkflowTask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import FrameType
+
+ANYIO_REDELIVERY = "_deliver_cancellation"
+"""The method of anyio's cancel scopes that cancels, and that schedules itself again in every cycle
+of the loop until each task in the scope has taken the cancellation."""
+
+AS_COMPLETED = ("as_completed", "__init__")
+"""What in ``asyncio.tasks`` makes the tasks: from Python 3.13 on, its iterator's constructor."""
+
+
+def is_cancelled_by_anyio(frame: FrameType | None) -> bool:
+    # Futures made of futures, such as gather's, cancel each other: one such frame for each.
+    while frame is not None and frame.f_code.co_name == "cancel":
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == ANYIO_REDELIVERY
+
+
+def given_to_as_completed(frame: FrameType | None) -> Iterable[object] | None:
+    """Return what as_completed was given, when it is as_completed that makes a task."""
+    while frame is not None and frame.f_globals is asyncio.tasks.__dict__:
+        if frame.f_code.co_name in AS_COMPLETED:
+            given: Iterable[object] = frame.f_locals.get("fs") or frame.f_locals["aws"]
+            return given
+        frame = frame.f_back
+    return None
+
+
+def number_of_waiter(callback: Any, args: tuple[Any, ...]) -> int:  # noqa: ANN401
+    """Return the creation number of the task that is woken, else of the future it waited for."""
+    waiter = getattr(callback, "__self__", None)
+    if isinstance(waiter, WorkflowTask):
+        return waiter.number  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+    return getattr(args[0], "number", 0) if args else 0

@@ -1,0 +1,72 @@
+"""The futures and tasks of a body's loop.
+
+They hash by their creation number, so that the sets of ``asyncio.wait``, ``as_completed`` and the
+like are iterated in the same order on replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar, cast, final
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Coroutine
+    from types import CodeType
+
+    from durable.core.loop import WorkflowLoop
+
+T = TypeVar("T")
+
+
+class WorkflowFuture(asyncio.Future[T]):
+    """A future of a body's loop."""
+
+    def __init__(self, loop: WorkflowLoop) -> None:
+        self.number = loop.next_number()
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+@final
+class WorkflowTask(asyncio.Task[T]):
+    """A task of a body's loop.
+
+    Attributes:
+        path: Its place among the body's tasks: the root is ``0``, its second child ``0.1``.
+        commands_count: How many commands it has issued.
+        children_count: How many tasks it has created.
+    """
+
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        loop: WorkflowLoop,
+        path: str,
+        name: str | None,
+        context: contextvars.Context | None,
+    ) -> None:
+        self.number = loop.next_number()
+        self.path = path
+        self.commands_count = 0
+        self.children_count = 0
+        super().__init__(coro, loop=loop, name=name or f"Task-{path}", context=context)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+_Gathering: Any = cast("Any", asyncio.tasks._GatheringFuture)  # type: ignore[attr-defined]  # noqa: SLF001
+GATHERING_INIT: CodeType = _Gathering.__init__.__code__
+
+
+class NumberedGathering(_Gathering):  # type: ignore[misc]
+    """What ``asyncio.gather`` returns, in a body."""
+
+    number: int
+
+    def __hash__(self) -> int:
+        return self.number
