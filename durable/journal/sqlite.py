@@ -182,7 +182,7 @@ class SqliteJournal:
     ) -> T:
         """Run ``function`` whole, on the connection's thread."""
         if connection is None:
-            msg = f"{self._name} is not open"
+            msg = f"{self._name} is not open: it failed and is being opened again, or was closed"
             raise JournalUnavailableError(msg)
         raw: Any = connection._conn  # noqa: SLF001
         try:

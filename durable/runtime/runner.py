@@ -93,6 +93,7 @@ class Runner:
         self._wake_alarm: Alarm | None = None
         self._undefined: dict[tuple[str, int], list[str]] = {}
         self._dropped_in_outage: dict[str, dict[int, int]] = {}
+        self._outages_count = 0
         self._is_closing = False
         self._crash: BaseException | None = None
 
@@ -240,12 +241,26 @@ class Runner:
                 raise self._closed_error()
             with self._end_waiters.join(run_id) as waiter:
                 if run_id not in self._live and run_id not in self._starting:
-                    record = await self._journal.load_run(run_id)
-                    if record is None or record.state.is_final:
+                    is_over, record = await self._look_in_journal(run_id)
+                    if is_over:
                         return record
                 record = await waiter
                 if record is not None:
                     return record
+
+    async def _look_in_journal(self, run_id: str) -> tuple[bool, RunRecord | None]:
+        """Return whether there is nothing to wait for, and the run's row; wait out an outage."""
+        while True:
+            outages_count = self._outages_count
+            try:
+                record = await self._journal.load_run(run_id)
+            except JournalUnavailableError:
+                if self.writer.outage is not None:
+                    return False, None  # The waiters are told to look when it is over.
+                if self._outages_count == outages_count:
+                    raise
+            else:
+                return record is None or record.state.is_final, record
 
     # --- pumping ---------------------------------------------------------------------------------
 
@@ -410,6 +425,7 @@ class Runner:
 
     def on_outage(self, error: JournalError) -> None:
         self.log.error("durable.journal_failed", reason=str(error))
+        self._outages_count += 1
         self.pool.drop_unlaunched()
         self._ready.clear()
         for run_id, live in self._live.items():
