@@ -39,9 +39,15 @@ class BoundWorkflow:
             )
             raise Stuck(msg) from exc
         execution.environment = self._environment
-        coroutine: Coroutine[Any, Any, object] = self.definition.fn(
-            Step(execution, self.definition), *args, **kwargs
-        )
+        step = Step(execution, self.definition)
+        try:
+            coroutine: Coroutine[Any, Any, object] = self.definition.fn(step, *args, **kwargs)
+        except TypeError as exc:
+            msg = (
+                f"the journal has the run with arguments {execution.run.args}; the code's "
+                f"{exc}. Give new parameters a default, or the workflow a new version."
+            )
+            raise Stuck(msg) from exc
         return coroutine
 
     def encode_result(self, value: object) -> str:

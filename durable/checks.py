@@ -68,13 +68,20 @@ def check_state(state: RunState | str | None) -> RunState | None:
         raise ValueError(msg) from None
 
 
-def check_cursor(cursor: str | None) -> int | None:
+def make_cursor(place: int, order: str) -> str:
+    """Return the cursor of a page that ends at ``place``."""
+    return f"{order}-{place}"
+
+
+def check_cursor(cursor: str | None, order: str) -> int | None:
     """Return the place that a page's cursor stands for."""
     if cursor is None:
         return None
-    if isinstance(cursor, str) and cursor.isdecimal() and len(cursor) <= CURSOR_CHARS_MAX:
-        return int(cursor)
-    msg = f"{cursor!r} is no cursor of a page: pass Page.cursor as it is"
+    if isinstance(cursor, str):
+        made_for, _, place = cursor.partition("-")
+        if made_for == order and place.isdecimal() and len(place) <= CURSOR_CHARS_MAX:
+            return int(place)
+    msg = f"{cursor!r} is no cursor of such a page: pass Page.cursor as it is, in the same order"
     raise ValueError(msg)
 
 

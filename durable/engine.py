@@ -28,6 +28,7 @@ from durable.checks import (
     check_name,
     check_order,
     check_state,
+    make_cursor,
 )
 from durable.core.errors import (
     EngineClosedError,
@@ -329,7 +330,10 @@ class Engine:
                 async with asyncio.timeout(timeout_s):
                     record = await runner.wait_until_final(run_id)
             except TimeoutError:
-                msg = f"run {run_id!r} did not end within {timeout_s:g} s; it goes on"
+                msg = (
+                    f"run {run_id!r} did not end within {timeout_s:g} s. It is left alone; its "
+                    "status says where it stands"
+                )
                 raise TimeoutError(msg) from None
         if record is None:
             raise _not_found(run_id)
@@ -380,11 +384,14 @@ class Engine:
             parent_id=None if parent is None else check_id(parent),
             order=check_order(order),
             limit=limit + 1,
-            after=check_cursor(cursor),
+            after=check_cursor(cursor, order),
         )
         rows = await journal.list_runs(query)
         items = [run_status(record, steps) for _, record, steps in rows[:limit]]
-        return Page(items=items, cursor=str(rows[limit - 1][0]) if len(rows) > limit else None)
+        return Page(
+            items=items,
+            cursor=make_cursor(rows[limit - 1][0], order) if len(rows) > limit else None,
+        )
 
     async def list_steps(
         self,
@@ -412,13 +419,15 @@ class Engine:
             run_id=check_id(run_id),
             order=check_order(order),
             limit=limit + 1,
-            after=check_cursor(cursor),
+            after=check_cursor(cursor, order),
         )
         rows = await journal.list_steps(query)
         if rows is None:
             raise _not_found(run_id)
         items = [step_info(run_id, record) for record in rows[:limit]]
-        return Page(items=items, cursor=str(items[-1].number) if len(rows) > limit else None)
+        return Page(
+            items=items, cursor=make_cursor(items[-1].number, order) if len(rows) > limit else None
+        )
 
     async def iter_runs(
         self,

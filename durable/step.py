@@ -187,8 +187,8 @@ class Step:
         await execution.issue(command)
 
     def _in_body(self) -> Execution:
-        self._execution.loop.refuse_when_closed()
         if asyncio._get_running_loop() is not self._execution.loop:  # noqa: SLF001
             msg = "this step belongs to a workflow's body and works only there"
             raise NotInWorkflowError(msg)
+        self._execution.loop.refuse_when_closed()
         return self._execution

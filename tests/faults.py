@@ -49,6 +49,7 @@ class Disk:
         reopen_failures: How many of the next reopenings fail.
         calls: How many ``commit``, ``claim`` and ``reopen`` there were.
         outages: How many writes failed.
+        reopened: Set once a journal was opened again.
         runs: The runs that are in the journal.
         begun: The attempts, by run, key and number, that are in the journal as running.
         settled: The steps, by run and key, whose outcome is in the journal.
@@ -63,6 +64,7 @@ class Disk:
         self.reopen_failures = 0
         self.calls: Counter[str] = Counter()
         self.outages = 0
+        self.reopened = asyncio.Event()
         self.runs: set[str] = set()
         self.begun: set[tuple[str, str, int]] = set()
         self.settled: set[tuple[str, str]] = set()
@@ -124,6 +126,7 @@ class FaultyJournal:
             msg = "the disk is not there"
             raise JournalUnavailableError(msg)
         await self.inner.reopen()
+        self.disk.reopened.set()
 
     async def close(self) -> None:
         await self.inner.close()

@@ -125,12 +125,14 @@ def _start(run: RunRow) -> tuple[object, ...]:
 
 def check_once(life: Life, ledger: Ledger) -> Iterator[str]:
     """No function begins without a record, nor after its outcome, nor too often."""
+    touched = {(step.run_id, step.key) for step in life.changed_steps()}
     for effect in life.effects:
         if isinstance(effect, Begun):
             yield from _check_begin(effect, life)
-    for step in life.changed_steps():
-        if step.kind == "action":
-            yield from _check_attempts(step, ledger)
+            touched.add((effect.run_id, effect.key))
+    for step_id in touched & life.after.steps.keys():
+        if life.after.steps[step_id].kind == "action":
+            yield from _check_attempts(life.after.steps[step_id], ledger)
 
 
 def _check_begin(begun: Begun, life: Life) -> Iterator[str]:
@@ -189,9 +191,9 @@ def check_final(life: Life, ledger: Ledger) -> Iterator[str]:
 
 def _is_outcome(seen: Seen, run: RunRow) -> bool:
     if seen.error is None:
-        return run.state == "completed" and json.loads(run.result or "") == seen.value
+        return run.result is not None and json.loads(run.result) == seen.value
     stored = json.loads(run.error or "{}")
-    return run.state == "failed" and [stored["type_name"], stored["message"]] == [*seen.error[:2]]
+    return (stored.get("type_name"), stored.get("message")) == seen.error[:2]
 
 
 # --- I7 ------------------------------------------------------------------------------------------
@@ -290,7 +292,9 @@ def check_pool(life: Life, ledger: Ledger) -> Iterator[str]:
                 if len(running) > ledger.rules.max_parallelism:
                     yield f"{len(running)} functions run: {sorted(running)}"
             case Ended():
-                running.remove(_attempt(effect))
+                if _attempt(effect) not in running:
+                    yield f"{effect}, but it had not begun"
+                running.discard(_attempt(effect))
             case _:
                 pass
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from durable.core.commands import Command, Turn
-    from durable.definitions import Call
+    from durable.call import Call
 
 START_MS = 1_700_000_000_000
 DELAYS_MS = (0, 0, 1, 250, 3_000)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -11,19 +12,15 @@ from typing import Any
 import pytest
 
 import durable
-from clock import ManualClock
 from durable import (
     ArgumentError,
     Engine,
     NotInWorkflowError,
     PayloadTooLarge,
     Retry,
-    Run,
     RunFailed,
-    RunState,
     Step,
     StepState,
-    registry,
 )
 
 DEPTH = 10_000
@@ -147,9 +144,7 @@ async def test_a_value_without_a_faithful_form_fails_its_step_catchably(
         wrong = _error_of(kind, "ReturnTypeError").removeprefix("durable.")
         at_the_call = _error_of(kind, "ArgumentError").removeprefix("durable.")
         assert [name for name, _ in met] == [at_the_call, wrong, wrong]
-        for _, message in met:
-            with pytest.raises(ValueError, match=VALUES[kind][1]):
-                raise ValueError(message)
+        assert all(re.search(VALUES[kind][1], message) for _, message in met)
         steps = [step async for step in run.steps()]
         assert [(step.state, step.attempts) for step in steps] == [(StepState.FAILED, 1)] * 2
 
@@ -259,20 +254,24 @@ EXCEPTIONS: dict[str, Callable[[], BaseException]] = {
 }
 
 
+def _exception(kind: str) -> BaseException:
+    return EXCEPTIONS[kind]()
+
+
 @durable.action
 async def odd_raise(kind: str) -> None:
-    raise EXCEPTIONS[kind]()
+    raise _exception(kind)
 
 
 @durable.action
 def odd_raise_in_thread(kind: str) -> None:
-    raise EXCEPTIONS[kind]()
+    raise _exception(kind)
 
 
 @durable.workflow
 async def raising(_step: Step, kind: str, where: str) -> str:
     if where == "body":
-        raise EXCEPTIONS[kind]()
+        raise _exception(kind)
     try:
         await (odd_raise(kind) if where == "action" else odd_raise_in_thread(kind))
     except Exception as exc:  # noqa: BLE001  whichever it is
@@ -372,114 +371,3 @@ async def test_a_step_works_only_in_its_own_body(path: Path) -> None:
             await kept["step"].run(echo(1))
     with pytest.raises(NotInWorkflowError, match=r"durable\.attempt\(\) works in an action"):
         durable.attempt()
-
-
-# --- code that is not there ----------------------------------------------------------------------
-
-
-@durable.workflow
-async def napping(step: Step, text: str) -> str:
-    await step.sleep(60)
-    return text
-
-
-@durable.workflow(name="test_bad_input:napping", version=1)
-async def napping_v1(step: Step, text: str) -> str:
-    await step.sleep(60)
-    return text + " v1"
-
-
-Forget = Callable[[Any], None]
-
-
-@pytest.fixture
-def forget(monkeypatch: pytest.MonkeyPatch) -> Forget:
-    """Take a definition out of the code, as if its module was not imported."""
-
-    def forget(definition: Any) -> None:  # noqa: ANN401
-        key = (str(definition.kind), definition.name, definition.version)
-        monkeypatch.delitem(registry._definitions, key)
-
-    return forget
-
-
-async def _until(run: Run[Any], state: RunState) -> durable.RunStatus:
-    async with asyncio.timeout(5):
-        while (status := await run.status()).state is not state:
-            pass
-    return status
-
-
-async def _until_asleep(run: Run[Any]) -> None:
-    async with asyncio.timeout(5):
-        while not (await run.status()).running:
-            pass
-
-
-@pytest.mark.parametrize("workflow", [napping, napping_v1])
-@pytest.mark.parametrize("defined", ["while open", "in a thread", "before the next opening"])
-@pytest.mark.parametrize("delayed", [False, True])
-async def test_a_run_without_its_code_waits_and_says_so(
-    workflow: Any,  # noqa: ANN401
-    defined: str,
-    delayed: bool,
-    path: Path,
-    forget: Forget,
-) -> None:
-    clock, engine = ManualClock(), Engine(path)
-    clock.install(engine)
-    async with engine:
-        run = await engine.start(workflow("slept"), id="r", run_after=60 if delayed else None)
-        if not delayed:
-            await _until_asleep(run)
-    forget(workflow)
-    clock.advance(60)
-    async with engine:
-        status = await _until(run, RunState.STUCK)
-        assert status.error is not None
-        assert "the code has no workflow 'test_bad_input:napping'" in status.error.message
-        assert ("version 1" in status.error.message) == (workflow is napping_v1)
-        assert "Import the module that defines it; the run then goes on" in status.error.message
-        assert await engine.run(fine()) == "fine"
-        waiter = asyncio.create_task(run.result())
-        if defined == "while open":
-            registry.register(workflow)
-        elif defined == "in a thread":
-            await asyncio.to_thread(registry.register, workflow)
-        else:
-            waiter.cancel()
-        if not waiter.cancelling():
-            if delayed:
-                await _until_asleep(run)
-                clock.advance(60)
-            assert await asyncio.wait_for(waiter, 5) == workflow_result(workflow)
-    if defined == "before the next opening":
-        async with engine:
-            await _until(run, RunState.STUCK)
-        registry.register(workflow)
-        async with engine:
-            if delayed:
-                await _until_asleep(run)
-                clock.advance(60)
-            assert await run.result(timeout=5) == workflow_result(workflow)
-    async with engine:
-        status = await run.status()
-        assert (status.state, status.error) == (RunState.COMPLETED, None)
-        assert [step.state async for step in run.steps()] == [StepState.COMPLETED]
-
-
-def workflow_result(workflow: Any) -> str:  # noqa: ANN401
-    return "slept v1" if workflow is napping_v1 else "slept"
-
-
-async def test_a_run_interrupted_in_its_work_waits_for_its_code_too(
-    path: Path, forget: Forget
-) -> None:
-    async with Engine(path, max_parallelism=0) as engine:
-        run = await engine.start(fine(), id="r")
-    forget(fine)
-    async with Engine(path) as engine:
-        run = engine.get("r")
-        await _until(run, RunState.STUCK)
-        registry.register(fine)
-        assert await run.result(timeout=5) == "fine"

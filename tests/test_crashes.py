@@ -7,6 +7,7 @@ many kills there are, and what is drawn.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import sys
@@ -20,11 +21,12 @@ import pytest
 from crashes import load
 from crashes.child import TOMORROW_MS, Options
 from crashes.lives import Lives, end_all
+from faults import until_step
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL"),
-]
+import durable
+from durable import Engine, Step, StepState
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
 KILLS: Final = int(os.environ.get("CRASH_KILLS", "200"))
 SEED: Final = int(os.environ.get("CRASH_SEED", "0"))
@@ -44,6 +46,7 @@ RECOVERY_POINTS: Final = 8
 taking up what was interrupted, and their first turns."""
 
 
+@pytest.mark.slow
 def test_random_kills_lose_nothing(tmp_path: Path) -> None:
     def live_and_die(number: int) -> Lives:
         lives = Lives(tmp_path / str(number), VARIANTS[number])
@@ -66,6 +69,7 @@ def test_random_kills_lose_nothing(tmp_path: Path) -> None:
     assert {run.name for run in runs} == {shape.name for shape in load.OUTCOMES}
 
 
+@pytest.mark.slow
 def test_a_crash_around_any_commit_loses_nothing(tmp_path: Path) -> None:
     """One process dies right before a COMMIT or right after it, for each that a fixed scenario
     makes; of half of the journals the next one dies too, while it recovers; the last has to
@@ -95,6 +99,31 @@ def test_a_crash_around_any_commit_loses_nothing(tmp_path: Path) -> None:
         for all_lives in [side.result() for side in sides]:
             assert len(all_lives) > 2 * RECOVERY_POINTS
             assert {len(lives.image.runs) for lives in all_lives} == {len(load.OUTCOMES) - 1}
+
+
+@durable.action
+async def echo(n: int) -> int:
+    return n
+
+
+@durable.workflow
+async def dead_heat(step: Step, rivals: int) -> int:
+    tasks = [asyncio.ensure_future(echo(n)) for n in range(rivals)]
+    done, losers = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for loser in losers:
+        loser.cancel()
+    await step.sleep(load.DAY_S)
+    return len(done)
+
+
+async def test_a_loser_that_has_ended_too_is_withdrawn_for_good(path: Path) -> None:
+    """Its outcome is there when the winner's is delivered, and must not be left as if it ran: no
+    replay could be told that the body does not wait for it."""
+    async with Engine(path) as engine:
+        run = await engine.start(dead_heat(3))
+        await until_step(run, "sleep", StepState.RUNNING)
+        states = [step.state async for step in run.steps()]
+        assert states == ["completed", "canceled", "canceled", "running"]
 
 
 def _now_ms() -> int:

@@ -96,6 +96,8 @@ def test_the_readme_s_first_workflow_runs(tmp_path: Path) -> None:
 
 def test_the_readme_shows_the_onboarding_workflow_as_it_is() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    (shown,) = re.findall(r"```python\n(@durable.workflow\(name=\"onboarding\"\).*?)```", readme, re.DOTALL)
+    (shown,) = re.findall(
+        r"```python\n(@durable.workflow\(name=\"onboarding\"\).*?)```", readme, re.DOTALL
+    )
     source = ONBOARDING.read_text("utf-8").replace("name=WORKFLOW", 'name="onboarding"')
     assert shown in source

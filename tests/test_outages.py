@@ -25,7 +25,17 @@ from durable import (
     Step,
     StepState,
 )
-from faults import WAIT_S_MAX, Disk, Fault, FaultyJournal, crashing, until, until_step
+from faults import (
+    WAIT_S_MAX,
+    Disk,
+    Fault,
+    FaultyJournal,
+    at_cycle,
+    crashing,
+    leaving_nothing,
+    until,
+    until_step,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -401,6 +411,32 @@ async def test_a_running_action_that_ends_while_closing_is_recorded_after_the_ou
         await engine.__aenter__()
         assert await engine.get("it").result(timeout=WAIT_S_MAX) == 2
     assert set(world.begun.values()) == {1}, "its outcome was lost"
+
+
+@pytest.mark.slow
+async def test_an_engine_may_close_at_any_moment_of_a_reopening(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that are half open, and their threads, are closed with it."""
+    async with leaving_nothing():
+        for cycle in count():
+            disk = new_disk(monkeypatch)
+            engine = await Engine(path, drain_timeout=0).__aenter__()
+            disk.faults["commit", 1] = Fault.LOST
+            with pytest.raises(JournalUnavailableError):
+                await engine.start(everything(1))
+            now = asyncio.Event()
+            waiting = [asyncio.create_task(event.wait()) for event in (now, disk.reopened)]
+            with at_cycle(cycle, now.set):
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            is_reopened = disk.reopened.is_set()
+            await engine.__aexit__(None, None, None)
+            for task in waiting:
+                task.cancel()
+            if is_reopened:
+                break
+        assert cycle > 5
+        assert await durable.run(measure_it("a"), url=path) == 1
 
 
 # --- disks that are really full ------------------------------------------------------------------

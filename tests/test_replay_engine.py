@@ -153,6 +153,8 @@ async def live_once(
 @pytest.mark.slow
 @pytest.mark.both_loops
 @pytest.mark.parametrize("part", range(2))
+# Of a coroutine that a body has made and is to await later, Python says so when the body is dropped.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 async def test_journals_of_many_lives_replay_exactly(path: Path, begun: Begun, part: int) -> None:
     """A bare body that is delivered what the journal says issues its steps and ends as it says."""
     cases = CORPUS[part::2]

@@ -22,6 +22,7 @@ import math
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, final
 
+from durable.core.codec import safe_text
 from durable.core.commands import (
     DUE_MS_MAX,
     UNSET,
@@ -308,7 +309,10 @@ class Execution:
                 self._outcome = Raised(DeadlockError(self._describe_deadlock()))
         assert self._outcome is not None
         if self.is_replaying:
-            msg = f"the body now ends where the journal goes on. {self._describe_next_recorded()}"
+            msg = (
+                f"the body now {self._describe_end()}, where the journal goes on. "
+                f"{self._describe_next_recorded()}"
+            )
             raise Stuck(msg)
         left = list(self._open.values())
         for command in left:
@@ -408,6 +412,12 @@ class Execution:
                 raise Stuck(msg)
         self._withdrawn_in_replay.clear()
         self.is_replaying = False
+
+    def _describe_end(self) -> str:
+        if isinstance(self._outcome, Raised):
+            error = self._outcome.error
+            return f"ends with {type(error).__name__}: {safe_text(error)}"
+        return "returns"
 
     def _describe_next_recorded(self) -> str:
         if not self._recorded:

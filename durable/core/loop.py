@@ -37,8 +37,14 @@ from durable.core.ordering import (
     is_cancelled_by_anyio,
     number_of_waiter,
 )
-from durable.core.refusals import refuse_all
-from durable.core.tasks import GATHERING_INIT, NumberedGathering, WorkflowFuture, WorkflowTask
+from durable.core.refusals import ANYIO_WORKER, refuse_all
+from durable.core.tasks import (
+    GATHERING_INIT,
+    NumberedGathering,
+    WorkflowFuture,
+    WorkflowTask,
+    as_current,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
@@ -245,7 +251,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         try:
             for task in reversed(self.unfinished_tasks()):
                 _silence(task)
-                _close_coroutine(task.get_coro())
+                with as_current(task, self):
+                    _close_coroutine(task.get_coro())
         finally:
             asyncio._set_running_loop(outer_loop)  # noqa: SLF001
         self._ready.clear()
@@ -269,12 +276,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     # --- asyncio: what bodies may do -------------------------------------------------------------
 
     def get_debug(self) -> bool:
-        # Every future asks, while it is made: the moment to give a number to gather's, too.
+        # Every future asks, while it is made: the moment to give a number to gather's, too, and to
+        # see that anyio is about to start a thread.
         frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
         if frame.f_code is GATHERING_INIT:
             gathering: Any = frame.f_locals["self"]
             gathering.__class__ = NumberedGathering
             gathering.number = self.next_number()
+        elif frame.f_code.co_name == ANYIO_WORKER:
+            self.refuse("anyio.to_thread.run_sync()")
         return False
 
     def is_running(self) -> bool:

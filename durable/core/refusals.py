@@ -16,6 +16,9 @@ class Refusing(Protocol):
         ...
 
 
+ANYIO_WORKER = "run_sync_in_worker_thread"
+"""What in anyio starts a thread, past the loop: it makes a future just before."""
+
 REFUSED = (
     "add_reader",
     "remove_reader",

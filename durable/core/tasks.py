@@ -7,11 +7,13 @@ like are iterated in the same order on replay.
 from __future__ import annotations
 
 import asyncio
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Generator
     from types import CodeType
 
     from durable.core.loop import WorkflowLoop
@@ -57,6 +59,24 @@ class WorkflowTask(asyncio.Task[T]):
 
     def __hash__(self) -> int:
         return self.number
+
+
+@contextmanager
+def as_current(task: WorkflowTask[Any], loop: WorkflowLoop) -> Generator[None, None, None]:
+    """Let ``task`` be its loop's current one, as time-outs and cancel scopes want it."""
+    if sys.version_info >= (3, 12):
+        swap: Any = asyncio.tasks._swap_current_task  # type: ignore[attr-defined]  # noqa: SLF001
+        outer = swap(loop, task)  # From 3.14 on there is one in a thread, which may be the host's.
+        try:
+            yield
+        finally:
+            swap(loop, outer)
+    else:
+        asyncio.tasks._enter_task(loop, task)  # noqa: SLF001
+        try:
+            yield
+        finally:
+            asyncio.tasks._leave_task(loop, task)  # noqa: SLF001
 
 
 _Gathering: Any = cast("Any", asyncio.tasks._GatheringFuture)  # type: ignore[attr-defined]  # noqa: SLF001

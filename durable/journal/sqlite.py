@@ -59,6 +59,7 @@ class SqliteJournal:
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
         self._epoch = 0
+        self._file: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         return f"<SqliteJournal {self._path or 'in memory'} epoch={self._epoch}>"
@@ -92,6 +93,9 @@ class SqliteJournal:
             await self._call(self._writer, partial(_transact, work=self._become_owner))
             return
         await self._disconnect()
+        if not await anyio.to_thread.run_sync(self._path.exists):
+            msg = f"{self._name} is gone: its file was removed. Put it back, or restart without it."
+            raise JournalUnavailableError(msg)
         await self._connect(self._become_owner)
 
     async def close(self) -> None:
@@ -107,19 +111,24 @@ class SqliteJournal:
         if self._path is None:
             self._reader = self._writer
         else:
+            self._file = await anyio.to_thread.run_sync(_identify, self._path)
             self._reader = await self._open_connection()
             await self._call(self._reader, _set_up_reader)
 
     async def _open_connection(self) -> aiosqlite.Connection:
+        connection = aiosqlite.connect(
+            ":memory:" if self._path is None else self._path,
+            isolation_level=None,
+            timeout=BUSY_TIMEOUT_S,
+            cached_statements=STATEMENTS_CACHED,
+        )
         try:
-            return await aiosqlite.connect(
-                ":memory:" if self._path is None else self._path,
-                isolation_level=None,
-                timeout=BUSY_TIMEOUT_S,
-                cached_statements=STATEMENTS_CACHED,
-            )
+            # Whole: aiosqlite would lose a connection that is cut off while it is opened.
+            with anyio.CancelScope(shield=True):
+                await connection
         except sqlite3.Error as exc:
             raise self._translate(exc) from exc
+        return connection
 
     async def _disconnect(self) -> None:
         connections = {self._reader, self._writer} - {None}
@@ -148,10 +157,17 @@ class SqliteJournal:
 
     async def commit(self, changes: Sequence[Change]) -> dict[str, RunRecord]:
         def work(db: sqlite3.Connection) -> dict[str, RunRecord]:
+            self._check_file()
             statements.check_fence(db, self._epoch)
             return statements.apply_changes(db, changes, self._epoch)
 
         return await self._call(self._writer, partial(_transact, work=work))
+
+    def _check_file(self) -> None:
+        """See that what is written can be found again: SQLite would write to a removed file."""
+        if self._path is not None and _identify(self._path) != self._file:
+            msg = f"{self._name} is not the file that was opened: it was removed or replaced"
+            raise JournalUnavailableError(msg)
 
     async def claim(self, now_ms: int, limit: int) -> Claim:
         def work(db: sqlite3.Connection) -> Claim:
@@ -216,7 +232,14 @@ class SqliteJournal:
 
 
 def _take_ownership(path: Path) -> tuple[Path, OwnershipLock]:
-    path = path.absolute()
+    try:
+        return _lock_file(path.absolute())
+    except OSError as exc:
+        msg = f"the journal {path} cannot be opened: {exc.strerror}. Check its path."
+        raise JournalUnavailableError(msg) from exc
+
+
+def _lock_file(path: Path) -> tuple[Path, OwnershipLock]:
     if path.is_dir():
         msg = f"{path} is a directory; a journal is a file, such as {path / 'durable.db'}"
         raise JournalUnavailableError(msg)
@@ -240,6 +263,15 @@ def _set_up_writer(db: sqlite3.Connection, name: str) -> None:
 
 def _set_up_reader(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA query_only = ON")
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    """Return which file is at ``path``, or ``None``."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:

@@ -21,6 +21,9 @@ LOOK_AGAIN_MS_MAX = 1_000
 """The longest wait before the clock is looked at again: how late an alarm can be after a jump."""
 
 
+JUMP_NS_MIN = 1_000_000_000
+"""Less than this between two looks is the fine adjustment of a clock, not a jump."""
+
 CANCELLED_KEPT_MAX = 64
 """Cancelled alarms are thrown away when they are more than half of all, and more than this."""
 
@@ -39,10 +42,25 @@ class Clock(Protocol):
 
 @final
 class SystemClock:
-    """The machine's clock."""
+    """The machine's clock, save that it is never set back.
+
+    When the machine's clock is, this one goes on by the monotonic one, ahead of the machine's by as
+    much: timers that are set ring after the time they were set for. When the machine's is set
+    forward, this one follows, at first only by what it is not ahead.
+    """
+
+    def __init__(self) -> None:
+        self._wall_ns = time.time_ns()
+        self._monotonic_ns = time.monotonic_ns()
+        self._ahead_ns = 0
 
     def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
+        wall_ns, monotonic_ns = time.time_ns(), time.monotonic_ns()
+        jump_ns = (wall_ns - self._wall_ns) - (monotonic_ns - self._monotonic_ns)
+        if jump_ns < -JUMP_NS_MIN or (jump_ns > JUMP_NS_MIN and self._ahead_ns):
+            self._ahead_ns = max(self._ahead_ns - jump_ns, 0)
+        self._wall_ns, self._monotonic_ns = wall_ns, monotonic_ns
+        return (wall_ns + self._ahead_ns) // 1_000_000
 
     def call_later(self, delay_ms: int, callback: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay_ms / 1000, callback)

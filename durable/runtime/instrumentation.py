@@ -7,6 +7,7 @@ by default: nothing is configured here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, final
 
@@ -32,15 +33,20 @@ class EngineLog:
         """A run's change of state."""
         # Asked first: a run takes two of these, and most hosts do not want them.
         if self._stdlib is None or self._stdlib.isEnabledFor(logging.INFO):
-            self._log.info(event, **fields)
+            self._write("info", event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
         """Something to look at."""
-        self._log.warning(event, **fields)
+        self._write("warning", event, fields)
 
     def error(self, event: str, **fields: object) -> None:
         """Something to act on."""
-        self._log.error(event, **fields)
+        self._write("error", event, fields)
+
+    def _write(self, level: str, event: str, fields: dict[str, object]) -> None:
+        # The host's processors may raise anything: a run must not stop because of its log.
+        with contextlib.suppress(Exception):
+            getattr(self._log, level)(event, **fields)
 
 
 def _through_stdlib(logger: logging.Logger) -> Any:  # noqa: ANN401  structlog's own type is a proxy

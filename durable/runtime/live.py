@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, final
 
 from msgspec.structs import replace
 
+from durable.core.codec import safe_text
 from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
 from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import Execution
@@ -190,12 +191,19 @@ class LiveRun:
             self._become_stuck(exc)
         except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
             self._become_stuck(exc)
-        for context in self._execution.failures:
-            self._host.log.warning(
-                "durable.body_callback_failed", run_id=self.record.run_id, **context
-            )
-        self._execution.failures.clear()
+        self._report_failures()
         return delivered
+
+    def _report_failures(self) -> None:
+        failures, self._execution.failures = self._execution.failures, []
+        for context in failures:
+            error = context.get("exception")
+            self._host.log.warning(
+                "durable.body_callback_failed",
+                run_id=self.record.run_id,
+                reason=str(context.get("message")),
+                error=None if error is None else f"{type(error).__name__}: {safe_text(error)}",
+            )
 
     def _open(self) -> None:
         turn = self._execution.begin(self._spec.open)
@@ -409,6 +417,8 @@ class LiveRun:
 
     def _on_due(self, number: int) -> None:
         del self._alarms[number]
+        if self.phase is Phase.LEAVING:
+            return  # It is found due when the run is claimed again.
         step = self._steps[number]
         now_ms = self._host.clock.now_ms()
         if step.kind is StepKind.SLEEP:
@@ -452,9 +462,12 @@ class LiveRun:
         del self._jobs[job.number]
         self._steps[job.number] = step
         after: Effects = [(self._host.pool.withdraw, job), (self._set_alarm, step)]
+        change = Change(run_id=self.record.run_id, updated=[step])
         if self.phase is Phase.STUCK:
             del self._steps[job.number]
-        self._submit(Change(run_id=self.record.run_id, updated=[step]), after)
+        else:
+            self._park_if_idle(now_ms, change)
+        self._submit(change, after)
 
     def _backoff_ms(self, job: Job, outcome: Failed) -> int | None:
         retry = job.work.retry

@@ -319,7 +319,7 @@ class Runner:
     # --- leaving and coming back -----------------------------------------------------------------
 
     def park_after_ms(self) -> int:
-        if len(self._live) > self.settings.live_runs_max:
+        if len(self._live) >= self.settings.live_runs_max:
             return PARK_AFTER_CROWDED_MS
         return self.settings.park_after_ms
 
@@ -417,9 +417,9 @@ class Runner:
             return
         run_ids = self._undefined.pop((name, version), [])
         for run_id in run_ids:
-            self.writer.submit(Change(run_id=run_id, parked=Parked(0)))
-        if run_ids:
-            self.writer.ask_claim()
+            # Claimed once that is committed: a claim asked for now could be ahead of it.
+            change = Change(run_id=run_id, parked=Parked(0))
+            self.writer.submit(change, lambda _: self.writer.ask_claim())
 
     # --- outages ---------------------------------------------------------------------------------
 

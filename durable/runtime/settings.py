@@ -10,10 +10,10 @@ PARK_AFTER_MS = 30_000
 """A run that waits longer than this leaves memory: reading its history again costs less."""
 
 PARK_AFTER_CROWDED_MS = 1_000
-"""The same, while there are more live runs than ``live_runs_max``."""
+"""The same, while there are ``live_runs_max`` live runs or more."""
 
 LIVE_RUNS_MAX = 10_000
-"""With more live runs than this, idle ones leave memory sooner and new ones wait in the journal."""
+"""With so many live runs, idle ones leave memory sooner and new ones wait in the journal."""
 
 CLAIM_RUNS_MAX = 500
 """How many due runs are claimed in one transaction, which holds the journal meanwhile."""

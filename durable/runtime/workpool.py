@@ -236,16 +236,15 @@ class Workpool:
     def start_launched(self) -> None:
         """Start what was launched since the last time."""
         jobs, self._launched = self._launched, []
-        assert self._group is not None
-        if len(jobs) == 1:
-            self._group.start_soon(self._run, jobs[0])
-        elif jobs:
+        if jobs:
+            assert self._group is not None
             self._group.start_soon(self._run_all, jobs)
 
     async def _run_all(self, jobs: list[Job]) -> None:
         """Run the attempts of one commit, each in a task of its own.
 
-        A task of asyncio's group costs a fifth of one of anyio's: there are many of them.
+        A task of asyncio's group costs a fifth of one of anyio's: there are many of them. And one
+        that ends cancelled, because its action cancelled itself, does not end the group.
         """
         async with asyncio.TaskGroup() as group:
             for job in jobs:
@@ -364,11 +363,19 @@ async def _bounded_by(timeout_s: float, call: Callable[[], Awaitable[object]]) -
     bound = asyncio.timeout(timeout_s)
     try:
         async with bound:
-            return await call()
-    except TimeoutError:
-        if bound.expired():
+            result = await call()
+    except BaseException:
+        if bound.expired() and not _is_cancelled():
             raise _timed_out(timeout_s) from None
         raise
+    if bound.expired():  # It swallowed the cancellation: late is late.
+        raise _timed_out(timeout_s)
+    return result
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _timed_out(timeout_s: float) -> TimeoutError:

@@ -20,7 +20,7 @@ from crashes.effects import read_effects
 from crashes.image import Image, read_image
 
 ROOT: Final = Path(__file__).parents[2]
-LIFE_S_MAX: Final = 60
+LIFE_S_MAX: Final = 300
 """A child that should end by itself and does not: far more than any takes."""
 
 

@@ -1,0 +1,419 @@
+"""Files that are no journal, cannot be written, or are somebody else's: nothing in them is lost."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+
+import durable
+from durable import (
+    Engine,
+    JournalCorruptError,
+    JournalError,
+    JournalLockedError,
+    JournalUnavailableError,
+    JournalVersionError,
+    RunFailed,
+    RunState,
+    Step,
+)
+from durable.journal import sqlite
+
+ROOT = Path(__file__).parent.parent
+NOBODY = 65534
+
+
+@durable.action
+async def echo(text: str) -> str:
+    return text
+
+
+@durable.workflow
+async def echoing(_step: Step, text: str) -> str:
+    return await echo(text)
+
+
+@durable.workflow
+async def failing(_step: Step) -> None:
+    raise LookupError
+
+
+def in_file(path: Path, *statements: str) -> None:
+    db = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        db.execute(statement)
+    db.close()
+
+
+async def _open(url: Path) -> None:
+    async with Engine(url):
+        pass
+
+
+def opening_fails(path: Path, error: type[JournalError], message: str) -> None:
+    """Open an engine twice: it must fail in the same way, and change no byte of the file."""
+    before = path.read_bytes() if path.is_file() else None
+    for _ in range(2):
+        with pytest.raises(error, match=message) as info:
+            asyncio.run(_open(path))
+        assert str(path) in str(info.value)
+    if before is not None:
+        assert path.read_bytes() == before
+    assert not path.with_name(path.name + "-wal").exists()
+
+
+# --- no journal ----------------------------------------------------------------------------------
+
+
+def test_a_directory_is_no_journal(tmp_path: Path) -> None:
+    opening_fails(
+        tmp_path, JournalUnavailableError, r"is a directory; a journal is a file, such as"
+    )
+
+
+def test_a_journal_needs_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(JournalUnavailableError, match=r"/none of the journal a\.db does not exist"):
+        asyncio.run(_open(tmp_path / "none" / "a.db"))
+    (tmp_path / "file").touch()
+    with pytest.raises(JournalUnavailableError, match=r"/file of the journal a\.db does not exist"):
+        asyncio.run(_open(tmp_path / "file" / "a.db"))
+
+
+@pytest.mark.parametrize("content", [b"these are my notes\n" * 500, b"SQLite format 3\0" * 500])
+def test_another_kind_of_file_is_no_journal(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    opening_fails(path, JournalCorruptError, "damaged, or not a journal .* Check the path, or")
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+def test_the_database_of_another_application_is_no_journal(mode: str, path: Path) -> None:
+    in_file(path, f"PRAGMA journal_mode = {mode}", "CREATE TABLE t (x)", "PRAGMA user_version = 7")
+    opening_fails(path, JournalCorruptError, "user_version 7 .* Give the journal a file of its own")
+
+
+def test_tables_of_the_same_name_are_no_journal(path: Path) -> None:
+    in_file(path, "CREATE TABLE durable_run (x)", "INSERT INTO durable_run VALUES (1)")
+    opening_fails(path, JournalCorruptError, "durable tables are not those of a journal")
+
+
+def test_an_empty_file_becomes_a_journal(path: Path) -> None:
+    path.touch()
+    asyncio.run(_open(path))
+    in_file(path, "SELECT run_id FROM durable_run")
+
+
+# --- journals, but ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def journal(path: Path) -> Path:
+    """A journal with one run that has completed and one that has failed."""
+
+    async def fill() -> None:
+        async with Engine(path) as engine:
+            assert await engine.run(echoing("kept"), id="done") == "kept"
+            with pytest.raises(RunFailed):
+                await engine.run(failing(), id="failed")
+
+    asyncio.run(fill())
+    return path
+
+
+async def _read(path: Path) -> str:
+    async with Engine(path) as engine:
+        assert (await engine.status("failed")).state is RunState.FAILED
+        result: str = await engine.get("done").result(timeout=5)
+        return result
+
+
+def test_a_newer_schema_is_left_to_the_newer_code(journal: Path) -> None:
+    in_file(journal, "PRAGMA user_version = 2")
+    opening_fails(
+        journal, JournalVersionError, "version 2; this durable knows 1. Install the newer"
+    )
+    in_file(journal, "PRAGMA user_version = 1")
+    assert asyncio.run(_read(journal)) == "kept"
+
+
+def test_a_journal_without_one_of_its_tables_is_damaged(journal: Path) -> None:
+    in_file(journal, "ALTER TABLE durable_step RENAME TO elsewhere")
+    opening_fails(journal, JournalCorruptError, "no such table: durable_step")
+    in_file(journal, "ALTER TABLE elsewhere RENAME TO durable_step")
+    assert asyncio.run(_read(journal)) == "kept"
+
+
+@pytest.mark.parametrize("left", [100, 4096, 0.5, 0.9])
+def test_a_truncated_journal_is_damaged(left: float, journal: Path) -> None:
+    content = journal.read_bytes()
+    pages = len(content) // 4096
+    size = int(left) if left > 1 else int(pages * left) * 4096
+    journal.write_bytes(content[:size])
+    opening_fails(journal, JournalCorruptError, "damaged, or not a journal")
+
+
+@pytest.mark.slow
+def test_wherever_a_page_is_overwritten_no_wrong_value_comes_out(journal: Path) -> None:
+    content = journal.read_bytes()
+    outcomes = set()
+    for at in range(0, len(content), 4096):
+        journal.write_bytes(content[:at] + b"\xa5" * 4096 + content[at + 4096 :])
+        try:
+            outcomes.add(asyncio.run(_read(journal)))
+        except JournalCorruptError:
+            outcomes.add("damaged")
+    assert outcomes <= {"kept", "damaged"}
+    assert "damaged" in outcomes
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE durable_run SET state = 'bogus' WHERE run_id = 'done'",
+        "UPDATE durable_run SET name = CAST(x'ff' AS TEXT) WHERE run_id = 'done'",
+        "UPDATE durable_run SET result = '\"ke' WHERE run_id = 'done'",
+        "UPDATE durable_run SET args = 'x' WHERE run_id = 'done'",
+        "UPDATE durable_run SET created_at_ms = 1 << 62 WHERE run_id = 'done'",
+    ],
+)
+async def test_a_damaged_row_is_named_and_the_others_are_served(damage: str, journal: Path) -> None:
+    await anyio.to_thread.run_sync(in_file, journal, damage)
+    async with Engine(journal) as engine:
+        with pytest.raises(JournalCorruptError, match=r"done.* from a backup"):
+            await engine.status("done")
+        with pytest.raises(JournalCorruptError, match="done"):
+            await engine.list_runs()
+        assert (await engine.status("failed")).state is RunState.FAILED
+        assert await engine.run(echoing("new")) == "new"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("state = 'bogus'", "damaged row in the journal, the steps of run 'r'.* from a backup"),
+        ("key = CAST(x'ff' AS TEXT)", "damaged row in the journal, the steps of run 'r'"),
+        ("result = '\"ke'", "recorded result of step 0 'test_bad_journals:echo'"),
+        ("state = 'failed'", "recorded outcome of step 0 .* is damaged.* from a backup"),
+        ("args = '{}'", "the journal has step 0 .*; the code now issues step"),
+    ],
+)
+async def test_a_run_with_a_damaged_step_is_stuck_and_the_others_go_on(
+    damage: str, message: str, path: Path
+) -> None:
+    async with Engine(path, max_parallelism=1) as engine:
+        engine.set_max_parallelism(1)
+        run = await engine.start(resting(), id="r")
+        async with asyncio.timeout(5):
+            while [step.kind for step in (await run.status()).running] != ["sleep"]:
+                pass
+    statement = f"UPDATE durable_step SET {damage} WHERE number = 0"  # noqa: S608
+    await anyio.to_thread.run_sync(in_file, path, statement, "UPDATE durable_run SET wake_at_ms=0")
+    async with Engine(path) as engine:
+        async with asyncio.timeout(5):
+            while (await engine.status("r")).state is not RunState.STUCK:
+                pass
+        error = (await engine.status("r")).error
+        assert error is not None
+        assert re.search(message, error.message)
+        assert await engine.run(echoing("new")) == "new"
+
+
+@durable.workflow
+async def resting(step: Step) -> None:
+    await echo("kept")
+    await step.sleep(86_400)
+
+
+# --- no right to write ---------------------------------------------------------------------------
+
+# The library is imported before the rights are given up, with all that it imports late.
+UNPRIVILEGED = """
+import asyncio, os, sys
+import durable, durable.journal.sqlite, durable.runtime.runner, structlog, anyio._backends._asyncio
+from pathlib import Path
+if os.getuid() == 0:
+    os.setgid({nobody})
+    os.setuid({nobody})
+async def main():
+    async with durable.Engine(Path(sys.argv[1])):
+        pass
+try:
+    asyncio.run(main())
+except durable.DurableError as exc:
+    print(type(exc).__name__, exc)
+"""
+
+
+def _open_without_rights(path: Path) -> str:
+    done = subprocess.run(  # noqa: S603  our own interpreter
+        [sys.executable, "-c", UNPRIVILEGED.format(nobody=NOBODY), path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that others can get to, which pytest's own is not."""
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o755)
+    yield directory
+    directory.chmod(0o755)
+    shutil.rmtree(directory)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are POSIX's")
+def test_a_directory_without_the_right_to_write_is_told(open_directory: Path) -> None:
+    path = open_directory / "runs.db"
+    open_directory.chmod(0o555)
+    told = _open_without_rights(path)
+    assert told.startswith("JournalUnavailableError cannot make the lock file")
+    assert str(open_directory) in told
+    assert list(open_directory.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are POSIX's")
+@pytest.mark.parametrize("mode", [0o444, 0o000])
+def test_a_file_without_the_right_to_write_is_told(
+    mode: int, open_directory: Path, journal: Path
+) -> None:
+    path = open_directory / "runs.db"
+    shutil.copy(journal, path)
+    before = path.read_bytes()
+    path.chmod(mode)
+    lock = open_directory / "runs.db.lock"
+    lock.touch()
+    lock.chmod(0o666)
+    open_directory.chmod(0o777)
+    told = _open_without_rights(path)
+    assert told.startswith(f"JournalUnavailableError cannot open the journal {path}")
+    assert "who may write to it" in told
+    path.chmod(0o644)
+    assert path.read_bytes() == before
+    assert asyncio.run(_read(path)) == "kept"
+
+
+# --- somebody else's -----------------------------------------------------------------------------
+
+
+async def test_a_second_engine_in_the_process_is_refused(path: Path) -> None:
+    async with Engine(path) as engine:
+        expected = rf"journal\.db is owned by process {os.getpid()} \(this process\)\. Use that"
+        with pytest.raises(JournalLockedError, match=expected):
+            await _open(path)
+        assert Engine.current() is engine
+        assert await engine.run(echoing("a")) == "a"
+    await _open(path)
+
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+import durable
+async def main():
+    async with durable.Engine(Path(sys.argv[1])):
+        print("open", flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def _another_process_with(path: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(  # noqa: S603  our own interpreter
+        [sys.executable, "-c", HOLDER, path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == "open\n"
+            yield holder
+        finally:
+            holder.kill()
+
+
+@pytest.mark.slow
+def test_a_journal_of_another_process_is_refused_until_that_dies(journal: Path) -> None:
+    with _another_process_with(journal) as holder:
+        for _ in range(2):
+            expected = f"owned by process {holder.pid}. Use that engine, or stop it first"
+            with pytest.raises(JournalLockedError, match=expected):
+                asyncio.run(_open(journal))
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert asyncio.run(_read(journal)) == "kept"
+
+
+@asynccontextmanager
+async def locked_by_an_outsider(path: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Hold SQLite's own write lock, as a backup or somebody's shell does; yield what ends it."""
+    db = await anyio.to_thread.run_sync(_lock, path)
+
+    async def unlock() -> None:
+        await anyio.to_thread.run_sync(db.close)
+
+    try:
+        yield unlock
+    finally:
+        await unlock()
+
+
+def _lock(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("BEGIN EXCLUSIVE")
+    return db
+
+
+async def test_a_commit_outwaits_somebody_elses_lock(path: Path) -> None:
+    async with Engine(path) as engine, locked_by_an_outsider(path) as unlock:
+        start = asyncio.create_task(engine.start(echoing("a"), id="r"))
+        for _ in range(5):
+            assert [run async for run in engine.iter_runs()] == []
+            assert not start.done()
+        await unlock()
+        run = await start
+        assert await run.result(timeout=5) == "a"
+
+
+@pytest.mark.slow
+async def test_a_lock_that_is_held_too_long_is_an_unknown_outcome(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    async with Engine(path) as engine, locked_by_an_outsider(path) as unlock:
+        with pytest.raises(JournalUnavailableError, match=r"locked .*ask again with the same id"):
+            await engine.start(echoing("a"), id="r")
+        await unlock()
+        async with asyncio.timeout(5):
+            while True:
+                with contextlib.suppress(JournalUnavailableError):
+                    run = await engine.start(echoing("a"), id="r")
+                    break
+        assert await run.result(timeout=5) == "a"
+
+
+async def test_opening_a_locked_file_fails_and_can_be_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    engine = Engine(path)
+    async with locked_by_an_outsider(path):
+        with pytest.raises(JournalUnavailableError, match=r"cannot open .* keeps it locked"):
+            await engine.__aenter__()
+    async with engine:
+        assert await engine.run(echoing("a")) == "a"
