@@ -12,17 +12,18 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
+from clock import ManualClock
+
 from durable import Engine, JournalUnavailableError, StepState
 from durable.journal.sqlite import SqliteJournal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
     from pathlib import Path
 
     import pytest
 
-    from clock import ManualClock
-    from durable import Run, StepInfo
+    from durable import Call, Run, StepInfo
     from durable.core.records import RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, StepQuery
 
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 WAIT_S_MAX = 10
 """No wait of a test takes longer than this."""
+
+MONTH_S = 30 * 86400.0
+"""Who sleeps that long leaves memory."""
 
 
 class Fault(Enum):
@@ -159,23 +163,27 @@ class FaultyJournal:
 
 
 @asynccontextmanager
-async def crashing(
+async def opened(
     path: Path,
     clock: ManualClock | None = None,
     **options: Any,  # noqa: ANN401  the engine's
-) -> AsyncIterator[Engine]:
-    """Open an engine whose end is as good as a crash: nothing is drained, what runs is cut off."""
-    engine = Engine(path, drain_timeout=0, **options)
+) -> AsyncGenerator[Engine]:
+    """Open an engine, maybe one whose time the test holds."""
+    engine = Engine(path, **options)
     if clock is not None:
         clock.install(engine)
     async with engine:
         yield engine
 
 
+crashing = partial(opened, drain_timeout=0)
+"""Open an engine whose end is as good as a crash: nothing is drained, what runs is cut off."""
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Let the event loop go on until the condition holds."""
     async with asyncio.timeout(WAIT_S_MAX):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  it is any condition, and has no event
             await asyncio.sleep(0)
 
 
@@ -189,17 +197,38 @@ async def until_step(run: Run[Any], name: str, state: StepState) -> StepInfo:
             await asyncio.sleep(0)
 
 
+async def live_and_replayed(
+    path: Path,
+    call: Call[Any],
+    seen: list[Any],
+) -> tuple[Any, Any]:
+    """Return what a body appends to ``seen``, and then once more.
+
+    It has to sleep for a month after that: then it leaves memory, and is replayed when it is back.
+    """
+    seen.clear()
+    clock = ManualClock()
+    async with opened(path, clock) as engine:
+        run = await engine.start(call)
+        await until(lambda: seen)
+        await until(lambda: engine.statistics().live_runs == 0)
+        clock.advance(MONTH_S)
+        await run.result(timeout=WAIT_S_MAX)
+    live, replayed = seen
+    return live, replayed
+
+
 # --- each cycle of the loop -----------------------------------------------------------------------
 
 
 @contextmanager
-def at_cycle(number: int, act: Callable[[], object]) -> Iterator[None]:
+def at_cycle(number: int, act: Callable[[], object]) -> Generator[None]:
     """Call ``act`` in the running loop's ``number``-th cycle from here."""
     selector: Any = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
     left = count(number, -1)
 
     def select(timeout: float | None = None) -> Any:  # noqa: ANN401
-        events = type(selector).select(selector, timeout)
+        events: Any = type(selector).select(selector, timeout)
         if next(left) == 0:
             act()
         return events
@@ -218,7 +247,7 @@ def workers() -> set[threading.Thread]:
 
 
 @asynccontextmanager
-async def leaving_nothing() -> AsyncIterator[None]:
+async def leaving_nothing() -> AsyncGenerator[None]:
     """Check that no task and no thread is left, and that nobody had to be told of anything."""
     tasks, threads = asyncio.all_tasks(), workers()
     complaints: list[dict[str, Any]] = []

@@ -1,19 +1,17 @@
 """Files that are no journal, cannot be written, or are somebody else's: nothing in them is lost."""
 
 import asyncio
-import contextlib
-import os
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import anyio
 import anyio.to_thread
 import pytest
 
@@ -22,14 +20,15 @@ from durable import (
     Engine,
     JournalCorruptError,
     JournalError,
-    JournalLockedError,
     JournalUnavailableError,
     JournalVersionError,
     RunFailed,
     RunState,
     Step,
 )
-from durable.journal import sqlite
+from durable.journal.base import Claim
+from durable.journal.sqlite import SqliteJournal
+from durable.runtime import writer
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
@@ -132,7 +131,7 @@ def journal(path: Path) -> Path:
 
 
 async def _read(path: Path) -> str:
-    async with Engine(path) as engine:
+    async with Engine(path, drain_timeout=0) as engine:
         assert (await engine.status("failed")).state is RunState.FAILED
         result: str = await engine.get("done").result(timeout=5)
         return result
@@ -235,6 +234,41 @@ async def resting(step: Step) -> None:
     await step.sleep(86_400)
 
 
+async def test_a_journal_that_opens_and_fails_again_is_left_alone_longer_and_longer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One damaged page lets a file be opened and fails each claim: that must not be hammered."""
+    delays: list[float] = []
+    failures_left = 7
+    served = asyncio.Event()
+    claim = SqliteJournal.claim
+
+    async def fail(journal: SqliteJournal, now_ms: int, limit: int) -> Claim:
+        nonlocal failures_left
+        if failures_left:
+            failures_left -= 1
+            raise JournalCorruptError("damaged page")
+        served.set()
+        return await claim(journal, now_ms, limit)
+
+    def no_delay(delay_s: float) -> anyio.CancelScope:
+        delays.append(delay_s)
+        return anyio.move_on_after(0)
+
+    monkeypatch.setattr(SqliteJournal, "claim", fail)
+    monkeypatch.setattr(writer, "anyio", SimpleNamespace(move_on_after=no_delay))
+    async with Engine(path) as engine:
+        await asyncio.wait_for(served.wait(), 5)
+        assert delays == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+        assert await engine.run(echoing("a")) == "a"
+        served.clear()
+        failures_left = 1
+        assert engine._runner is not None
+        engine._runner.writer.ask_claim()
+        await asyncio.wait_for(served.wait(), 5)
+        assert delays[7:] == [0.05]
+
+
 # --- no right to write ---------------------------------------------------------------------------
 
 # The library is imported before the rights are given up, with all that it imports late.
@@ -307,113 +341,3 @@ def test_a_file_without_the_right_to_write_is_told(
     path.chmod(0o644)
     assert path.read_bytes() == before
     assert asyncio.run(_read(path)) == "kept"
-
-
-# --- somebody else's -----------------------------------------------------------------------------
-
-
-async def test_a_second_engine_in_the_process_is_refused(path: Path) -> None:
-    async with Engine(path) as engine:
-        expected = rf"journal\.db is owned by process {os.getpid()} \(this process\)\. Use that"
-        with pytest.raises(JournalLockedError, match=expected):
-            await _open(path)
-        assert Engine.current() is engine
-        assert await engine.run(echoing("a")) == "a"
-    await _open(path)
-
-
-HOLDER = """
-import asyncio, sys
-from pathlib import Path
-import durable
-async def main():
-    async with durable.Engine(Path(sys.argv[1])):
-        print("open", flush=True)
-        await asyncio.Event().wait()
-asyncio.run(main())
-"""
-
-
-@contextmanager
-def _another_process_with(path: Path) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(  # noqa: S603  our own interpreter
-        [sys.executable, "-c", HOLDER, path], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        try:
-            assert holder.stdout.readline() == "open\n"
-            yield holder
-        finally:
-            holder.kill()
-
-
-@pytest.mark.slow
-def test_a_journal_of_another_process_is_refused_until_that_dies(journal: Path) -> None:
-    with _another_process_with(journal) as holder:
-        for _ in range(2):
-            expected = f"owned by process {holder.pid}. Use that engine, or stop it first"
-            with pytest.raises(JournalLockedError, match=expected):
-                asyncio.run(_open(journal))
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        assert asyncio.run(_read(journal)) == "kept"
-
-
-@asynccontextmanager
-async def locked_by_an_outsider(path: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Hold SQLite's own write lock, as a backup or somebody's shell does; yield what ends it."""
-    db = await anyio.to_thread.run_sync(_lock, path)
-
-    async def unlock() -> None:
-        await anyio.to_thread.run_sync(db.close)
-
-    try:
-        yield unlock
-    finally:
-        await unlock()
-
-
-def _lock(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    db.execute("BEGIN EXCLUSIVE")
-    return db
-
-
-async def test_a_commit_outwaits_somebody_elses_lock(path: Path) -> None:
-    async with Engine(path) as engine, locked_by_an_outsider(path) as unlock:
-        start = asyncio.create_task(engine.start(echoing("a"), id="r"))
-        for _ in range(5):
-            assert [run async for run in engine.iter_runs()] == []
-            assert not start.done()
-        await unlock()
-        run = await start
-        assert await run.result(timeout=5) == "a"
-
-
-@pytest.mark.slow
-async def test_a_lock_that_is_held_too_long_is_an_unknown_outcome(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
-    async with Engine(path) as engine, locked_by_an_outsider(path) as unlock:
-        with pytest.raises(JournalUnavailableError, match=r"locked .*ask again with the same id"):
-            await engine.start(echoing("a"), id="r")
-        await unlock()
-        async with asyncio.timeout(5):
-            while True:
-                with contextlib.suppress(JournalUnavailableError):
-                    run = await engine.start(echoing("a"), id="r")
-                    break
-        assert await run.result(timeout=5) == "a"
-
-
-async def test_opening_a_locked_file_fails_and_can_be_tried_again(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
-    engine = Engine(path)
-    async with locked_by_an_outsider(path):
-        with pytest.raises(JournalUnavailableError, match=r"cannot open .* keeps it locked"):
-            await engine.__aenter__()
-    async with engine:
-        assert await engine.run(echoing("a")) == "a"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 import anyio
 import pytest
+from faults import at_cycle, leaving_nothing
 
 import durable
 from durable import Engine, RunState, Step
-from faults import at_cycle, leaving_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -304,7 +304,7 @@ async def test_waiting_for_a_result_can_be_cancelled_and_the_run_goes_on(
     path: Path, way: Way
 ) -> None:
     async def keep_the_loop_busy() -> None:
-        while True:
+        while True:  # noqa: ASYNC110  cycles are what is wanted
             await asyncio.sleep(0)
 
     async with leaving_nothing(), Engine(path) as engine:

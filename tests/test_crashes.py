@@ -33,9 +33,10 @@ SEED: Final = int(os.environ.get("CRASH_SEED", "0"))
 LIFE_S_MAX: Final = 0.25
 """The longest that a child lives: it has recovered by then, and started dozens of runs."""
 
+PARKING: Final = Options(seed=SEED + 1, park_after_ms=5)
 VARIANTS: Final = (
     Options(seed=SEED),
-    Options(seed=SEED + 1, park_after_ms=5),
+    PARKING,
     Options(seed=SEED + 2, park_after_ms=5, live_runs_max=5),
     Options(seed=SEED + 3, max_parallelism=1),
 )
@@ -78,7 +79,7 @@ def test_a_crash_around_any_commit_loses_nothing(tmp_path: Path) -> None:
     def die_at_every_commit(*, after: bool) -> list[Lives]:
         all_lives: list[Lives] = []
         for transaction in count():
-            lives = Lives(tmp_path / f"{transaction}-{'after' if after else 'before'}", Options())
+            lives = Lives(tmp_path / f"{transaction}-{'after' if after else 'before'}", PARKING)
             all_lives.append(lives)
             first = lives.begin("scenario", crash_at=transaction, crash_after=after)
             has_died = first.wait_or_killed()
@@ -89,7 +90,7 @@ def test_a_crash_around_any_commit_loses_nothing(tmp_path: Path) -> None:
                 point = transaction // 2 % RECOVERY_POINTS
                 lives.begin("scenario", crash_at=point, crash_after=not after).wait_or_killed()
                 lives.examine()
-        end_all("scenario", all_lives, Options())
+        end_all("scenario", all_lives, PARKING)
         for lives in all_lives:
             lives.examine_end(_now_ms())
         return all_lives

@@ -296,8 +296,12 @@ async def test_an_engine_is_a_guest(path: Path) -> None:
 
     before, tasks = surroundings(), asyncio.all_tasks()
     async with Engine(path) as engine:
+        threads = journal_threads()
         assert await engine.run(echoing("a")) == "a"
         assert surroundings() == before
     assert surroundings() == before
     assert asyncio.all_tasks() == tasks
-    assert journal_threads() == []
+    assert threads
+    for thread in threads:  # They are told to end, and do so after they have said that they will.
+        await asyncio.to_thread(thread.join, 5)
+        assert not thread.is_alive()

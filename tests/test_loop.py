@@ -7,6 +7,7 @@ import contextvars
 import gc
 import signal
 import sys
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -195,11 +196,54 @@ def test_a_generator_that_a_body_drops_is_closed_by_the_bodys_loop(loop: Workflo
     assert loop.open_generators() == []
 
 
-# --- how it is dropped -----------------------------------------------------------------------------
+# --- how it is dropped ---------------------------------------------------------------------------
 
 
 async def for_ever() -> None:
     await current().create_future()
+
+
+def test_a_dropped_loop_is_dropped_once_and_takes_no_notice_of_what_comes_late(
+    loop: WorkflowLoop, host: Host
+) -> None:
+    futures: list[asyncio.Future[str]] = []
+
+    async def body() -> str:
+        futures.append(current().create_future())
+        return await futures[0]
+
+    task = begin(loop, body())
+    loop.close()
+    loop.close()
+    futures[0].set_result("late")
+    assert loop.is_closed()
+    assert not task.done()
+    assert not loop._ready
+    del task, futures[0]
+    gc.collect()
+    assert host.exceptions == []
+
+
+def test_a_dropped_body_is_freed_without_the_collector(host: Host) -> None:
+    """Idle runs leave memory by the thousand."""
+
+    class Held:
+        pass
+
+    async def body() -> None:
+        held = Held()
+        found.append(weakref.ref(held))
+        await for_ever()
+
+    found: list[weakref.ref[Held]] = []
+    gc.disable()
+    try:
+        loop = new_loop(host)
+        begin(loop, body())
+        loop.close()
+        assert found[0]() is None
+    finally:
+        gc.enable()
 
 
 ATTEMPTS: dict[str, Callable[[], Any]] = {

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import subprocess
-import sys
-from collections import Counter
 from itertools import count
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import outage_program as program
 import pytest
 import structlog
-
-import durable
 from clock import ManualClock
-from durable import (
-    Engine,
-    JournalUnavailableError,
-    OutcomeUnknown,
-    Retry,
-    RunState,
-    Step,
-    StepState,
-)
 from faults import (
     WAIT_S_MAX,
     Disk,
     Fault,
-    FaultyJournal,
     at_cycle,
     crashing,
     leaving_nothing,
@@ -37,38 +22,15 @@ from faults import (
     until_step,
 )
 
-if TYPE_CHECKING:
-    import sqlite3
-    from pathlib import Path
+import durable
+from durable import Engine, JournalUnavailableError, RunState, Step, StepState
 
 BOTH = pytest.mark.parametrize("fault", list(Fault))
 
 
-class World:
-    """What the actions of this module do, and what is wrong with it."""
-
-    def __init__(self, disk: Disk) -> None:
-        self.disk = disk
-        self.begun: Counter[tuple[str, str, int]] = Counter()
-        self.wrong: list[str] = []
-        self.may_go_on = asyncio.Event()
-
-    def begin(self) -> None:
-        attempt = durable.attempt()
-        at = (attempt.run_id, attempt.step_key)
-        if at in self.disk.settled:
-            self.wrong.append(f"{attempt} began after its outcome was recorded")
-        if (*at, attempt.number) not in self.disk.begun:
-            self.wrong.append(f"{attempt} began before that was recorded")
-        self.begun[*at, attempt.number] += 1
-
-
-world: World
-
-
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    return new_disk(monkeypatch)
+    return program.new_disk(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -76,88 +38,11 @@ def _logs_go_to_the_standard_library() -> None:
     structlog.reset_defaults()
 
 
-def new_disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk()
-    disk.install(monkeypatch)
-    monkeypatch.setattr(sys.modules[__name__], "world", World(disk), raising=False)
-    return disk
-
-
-@durable.action(retry=Retry(max_attempts=3, initial_backoff=0, jitter=False))
-async def fail_once(n: int) -> int:
-    world.begin()
-    if durable.attempt().number == 1:
-        raise ValueError(n)
-    return n
-
-
-@durable.action(retry=False)
-async def at_most_once(n: int) -> int:
-    world.begin()
-    return n
-
-
-@durable.action
-def in_thread(n: int) -> int:
-    world.begin()
-    return n
-
-
-@durable.action
-async def endless() -> None:
-    world.begin()
-    await asyncio.Event().wait()
-
-
-@durable.action
-async def gated(n: int) -> int:
-    world.begin()
-    await world.may_go_on.wait()
-    return n
-
-
-@durable.action(retry=False)
-async def gated_at_most_once(n: int) -> int:
-    world.begin()
-    await world.may_go_on.wait()
-    return n
-
-
-@durable.workflow
-async def everything(step: Step, n: int) -> int:
-    total = await fail_once(n)
-    for part in await asyncio.gather(at_most_once(n), in_thread(n), in_thread(n)):
-        total += part
-    loser = asyncio.create_task(endless())
-    total += await at_most_once(n)
-    loser.cancel()
-    await step.sleep(0)
-    left_over = asyncio.create_task(endless())
-    total += await in_thread(n)
-    assert not left_over.done()
-    return total
-
-
-@durable.workflow
-async def wait_at_the_gate(_: Step, n: int) -> int:
-    return await gated(n) + await in_thread(n)
-
-
-@durable.workflow
-async def interrupted(_: Step, n: int) -> str:
-    first = asyncio.create_task(gated(n))
-    try:
-        said = str(await gated_at_most_once(n))
-    except OutcomeUnknown:
-        said = "unknown"
-    return f"{said} {await first} {await at_most_once(n)} {await fail_once(n)}"
-
-
 async def start_until_acknowledged(engine: Engine, disk: Disk, n: int) -> int:
     """Do what a user has to after an unknown outcome: ask again with the same id."""
     while True:
         try:
-            run = await engine.start(everything(n), id=f"run-{n}")
+            run = await engine.start(program.everything(n), id=f"run-{n}")
         except JournalUnavailableError:
             await asyncio.sleep(0)
             continue
@@ -172,14 +57,16 @@ async def run_everything(path: Path | str, disk: Disk) -> None:
         results = await asyncio.gather(
             start_until_acknowledged(engine, disk, 1), start_until_acknowledged(engine, disk, 2)
         )
-        assert results == [6, 12]
+        assert [*results] == [6, 12]
         # Also what the failed commit was to end: the loser of the race, the task left over.
         await until(lambda: engine.statistics().running_actions == 0)
         assert engine.statistics().live_runs == 0
         page = await engine.list_runs()
         assert [run.state for run in page.items] == [RunState.COMPLETED] * 2
-    assert world.wrong == []
-    assert set(world.begun.values()) == {1}, "an attempt was made twice, and nothing had crashed"
+    assert program.world.wrong == []
+    assert set(program.world.begun.values()) == {1}, (
+        "an attempt was made twice, and nothing had crashed"
+    )
 
 
 # --- each write of a fixed program ---------------------------------------------------------------
@@ -192,7 +79,7 @@ async def test_whichever_commit_fails_all_runs_end_well(
 ) -> None:
     """Running actions outlive the outage: their outcome is kept, they are not run again."""
     for number in count(1):
-        disk = new_disk(monkeypatch)
+        disk = program.new_disk(monkeypatch)
         disk.faults["commit", number] = fault
         await run_everything(path.with_name(f"{number}.db"), disk)
         if not disk.outages:
@@ -208,30 +95,30 @@ async def test_whichever_write_of_a_recovery_fails_nothing_begins_twice(
     """What ran when the last process died is interrupted, however often the journal then fails."""
     for what in ("claim", "commit"):
         for number in count(1):
-            disk = new_disk(monkeypatch)
+            disk = program.new_disk(monkeypatch)
             file = path.with_name(f"{what}{number}.db")
             async with crashing(file) as engine:
-                run = await engine.start(interrupted(7), id="it")
-                await until(lambda: len(world.begun) == 2)
+                run = await engine.start(program.interrupted(7), id="it")
+                await until(lambda: len(program.world.begun) == 2)
             disk.faults[what, disk.calls[what] + number] = fault
-            world.may_go_on.set()
+            program.world.may_go_on.set()
             async with Engine(file) as engine:
                 assert await engine.get(run.id).result(timeout=WAIT_S_MAX) == "unknown 7 7 7"
                 steps = [step async for step in engine.iter_steps(run.id)]
             assert {step.name: step.attempts for step in steps} == {
-                gated.name: 1,
-                gated_at_most_once.name: 1,
-                at_most_once.name: 1,
-                fail_once.name: 2,
+                program.gated.name: 1,
+                program.gated_at_most_once.name: 1,
+                program.at_most_once.name: 1,
+                program.fail_once.name: 2,
             }
-            assert world.wrong == []
+            assert program.world.wrong == []
             keys = {step.name: step.key for step in steps}
-            assert world.begun == {
-                ("it", keys[gated.name], 1): 2,  # the crash
-                ("it", keys[gated_at_most_once.name], 1): 1,
-                ("it", keys[at_most_once.name], 1): 1,
-                ("it", keys[fail_once.name], 1): 1,
-                ("it", keys[fail_once.name], 2): 1,
+            assert program.world.begun == {
+                ("it", keys[program.gated.name], 1): 2,  # the crash
+                ("it", keys[program.gated_at_most_once.name], 1): 1,
+                ("it", keys[program.at_most_once.name], 1): 1,
+                ("it", keys[program.fail_once.name], 1): 1,
+                ("it", keys[program.fail_once.name], 2): 1,
             }
             if not disk.outages:
                 break
@@ -266,11 +153,11 @@ async def test_a_start_that_was_not_written_is_not_acknowledged(path: Path, disk
     disk.faults["commit", 1] = Fault.LOST
     async with Engine(path) as engine:
         with pytest.raises(JournalUnavailableError, match="commit 1 failed"):
-            await engine.start(everything(1), id="it")
+            await engine.start(program.everything(1), id="it")
         await until(lambda: disk.calls["claim"] == 2)
         assert (await engine.list_runs()).items == []
-        assert await engine.run(everything(1), id="it") == 6
-    assert world.wrong == []
+        assert await engine.run(program.everything(1), id="it") == 6
+    assert program.world.wrong == []
 
 
 async def test_a_start_of_unknown_outcome_is_found_by_its_id(path: Path, disk: Disk) -> None:
@@ -278,25 +165,25 @@ async def test_a_start_of_unknown_outcome_is_found_by_its_id(path: Path, disk: D
     disk.faults["commit", 1] = Fault.KEPT
     async with Engine(path) as engine:
         with pytest.raises(JournalUnavailableError):
-            await engine.start(everything(1), id="it")
+            await engine.start(program.everything(1), id="it")
         await until(lambda: "it" in disk.ended)
-        run = await engine.start(everything(1), id="it")
+        run = await engine.start(program.everything(1), id="it")
         assert await run.result() == 6
         assert len((await engine.list_runs()).items) == 1
-    assert set(world.begun.values()) == {1}
+    assert set(program.world.begun.values()) == {1}
 
 
 async def test_what_waits_behind_a_failed_commit_fails_with_it(path: Path, disk: Disk) -> None:
     async with Engine(path) as engine:
         disk.answers.clear()
         disk.faults["commit", 1] = Fault.LOST
-        first = asyncio.create_task(engine.start(everything(1), id="1"))
+        first = asyncio.create_task(engine.start(program.everything(1), id="1"))
         await until(lambda: disk.calls["commit"])
         behind = [
-            asyncio.create_task(engine.start(everything(2), id="2")),
-            asyncio.create_task(engine.start(everything(3), id="3", run_after=0.001)),
+            asyncio.create_task(engine.start(program.everything(2), id="2")),
+            asyncio.create_task(engine.start(program.everything(3), id="3", run_after=0.001)),
         ]
-        joined = asyncio.create_task(engine.start(everything(1), id="1"))
+        joined = asyncio.create_task(engine.start(program.everything(1), id="1"))
         await until(lambda: engine._runner and len(engine._runner._starting) == 3)
         disk.answers.set()
         for start in (first, joined, *behind):
@@ -305,8 +192,8 @@ async def test_what_waits_behind_a_failed_commit_fails_with_it(path: Path, disk:
         await until(lambda: disk.calls["claim"] == 2)
         assert (await engine.list_runs()).items == []
         for n in (1, 2, 3):
-            assert await engine.run(everything(n), id=str(n)) == 6 * n
-    assert set(world.begun.values()) == {1}
+            assert await engine.run(program.everything(n), id=str(n)) == 6 * n
+    assert set(program.world.begun.values()) == {1}
 
 
 async def test_during_an_outage_starts_fail_at_once(
@@ -314,22 +201,22 @@ async def test_during_an_outage_starts_fail_at_once(
 ) -> None:
     """Waiters wait on, the running action goes on, and the log says what is the matter."""
     async with Engine(path, max_parallelism=1) as engine:
-        run = await engine.start(wait_at_the_gate(1), id="it")
+        run = await engine.start(program.wait_at_the_gate(1), id="it")
         waiting = asyncio.create_task(run.result())
-        await until(lambda: world.begun)
+        await until(lambda: program.world.begun)
 
         disk.broken = Fault.LOST
         for run_id in ("other", None):
             with pytest.raises(JournalUnavailableError):
-                await engine.start(everything(2), id=run_id)
+                await engine.start(program.everything(2), id=run_id)
         await until(lambda: disk.calls["reopen"] > 2)
         commits = disk.calls["commit"]
         async with asyncio.timeout(WAIT_S_MAX):
             for run_id in ("other", None):
                 with pytest.raises(JournalUnavailableError):
-                    await engine.start(everything(2), id=run_id)
+                    await engine.start(program.everything(2), id=run_id)
         assert disk.calls["commit"] == commits, "they waited for a commit"
-        world.may_go_on.set()
+        program.world.may_go_on.set()
         await until(lambda: engine.statistics().running_actions == 0)
         assert not waiting.done()
         assert [r.message.split()[2] for r in caplog.records] == ["durable.journal_failed"]
@@ -339,8 +226,8 @@ async def test_during_an_outage_starts_fail_at_once(
         assert await waiting == 2
         assert caplog.records[-1].levelname == "WARNING"
         assert "durable.journal_restored" in caplog.records[-1].message
-        assert await engine.run(everything(2), id="other") == 12
-    assert set(world.begun.values()) == {1}, "an action ran again"
+        assert await engine.run(program.everything(2), id="other") == 12
+    assert set(program.world.begun.values()) == {1}, "an action ran again"
 
 
 async def test_a_timer_that_fell_due_during_an_outage_fires_after_it(
@@ -375,20 +262,20 @@ async def test_an_engine_closes_in_the_middle_of_an_outage(
 ) -> None:
     async with asyncio.timeout(WAIT_S_MAX):
         async with Engine(path, drain_timeout=0.01) as engine:
-            run = await engine.start(wait_at_the_gate(1), id="it")
+            run = await engine.start(program.wait_at_the_gate(1), id="it")
             waiting = asyncio.create_task(run.result())
-            await until(lambda: world.begun)
+            await until(lambda: program.world.begun)
             disk.broken = Fault.LOST
             with contextlib.suppress(JournalUnavailableError):
-                await engine.start(everything(2))
+                await engine.start(program.everything(2))
             await until(lambda: disk.calls["reopen"] > 1)
             if not is_running:
-                world.may_go_on.set()
+                program.world.may_go_on.set()
                 await until(lambda: engine.statistics().running_actions == 0)
         with pytest.raises(durable.EngineClosedError):
             await waiting
         disk.broken = None
-        world.may_go_on.set()
+        program.world.may_go_on.set()
         async with Engine(path) as engine:
             assert await engine.get("it").result() == 2
 
@@ -398,19 +285,19 @@ async def test_a_running_action_that_ends_while_closing_is_recorded_after_the_ou
 ) -> None:
     """Draining waits for the disk too, as long as it waits at all."""
     async with Engine(path) as engine:
-        await engine.start(wait_at_the_gate(1), id="it")
-        await until(lambda: world.begun)
+        await engine.start(program.wait_at_the_gate(1), id="it")
+        await until(lambda: program.world.begun)
         disk.broken = Fault.LOST
         with pytest.raises(JournalUnavailableError):
-            await engine.start(everything(2))
+            await engine.start(program.everything(2))
         closing = asyncio.create_task(engine.__aexit__(None, None, None))
-        world.may_go_on.set()
+        program.world.may_go_on.set()
         await until(lambda: engine.statistics().running_actions == 0)
         disk.broken = None
         await closing
         await engine.__aenter__()
         assert await engine.get("it").result(timeout=WAIT_S_MAX) == 2
-    assert set(world.begun.values()) == {1}, "its outcome was lost"
+    assert set(program.world.begun.values()) == {1}, "its outcome was lost"
 
 
 @pytest.mark.slow
@@ -420,11 +307,11 @@ async def test_an_engine_may_close_at_any_moment_of_a_reopening(
     """Connections that are half open, and their threads, are closed with it."""
     async with leaving_nothing():
         for cycle in count():
-            disk = new_disk(monkeypatch)
+            disk = program.new_disk(monkeypatch)
             engine = await Engine(path, drain_timeout=0).__aenter__()
             disk.faults["commit", 1] = Fault.LOST
             with pytest.raises(JournalUnavailableError):
-                await engine.start(everything(1))
+                await engine.start(program.everything(1))
             now = asyncio.Event()
             waiting = [asyncio.create_task(event.wait()) for event in (now, disk.reopened)]
             with at_cycle(cycle, now.set):
@@ -436,89 +323,4 @@ async def test_an_engine_may_close_at_any_moment_of_a_reopening(
             if is_reopened:
                 break
         assert cycle > 5
-        assert await durable.run(measure_it("a"), url=path) == 1
-
-
-# --- disks that are really full ------------------------------------------------------------------
-
-
-@durable.action
-async def measure(text: str) -> int:
-    return len(text)
-
-
-@durable.workflow
-async def measure_it(_: Step, text: str) -> int:
-    return await measure(text)
-
-
-TEXT = "x" * 100_000
-
-
-async def measured(engine: Engine, run_id: str) -> int:
-    """Ask until it is acknowledged, always with the same id."""
-    async with asyncio.timeout(WAIT_S_MAX):
-        while True:
-            try:
-                return await engine.run(measure_it(TEXT), id=run_id)
-            except JournalUnavailableError:
-                await asyncio.sleep(0)
-
-
-async def test_a_full_database_acknowledges_nothing_and_is_worked_on_afterwards(
-    path: Path, disk: Disk
-) -> None:
-    """SQLite's own SQLITE_FULL: the bound ends with the connection, so when it is opened again."""
-    async with Engine(path) as engine:
-        assert await measured(engine, "first") == len(TEXT)
-        run = await engine.start(wait_at_the_gate(1))
-        await until(lambda: world.begun)
-        for number in range(3):
-            assert isinstance(engine._journal, FaultyJournal)
-            writer = engine._journal.inner._writer
-            assert writer is not None
-            # As many pages as there are.
-            await (await writer.execute("PRAGMA max_page_count = 1")).close()
-            with pytest.raises(JournalUnavailableError, match="SQLITE_FULL"):
-                await engine.start(measure_it(TEXT), id=f"big-{number}")
-            assert await measured(engine, f"big-{number}") == len(TEXT)
-        world.may_go_on.set()
-        assert await run.result(timeout=WAIT_S_MAX) == 2
-    assert disk.calls["reopen"] == 3
-    assert set(world.begun.values()) == {1}
-
-
-async def fill_the_disk(path: Path) -> None:
-    """In a process of its own: forbid it to write further into files, then allow it again."""
-    import resource  # noqa: PLC0415  not on Windows
-
-    async with Engine(path) as engine:
-        assert await measured(engine, "small") == len(TEXT)
-        written = max(file.stat().st_size for file in path.parent.iterdir())  # noqa: ASYNC240
-        resource.setrlimit(resource.RLIMIT_FSIZE, (written, resource.RLIM_INFINITY))
-        for _ in range(3):
-            with pytest.raises(JournalUnavailableError):
-                await engine.start(measure_it(TEXT), id="big")
-        assert [run.id for run in (await engine.list_runs()).items] == ["small"]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        assert await measured(engine, "big") == len(TEXT)
-
-
-@pytest.mark.slow
-def test_a_process_that_may_write_no_more_goes_on_when_it_may(path: Path) -> None:
-    pytest.importorskip("resource")
-    code = (
-        "import asyncio, pathlib, sys, test_outages as t;"
-        "asyncio.run(t.fill_the_disk(pathlib.Path(sys.argv[1])))"
-    )
-    places = os.pathsep.join(sys.path)
-    child = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", code, str(path)],
-        env=os.environ | {"PYTHONPATH": places},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr
-    assert "durable.journal_failed" in child.stderr
+        assert await durable.run(program.measure_it("a"), url=path) == 1

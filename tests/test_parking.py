@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-
-import durable
 from clock import ManualClock
-from durable import Engine, Retry, RunState, Step, StepState
 from faults import WAIT_S_MAX, Disk, crashing, until, until_step
 
+import durable
+from durable import Engine, Retry, RunState, Step, StepState
+from durable.runtime.settings import LIVE_RUNS_MAX
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
 DAY_S = 86400.0
 
@@ -40,12 +41,10 @@ def clock() -> ManualClock:
 
 @asynccontextmanager
 async def opened(
-    path: Path, clock: ManualClock, live_runs_max: int | None = None
-) -> AsyncIterator[Engine]:
+    path: Path, clock: ManualClock, live_runs_max: int = LIVE_RUNS_MAX
+) -> AsyncGenerator[Engine]:
     engine = Engine(path)
-    if live_runs_max is not None:
-        settings = msgspec.structs.replace(engine._settings, live_runs_max=live_runs_max)
-        engine._settings = settings
+    engine._settings = msgspec.structs.replace(engine._settings, live_runs_max=live_runs_max)
     clock.install(engine)
     async with engine:
         yield engine
@@ -193,7 +192,8 @@ async def test_a_step_that_falls_due_while_its_run_leaves_is_begun_when_it_is_ba
 
 @pytest.mark.slow
 async def test_more_runs_than_fit_in_memory_all_end(path: Path, clock: ManualClock) -> None:
-    calls = [sleeping(naps) for naps in ([], [DAY_S], [0, 0], [5, DAY_S]) for _ in range(5)]
+    naps_of: list[list[float]] = [[], [DAY_S], [0, 0], [5, DAY_S]]
+    calls = [sleeping(naps) for naps in naps_of for _ in range(5)]
     live_runs_max = 0
     async with opened(path, clock, live_runs_max=3) as engine:
         runs = [await engine.start(call) for call in calls]

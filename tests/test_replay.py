@@ -12,17 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from corpus import CORPUS, Case
-from replay_driver import (
-    AnyOrder,
-    Journal,
-    Player,
-    dice,
-    disturb_addresses,
-    expect_equal,
-    replay_all,
-    resume,
-    run_live,
-)
+from player import AnyOrder, Journal, Player, dice, expect_equal
+from replay_driver import disturb_addresses, replay_all, resume, run_live
 
 from durable.core.commands import Raised, Returned
 

@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from clock import START_MS, ManualClock
 from corpus import CORPUS, Case
-from replay_driver import (
-    EngineOrder,
-    dice,
-    expect_equal,
-    outcome_texts,
-    reenact,
-    run_live,
-    step_texts,
-)
+from player import EngineOrder, dice, expect_equal
+from replay_driver import final_steps, outcome_texts, reenact, run_live, step_texts
 
 import durable
 from durable import Engine
@@ -101,7 +94,7 @@ async def test_runs_in_an_engine_are_what_the_bare_bodies_are() -> None:
         for case in CORPUS:
             run, steps = await recorded(engine, case)
             bare = run_live(case.workflow(*case.args), EngineOrder(), run_id=case.id)
-            expect_equal(step_texts(steps), step_texts(bare.final_steps()), case.id)
+            expect_equal(step_texts(steps), step_texts(final_steps(bare)), case.id)
             expect_equal(outcome_texts(run), bare.outcome_texts(), case.id)
 
 
@@ -153,7 +146,7 @@ async def live_once(
 @pytest.mark.slow
 @pytest.mark.both_loops
 @pytest.mark.parametrize("part", range(2))
-# Of a coroutine that a body has made and is to await later, Python says so when the body is dropped.
+# Python says so of a coroutine that a body has made, and not awaited yet, when it is dropped.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 async def test_journals_of_many_lives_replay_exactly(path: Path, begun: Begun, part: int) -> None:
     """A bare body that is delivered what the journal says issues its steps and ends as it says."""
@@ -169,7 +162,7 @@ async def test_journals_of_many_lives_replay_exactly(path: Path, begun: Begun, p
             run, steps = await recorded(engine, case)
             assert run.started_at_ms == START_MS
             bare = reenact(case.workflow(*case.args), run, steps)
-            expect_equal(step_texts(bare.final_steps()), step_texts(steps), case.id)
+            expect_equal(step_texts(final_steps(bare)), step_texts(steps), case.id)
             expect_equal(bare.outcome_texts(), outcome_texts(run), case.id)
             for step in steps:
                 if step.kind is StepKind.ACTION:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 import structlog
+from clock import START_MS, ManualClock
+from faults import MONTH_S, WAIT_S_MAX, crashing, opened, until, until_step
 
 import durable
-from clock import START_MS, ManualClock
 from durable import Engine, Step, StepState
-from faults import WAIT_S_MAX, crashing, until, until_step
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator
+    from collections.abc import Generator
 
 START = datetime.fromtimestamp(START_MS / 1000, UTC)
-MONTH_S = 30 * 86400.0
 
 
 class World:
@@ -46,14 +44,6 @@ def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
-
-
-@asynccontextmanager
-async def opened(path: Path, clock: ManualClock) -> AsyncIterator[Engine]:
-    engine = Engine(path)
-    clock.install(engine)
-    async with engine:
-        yield engine
 
 
 @durable.action
@@ -138,7 +128,7 @@ async def noting(_: Step) -> int:
 async def until_open(run: durable.Run[Any]) -> None:
     async with asyncio.timeout(WAIT_S_MAX):
         while not (await run.status()).running:
-            await asyncio.sleep(0)
+            pass
 
 
 async def test_jumps_of_the_clock_fire_nothing_twice_and_hang_nothing(

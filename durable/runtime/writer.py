@@ -76,6 +76,7 @@ class Writer:
         self._is_stopping = False
         self._wake: asyncio.Event = asyncio.Event()
         self._idle: asyncio.Event = asyncio.Event()
+        self._reopen_delay_s = REOPEN_DELAY_MIN_S
         self.outage: JournalError | None = None
         self.commits_count = 0
 
@@ -113,6 +114,8 @@ class Writer:
             self._is_busy = True
             try:
                 await self._work()
+                # Not as soon as it opens: a file with a damaged page opens, and fails again.
+                self._reopen_delay_s = REOPEN_DELAY_MIN_S
             except JournalError as error:
                 await self._recover(error)
             finally:
@@ -148,15 +151,14 @@ class Writer:
         self.outage = error
         self._pending.clear()
         self._host.on_outage(error)
-        delay_s = REOPEN_DELAY_MIN_S
         while not self._is_stopping:
-            with anyio.move_on_after(delay_s):
+            with anyio.move_on_after(self._reopen_delay_s):
                 await self._wait_until_stopping()
+            self._reopen_delay_s = min(self._reopen_delay_s * 2, REOPEN_DELAY_MAX_S)
             try:
                 await self._journal.reopen()
             except JournalError as again:
                 self.outage = again
-                delay_s = min(delay_s * 2, REOPEN_DELAY_MAX_S)
                 continue
             self.outage = None
             self._is_claim_asked = True

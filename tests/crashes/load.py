@@ -188,6 +188,7 @@ async def naps(step: Step, n: int) -> int:
 
 @durable.workflow
 async def delayed_steps(step: Step, n: int) -> int:
+    await stamp(step.uuid4(), step.now(), step.random.random())
     at = step.now() + timedelta(seconds=2 * SHORT_S)
     results = await asyncio.gather(
         step.run(double(n), run_after=SHORT_S), step.run(triple(n), run_at=at)

@@ -1,0 +1,150 @@
+"""One owner at a time; and what happens when somebody else holds SQLite's own lock."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+
+import durable
+from durable import Engine, JournalLockedError, JournalUnavailableError, Step
+from durable.journal import sqlite
+
+ROOT = Path(__file__).parent.parent
+
+
+@durable.action
+async def echo(text: str) -> str:
+    return text
+
+
+@durable.workflow
+async def echoing(_step: Step, text: str) -> str:
+    return await echo(text)
+
+
+async def _open(url: Path) -> None:
+    async with Engine(url):
+        pass
+
+
+async def test_a_second_engine_in_the_process_is_refused(path: Path) -> None:
+    async with Engine(path) as engine:
+        expected = rf"journal\.db is owned by process {os.getpid()} \(this process\)\. Use that"
+        with pytest.raises(JournalLockedError, match=expected):
+            await _open(path)
+        assert Engine.current() is engine
+        assert await engine.run(echoing("a")) == "a"
+    await _open(path)
+
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+import durable
+async def main():
+    async with durable.Engine(Path(sys.argv[1])):
+        print("open", flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def _another_process_with(path: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(  # noqa: S603  our own interpreter
+        [sys.executable, "-c", HOLDER, path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == "open\n"
+            yield holder
+        finally:
+            holder.kill()
+
+
+async def _keep(path: Path) -> str:
+    async with Engine(path) as engine:
+        return await engine.run(echoing("kept"), id="r")
+
+
+@pytest.mark.slow
+def test_a_journal_of_another_process_is_refused_until_that_dies(path: Path) -> None:
+    assert asyncio.run(_keep(path)) == "kept"
+    with _another_process_with(path) as holder:
+        for _ in range(2):
+            expected = f"owned by process {holder.pid}. Use that engine, or stop it first"
+            with pytest.raises(JournalLockedError, match=expected):
+                asyncio.run(_open(path))
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert asyncio.run(_keep(path)) == "kept"
+
+
+@asynccontextmanager
+async def locked_by_an_outsider(path: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Hold SQLite's own write lock, as a backup or somebody's shell does; yield what ends it."""
+    db = await anyio.to_thread.run_sync(_lock, path)
+
+    async def unlock() -> None:
+        await anyio.to_thread.run_sync(db.close)
+
+    try:
+        yield unlock
+    finally:
+        await unlock()
+
+
+def _lock(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("BEGIN EXCLUSIVE")
+    return db
+
+
+async def test_a_commit_outwaits_somebody_elses_lock(path: Path) -> None:
+    async with Engine(path) as engine, locked_by_an_outsider(path) as unlock:
+        start = asyncio.create_task(engine.start(echoing("a"), id="r"))
+        for _ in range(5):
+            assert [run async for run in engine.iter_runs()] == []
+            assert not start.done()
+        await unlock()
+        run = await start
+        assert await run.result(timeout=5) == "a"
+
+
+@pytest.mark.slow
+async def test_a_lock_that_is_held_too_long_is_an_unknown_outcome(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    async with Engine(path) as engine, locked_by_an_outsider(path) as unlock:
+        with pytest.raises(JournalUnavailableError, match=r"locked .*ask again with the same id"):
+            await engine.start(echoing("a"), id="r")
+        await unlock()
+        async with asyncio.timeout(5):
+            run = None
+            while run is None:
+                await asyncio.sleep(0)
+                with contextlib.suppress(JournalUnavailableError):
+                    run = await engine.start(echoing("a"), id="r")
+        assert await run.result(timeout=5) == "a"
+
+
+async def test_opening_a_locked_file_fails_and_can_be_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    engine = Engine(path)
+    async with locked_by_an_outsider(path):
+        with pytest.raises(JournalUnavailableError, match=r"cannot open .* keeps it locked"):
+            await engine.__aenter__()
+    async with engine:
+        assert await engine.run(echoing("a")) == "a"

@@ -1,0 +1,134 @@
+"""The surface: what is exported, documented, closed, and free at import."""
+
+import inspect
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import durable
+from durable import DurableError, NonDeterminismError
+
+ROOT = Path(__file__).parent.parent
+
+PUBLIC: dict[str, object] = {name: getattr(durable, name) for name in durable.__all__}
+CLASSES = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
+ERRORS = {name: value for name, value in CLASSES.items() if issubclass(value, BaseException)}
+OTHERS = {name: value for name, value in CLASSES.items() if name not in ERRORS}
+
+
+def test_what_can_be_imported_is_what_is_listed() -> None:
+    importable = {
+        name
+        for name, value in vars(durable).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert importable == set(durable.__all__)
+    assert durable.__all__ == sorted(durable.__all__)
+
+
+@pytest.mark.parametrize("name", durable.__all__)
+def test_every_public_name_says_what_it_is(name: str) -> None:
+    value = PUBLIC[name]
+    assert callable(value)
+    own = vars(value).get("__doc__") if isinstance(value, type) else value.__doc__
+    assert own
+    assert not own.startswith(f"{name}(")  # What a dataclass makes up.
+
+
+@pytest.mark.parametrize("name", ["Engine", "Run", "Step", "Retry", "Attempt"])
+def test_every_public_method_says_what_it_does(name: str) -> None:
+    for method_name, method in vars(CLASSES[name]).items():
+        if not method_name.startswith("_") and (callable(method) or hasattr(method, "fget")):
+            assert method.__doc__, method_name
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_every_error_has_one_root_and_one_home(name: str) -> None:
+    error = ERRORS[name]
+    assert error.__module__ == "durable"
+    assert error.__qualname__ == error.__name__ == name
+    assert issubclass(error, DurableError) == (error is not NonDeterminismError)
+
+
+def test_a_body_cannot_catch_non_determinism_by_accident() -> None:
+    assert not issubclass(NonDeterminismError, Exception)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_public_classes_are_not_for_subclassing(name: str) -> None:
+    assert getattr(OTHERS[name], "__final__", False)
+
+
+@pytest.mark.parametrize(
+    ("function", "positional"),
+    [
+        (durable.Engine, ["url"]),
+        (durable.Engine.start, ["self", "call"]),
+        (durable.Engine.run, ["self", "call"]),
+        (durable.Engine.list_runs, ["self"]),
+        (durable.Engine.list_steps, ["self", "run_id"]),
+        (durable.Step.run, ["self", "call"]),
+        (durable.Step.sleep, ["self", "delay"]),
+        (durable.Step.sleep_until, ["self", "when"]),
+        (durable.action, ["fn"]),
+        (durable.workflow, ["fn"]),
+        (durable.run, ["call"]),
+    ],
+)
+def test_options_are_given_by_name(function: object, positional: list[str]) -> None:
+    assert callable(function)
+    parameters = inspect.signature(function).parameters.values()
+    by_keyword = (inspect.Parameter.KEYWORD_ONLY,)
+    assert [p.name for p in parameters if p.kind not in by_keyword] == positional
+
+
+def test_objects_with_a_state_show_it() -> None:
+    engine = durable.Engine("sqlite://")
+    assert repr(engine) == "<Engine in memory closed>"
+    assert repr(engine.get("r")) == "<Run 'r'>"
+
+
+def test_the_package_brings_its_types_and_its_schema() -> None:
+    assert files("durable").joinpath("py.typed").is_file()
+    assert files("durable.journal").joinpath("schema.sql").is_file()
+
+
+QUIET = """
+import logging, signal, sys, threading, asyncio, warnings
+before = [signal.getsignal(number) for number in signal.valid_signals()]
+policy = asyncio.get_event_loop_policy() if sys.version_info < (3, 14) else None
+filters = warnings.filters[:]
+import durable
+
+@durable.action
+async def act() -> None: ...
+
+@durable.workflow
+async def flow(step: durable.Step) -> None: ...
+
+durable.Engine("sqlite://")
+assert threading.enumerate() == [threading.main_thread()]
+assert [signal.getsignal(number) for number in signal.valid_signals()] == before
+assert not logging.root.handlers
+assert logging.root.level == logging.WARNING
+assert not logging.getLogger("durable").handlers
+assert warnings.filters == filters
+assert policy is None or asyncio.get_event_loop_policy() is policy
+print(*sorted({"structlog", "aiosqlite", "anyio", "sqlite3"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.slow
+def test_importing_it_does_nothing_else_and_loads_nothing_heavy() -> None:
+    done = subprocess.run(  # noqa: S603  our own interpreter
+        [sys.executable, "-W", "error", "-c", QUIET],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("\n", "")
