@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias, cast
 
 import anyio
+from corpus.actions import ERRORS, boom, echo
 from hypothesis import strategies as st
 
 import durable
-from corpus.actions import ERRORS, boom, echo
 from durable import Step
 
 Node: TypeAlias = list[Any]

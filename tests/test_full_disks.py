@@ -33,6 +33,7 @@ async def measured(engine: Engine, run_id: str) -> int:
                 await asyncio.sleep(0)
 
 
+@pytest.mark.slow
 async def test_a_full_database_acknowledges_nothing_and_is_worked_on_afterwards(
     path: Path, disk: Disk
 ) -> None:

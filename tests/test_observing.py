@@ -185,6 +185,16 @@ async def test_pages_stay_right_while_runs_are_added(order: Order, path: Path) -
         assert found == (old + new if order == "asc" else old[::-1])
 
 
+async def test_a_cursor_is_of_no_use_in_the_other_order(path: Path) -> None:
+    async with Engine(path) as engine:
+        for _ in range(3):
+            await engine.start(small(1))
+        page = await engine.list_runs(limit=1, order="desc")
+        with pytest.raises(ValueError, match="in the same order"):
+            await engine.list_runs(limit=1, cursor=page.cursor)
+        assert (await engine.list_runs(limit=2, order="desc", cursor=page.cursor)).cursor is None
+
+
 async def test_steps_come_in_pages(path: Path) -> None:
     async with Engine(path) as engine:
         run = await engine.start(large(230))

@@ -211,6 +211,7 @@ async def test_during_an_outage_starts_fail_at_once(
                 await engine.start(program.everything(2), id=run_id)
         await until(lambda: disk.calls["reopen"] > 2)
         commits = disk.calls["commit"]
+        asked_meanwhile = asyncio.create_task(run.result())
         async with asyncio.timeout(WAIT_S_MAX):
             for run_id in ("other", None):
                 with pytest.raises(JournalUnavailableError):
@@ -223,7 +224,7 @@ async def test_during_an_outage_starts_fail_at_once(
         assert caplog.records[0].levelname == "ERROR"
 
         disk.broken = None
-        assert await waiting == 2
+        assert await waiting == await asked_meanwhile == 2
         assert caplog.records[-1].levelname == "WARNING"
         assert "durable.journal_restored" in caplog.records[-1].message
         assert await engine.run(program.everything(2), id="other") == 12

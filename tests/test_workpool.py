@@ -210,3 +210,28 @@ async def test_closing_waits_no_longer_than_told(
     async with Engine(path) as engine:
         assert await engine.get(run.id).result(timeout=WAIT_S_MAX) == f"{what} then"
     assert floor.begun == [what, what, "then"], "interrupted, and run again"
+
+
+@durable.action
+async def clean_up(name: str) -> None:
+    floor.begun.append(name)
+    try:
+        await floor.gates[name].wait()
+    finally:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        floor.ended.append(name)
+
+
+@durable.workflow
+async def cleaning_up(_: Step, names: list[str]) -> None:
+    await asyncio.gather(*(clean_up(name) for name in names))
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"]])
+async def test_what_is_cancelled_by_closing_may_clean_up(path: Path, names: list[str]) -> None:
+    """A cancellation comes once, as asyncio has it, not at each await."""
+    async with Engine(path, drain_timeout=0.01) as engine:
+        await engine.start(cleaning_up(names))
+        await until(lambda: len(floor.begun) == len(names))
+    assert sorted(floor.ended) == names

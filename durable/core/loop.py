@@ -56,8 +56,10 @@ HANDLES_PER_TURN_MAX = 1_000_000
 an endless loop: the host's loop would hang with it."""
 
 REDELIVERIES_PER_TURN_MAX = 100
-"""How often anyio may do that in one turn. While a cancelled task waits for others that clean up,
-it would go on for ever, and the body would never be quiescent."""
+"""How often anyio may do that in one turn; then it is only now and then, while something is ready.
+While a cancelled task waits for others that clean up, it would go on for ever, and the body would
+never be quiescent. But a task may spin until its cancellation comes, as ``checkpoint_if_cancelled``
+does."""
 
 CLOSE_ATTEMPTS_MAX = 100
 """How often a coroutine that answers ``GeneratorExit`` with another await is closed again, and how
@@ -186,29 +188,32 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     def _run_ready(self) -> None:
         ready = self._ready
         left = HANDLES_PER_TURN_MAX
-        redeliveries_left = REDELIVERIES_PER_TURN_MAX
-        while True:
-            if not ready:
-                if not self._redeliveries or redeliveries_left == 0:
-                    return
-                redeliveries_left -= 1
+        cycles = redeliveries = 0
+        while ready or (self._redeliveries and redeliveries < REDELIVERIES_PER_TURN_MAX):
+            cycles += 1
+            if redeliveries < REDELIVERIES_PER_TURN_MAX or cycles % REDELIVERIES_PER_TURN_MAX == 0:
+                redeliveries += bool(self._redeliveries)
                 ready.extend(self._redeliveries)
                 self._redeliveries.clear()
-            handle = ready.popleft()
-            if handle.cancelled():
-                continue
-            try:
-                handle._run()  # noqa: SLF001  as asyncio's own loops do
-            except SystemExit:
-                pass  # The task that raised it has it as its result; that decides about the run.
-            except KeyboardInterrupt as exc:
-                if is_from_signal(exc):
-                    raise
-            if self._cancelled_by_anyio:
-                self._order_cancelled()
-            left -= 1
-            if left == 0:
-                raise TurnTooLongError
+            # As in asyncio's loops: what a cycle makes ready is of the next one.
+            for _ in range(len(ready)):
+                self._run_handle(ready.popleft())
+                left -= 1
+                if left == 0:
+                    raise TurnTooLongError
+
+    def _run_handle(self, handle: asyncio.Handle) -> None:
+        if handle.cancelled():
+            return
+        try:
+            handle._run()  # noqa: SLF001  as asyncio's own loops do
+        except SystemExit:
+            pass  # The task that raised it has it as its result; that decides about the run.
+        except KeyboardInterrupt as exc:
+            if is_from_signal(exc):
+                raise
+        if self._cancelled_by_anyio:
+            self._order_cancelled()
 
     # --- anyio -----------------------------------------------------------------------------------
 

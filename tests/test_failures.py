@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from durable import ErrorInfo, RunFailed, StepFailed
 from durable.core.codec import MESSAGE_CHARS_MAX, safe_text
+from durable.core.errors import PUBLIC
 from durable.core.failures import (
     ERROR_CHARS_MAX,
     TRACEBACK_CHARS_MAX,
@@ -21,7 +22,6 @@ from durable.core.failures import (
     rebuild_error,
     type_name_of,
 )
-from durable.core.errors import PUBLIC
 
 DEPTH = 10_000
 

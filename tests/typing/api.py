@@ -1,0 +1,254 @@
+"""What type checkers see of the surface. Nobody runs this: mypy --strict and pyright read it.
+
+Where an error is expected, ``type: ignore`` says so to both, and both complain when there is none.
+"""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, assert_type
+
+import anyio
+
+import durable
+from durable import (
+    Action,
+    Attempt,
+    Call,
+    Engine,
+    EngineStatistics,
+    ErrorInfo,
+    Page,
+    Retry,
+    Run,
+    RunFailed,
+    RunState,
+    RunStatus,
+    Step,
+    StepInfo,
+    StepKind,
+    StepState,
+    Workflow,
+)
+
+
+@dataclass
+class Receipt:
+    order: str
+    cents: int
+
+
+# --- decorators keep the signature ---------------------------------------------------------------
+
+
+@durable.action
+async def charge(order: str, cents: int = 500, *, currency: str = "EUR") -> Receipt:
+    return Receipt(f"{order} in {currency}", cents)
+
+
+@durable.action(retry=Retry(max_attempts=3), timeout=timedelta(seconds=5), raises=(KeyError,))
+async def charge_carefully(order: str, cents: int) -> Receipt:
+    return Receipt(order, cents)
+
+
+@durable.action
+def count_words(text: str) -> int:
+    return len(text.split())
+
+
+@durable.action(name="counting", retry=False, timeout=1.5)
+def count_letters(text: str) -> int:
+    return len(text)
+
+
+@durable.workflow
+async def checkout(step: Step, order: str, cents: int = 500) -> Receipt:
+    return await step.run(charge(order, cents))
+
+
+@durable.workflow(name="checkout", version=2, retry=Retry(), retry_actions_by_default=True)
+async def checkout_v2(step: Step, order: str) -> Receipt:
+    return await step.run(charge_carefully(order, 5))
+
+
+@durable.workflow()
+async def nothing(step: Step) -> None: ...
+
+
+def definitions() -> None:
+    assert_type(nothing, Workflow[[], None])
+    assert_type(nothing_done, Action[[], None])
+    assert_type(count_letters("a"), Call[int])
+    assert_type(checkout_v2("o"), Call[Receipt])
+    assert_type(charge.name, str)
+    assert_type(charge.kind, StepKind)
+
+
+# --- calls ---------------------------------------------------------------------------------------
+
+
+def calls() -> None:
+    assert_type(charge("o", 1), Call[Receipt])
+    assert_type(charge("o", currency="USD"), Call[Receipt])
+    assert_type(charge_carefully("o", 1), Call[Receipt])
+    assert_type(count_words("a b"), Call[int])
+    assert_type(checkout("o", 1), Call[Receipt])
+    assert_type(checkout("o"), Call[Receipt])
+    assert_type(nothing(), Call[None])
+    assert_type(asyncio.run(charge("o")), Receipt)
+    coroutine: Coroutine[Any, Any, Receipt] = charge("o")
+    coroutine.close()
+
+
+def wrong_calls(step: Step) -> None:
+    charge()  # type: ignore[call-arg]
+    charge(1)  # type: ignore[arg-type]
+    charge("o", "1")  # type: ignore[arg-type]
+    charge("o", 1, 2)  # type: ignore[call-arg, arg-type]
+    charge("o", dollars=1)  # type: ignore[call-arg]
+    charge_carefully("o")  # type: ignore[call-arg]
+    count_words(5)  # type: ignore[arg-type]
+    checkout(step, "o")  # type: ignore[arg-type]
+    checkout("o", step=step)  # type: ignore[call-arg]
+    nothing(1)  # type: ignore[call-arg]
+
+
+def wrong_assignments() -> None:
+    number: Call[int] = charge("o")  # type: ignore[assignment]
+    print(number)  # noqa: T201
+
+
+# --- in a body -----------------------------------------------------------------------------------
+
+
+@durable.workflow
+async def everything(step: Step, order: str) -> str:
+    receipt = await charge(order)
+    assert_type(receipt, Receipt)
+    assert_type(await count_words("a b"), int)
+    assert_type(await step.run(charge(order), name="charge", retry=True), Receipt)
+    assert_type(await step.run(count_words(order), run_after=timedelta(1), timeout=5), int)
+    assert_type(await step.run(nothing_done(), run_at=step.now(), unstable_args=True), None)
+
+    both = await asyncio.gather(charge("a"), count_words("b"))
+    assert_type(both, tuple[Receipt, int])
+    many = await asyncio.gather(*(charge(name) for name in "abc"))
+    assert_type(many, list[Receipt])
+    assert_type(await asyncio.wait_for(charge("a"), 5), Receipt)
+    task = asyncio.create_task(charge("a"))
+    assert_type(task, asyncio.Task[Receipt])
+    async with asyncio.TaskGroup() as group:
+        assert_type(group.create_task(count_words("a")), asyncio.Task[int])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(charge, "o", 5)
+
+    assert_type(await step.sleep(timedelta(days=30), name="a month"), None)
+    assert_type(await step.sleep_until(datetime(2030, 1, 1, tzinfo=UTC)), None)
+    assert_type(step.now(), datetime)
+    assert_type(step.run_id, str)
+    assert_type(step.workflow, str)
+    assert_type(step.generation, int)
+    assert_type(step.parent_id, str | None)
+    assert_type(step.random.random(), float)
+    assert_type(step.uuid4().hex, str)
+    return receipt.order
+
+
+@durable.action
+async def nothing_done() -> None:
+    assert_type(durable.attempt(), Attempt)
+    assert_type(durable.attempt().number, int)
+    assert_type(durable.attempt().idempotency_key, str)
+
+
+async def wrong_in_a_body(step: Step) -> None:
+    await step.run(5)  # type: ignore[arg-type]
+    await step.run(charge)  # type: ignore[arg-type]
+    await step.run(charge("o"), "name")  # type: ignore[call-arg]
+    await step.run(charge("o"), retry=3)  # type: ignore[arg-type]
+    await step.sleep("5")  # type: ignore[arg-type]
+    text: str = await charge("o")  # type: ignore[assignment]
+    print(text)  # noqa: T201
+
+
+# --- engine --------------------------------------------------------------------------------------
+
+
+async def engine_calls() -> None:
+    async with Engine(
+        Path("runs.db"),
+        max_parallelism=5,
+        retry=Retry(3),
+        retry_actions_by_default=True,
+        drain_timeout=timedelta(seconds=5),
+    ) as engine:
+        assert_type(engine, Engine)
+        assert_type(await engine.start(checkout("o"), id="r", run_after=5), Run[Receipt])
+        assert_type(await engine.run(checkout("o")), Receipt)
+        assert_type(await engine.run(nothing()), None)
+        assert_type(await durable.run(checkout("o"), id="r", url="sqlite://"), Receipt)
+
+        run = await engine.start(everything("o"))
+        assert_type(run, Run[str])
+        assert_type(run.id, str)
+        assert_type(await run.result(timeout=timedelta(seconds=5)), str)
+        assert_type(await run.status(), RunStatus)
+        async for step in run.steps():
+            assert_type(step, StepInfo)
+            assert_type(step.state, StepState)
+        assert_type(await engine.get("r").result(), Any)
+
+        page = await engine.list_runs(state=RunState.FAILED, order="desc", limit=5)
+        assert_type(page, Page[RunStatus])
+        assert_type(page.items, list[RunStatus])
+        assert_type(page.cursor, str | None)
+        assert_type(await engine.list_steps("r"), Page[StepInfo])
+        async for status in engine.iter_runs(name=checkout.name):
+            assert_type(status.error, ErrorInfo | None)
+        assert_type(engine.statistics(), EngineStatistics)
+        assert_type(engine.set_max_parallelism(0), None)
+        try:
+            await run.result()
+        except RunFailed as failed:
+            assert_type(failed.error, ErrorInfo)
+            assert_type(failed.run_id, str)
+    assert_type(Engine.current(), Engine)
+    assert_type(Engine.from_env(), Engine)
+
+
+async def wrong_engine_calls(engine: Engine) -> None:
+    await engine.start(checkout)  # type: ignore[arg-type]
+    await engine.list_runs(order="up")  # type: ignore[arg-type]
+    Engine(5)  # type: ignore[arg-type]
+    Engine("sqlite://", 5)  # type: ignore[call-arg]
+    Engine("sqlite://", retry=True)  # type: ignore[arg-type]
+    number: Run[int] = await engine.start(checkout("o"))  # type: ignore[arg-type]
+    print(number)  # noqa: T201
+
+
+# --- wrong functions -----------------------------------------------------------------------------
+
+
+@durable.workflow  # type: ignore[arg-type]
+async def no_step() -> None: ...
+
+
+@durable.workflow  # type: ignore[arg-type]
+async def no_step_but_another(order: str) -> None: ...
+
+
+@durable.workflow  # type: ignore[arg-type]
+def no_coroutine(step: Step) -> None: ...
+
+
+durable.action(5)  # type: ignore[call-overload]
+durable.action(retry=3)  # type: ignore[call-overload]
+durable.workflow(version="2")  # type: ignore[call-overload]
+
+
+class Subclass(Engine):  # type: ignore[misc]
+    pass
