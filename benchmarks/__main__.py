@@ -93,7 +93,7 @@ async def _measure(names: Sequence[str], directory: Path, *, quick: bool, as_obj
     # With --json, standard output is for objects alone.
     print(_surroundings(directory), file=sys.stderr if as_objects else sys.stdout)
     if not as_objects:
-        print(header())  # noqa: T201 - the report
+        print(header())
     all_ok = True
     async with open_machine(directory) as machine:
         bench = Bench(directory=directory, quick=quick, machine=machine, progress=progress)
@@ -102,7 +102,7 @@ async def _measure(names: Sequence[str], directory: Path, *, quick: bool, as_obj
             progress.clear()
             for result in results:
                 line = as_json(result) if as_objects else as_row(result)
-                print(line, flush=True)  # noqa: T201 - the report
+                print(line, flush=True)
                 all_ok = all_ok and result.ok
     return all_ok
 

@@ -45,7 +45,7 @@ async def hold(journal: Path, runs: int, steps: int) -> None:
         )
         # A step's function starts after the commit that records the step before it.
         await gate.wait_until_crowded()
-        print("ready", flush=True)  # noqa: T201 - the parent reads it
+        print("ready", flush=True)
         # Ends when the parent dies without having killed this process.
         await anyio.to_thread.run_sync(sys.stdin.read)
         os._exit(1)
@@ -122,7 +122,7 @@ async def main() -> None:
     """Play the role and report what came of it."""
     role, journal, *numbers = sys.argv[1:]
     figures = await ROLES[role](Path(journal), *map(int, numbers))
-    print(json.dumps(figures))  # noqa: T201 - the parent reads it
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ async def _python(
     """Start an interpreter that does not outlive the block, whatever ends that."""
     command = [sys.executable, *arguments]
     async with await anyio.open_process(command, stderr=None, cwd=ROOT) as process:
-        assert process.stdout is not None  # noqa: S101 - open_process makes a pipe by default
+        assert process.stdout is not None
         try:
             with anyio.fail_after(CHILD_S_MAX):
                 yield process, process.stdout

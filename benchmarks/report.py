@@ -81,7 +81,7 @@ class Result:
     def ok(self) -> bool:
         """Whether the bar holds."""
         judged = self.value if self.bar.of == "value" else self.ratio
-        assert judged is not None, f"{self.workload} has a bar on the ratio and no baseline"  # noqa: S101 - our own slip
+        assert judged is not None, f"{self.workload} has a bar on the ratio and no baseline"
         return bool(HOLDS[self.bar.relation](judged, self.bar.limit))
 
 

@@ -44,8 +44,8 @@ class ManualClock:
         waiting, self._waiting = self._waiting, []
         for handle in waiting:
             if not handle.cancelled():
-                handle._run()  # noqa: SLF001
+                handle._run()
 
     def install(self, engine: Engine) -> None:
         """Give the clock to an engine that is not open yet."""
-        engine._clock = self  # noqa: SLF001
+        engine._clock = self

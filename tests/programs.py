@@ -1,7 +1,7 @@
 """Small random programs, and the one workflow that runs any of them.
 
-A program is a tree in JSON: a node is a list of its kind and what that takes. Whatever the tree, the
-body ends, if only by a ``DeadlockError``.
+A program is a tree in JSON: a node is a list of its kind and what that takes. Whatever the tree,
+the body ends, if only by a ``DeadlockError``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def kind(function: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[No
     return function
 
 
-# --- leaves: steps, timers, and what the tasks share -----------------------------------------------
+# --- leaves: steps, timers, and what the tasks share ---------------------------------------------
 
 
 @kind
@@ -137,7 +137,7 @@ async def join_left(world: World) -> None:
     world.note(f"joined {len(done)}")
 
 
-# --- many in parallel --------------------------------------------------------------------------------
+# --- many in parallel ----------------------------------------------------------------------------
 
 
 @kind
@@ -221,7 +221,7 @@ async def generate(world: World, nodes: list[Node]) -> None:
             break
 
 
-# --- around one --------------------------------------------------------------------------------------
+# --- around one ----------------------------------------------------------------------------------
 
 
 @kind
@@ -300,7 +300,7 @@ async def limited(world: World, node: Node) -> None:
         await world.run(node)
 
 
-# --- the workflow, and programs for it ---------------------------------------------------------------
+# --- the workflow, and programs for it -----------------------------------------------------------
 
 
 @durable.workflow(name="program")

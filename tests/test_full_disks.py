@@ -81,7 +81,7 @@ def test_a_process_that_may_write_no_more_goes_on_when_it_may(path: Path) -> Non
         "asyncio.run(t.fill_the_disk(pathlib.Path(sys.argv[1])))"
     )
     places = os.pathsep.join(sys.path)
-    child = subprocess.run(  # noqa: S603
+    child = subprocess.run(
         [sys.executable, "-c", code, str(path)],
         env=os.environ | {"PYTHONPATH": places},
         capture_output=True,

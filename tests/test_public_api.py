@@ -124,7 +124,7 @@ print(*sorted({"structlog", "aiosqlite", "anyio", "sqlite3"} & set(sys.modules))
 
 @pytest.mark.slow
 def test_importing_it_does_nothing_else_and_loads_nothing_heavy() -> None:
-    done = subprocess.run(  # noqa: S603  our own interpreter
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-c", QUIET],
         cwd=ROOT,
         capture_output=True,

@@ -165,7 +165,7 @@ def test_journals_of_one_process_replay_in_another(tmp_path: Path) -> None:
             "import pathlib, sys, test_replay\n"
             f"test_replay.{function.__name__}(pathlib.Path(sys.argv[1]))"
         )
-        ended = subprocess.run(  # noqa: S603  our own code
+        ended = subprocess.run(
             [sys.executable, "-W", "error", "-c", code, str(tmp_path / "journals.json")],
             env={
                 **os.environ,

@@ -257,7 +257,7 @@ class Execution:
     def _settle(self, command: Command, record: StepRecord, value: object) -> None:
         if command.handle is not None:
             self._timers.pop(id(command.handle), None)
-            self.loop.add_ready(command.handle)
+            self.loop.fire(command.handle)
             return
         future, work = command.future, command.work
         assert future is not None

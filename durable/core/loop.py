@@ -68,6 +68,9 @@ often what it tries then is refused."""
 PATH_CHARS_MAX = 64
 """Task paths longer than this are shortened to a digest, so that recursion stays cheap."""
 
+TIME_ROUNDING_S = 0.000_01
+"""How far a due time in milliseconds and the sum of floats that it stands for can be apart."""
+
 TASKS_KEPT_MIN = 64
 """Finished tasks are forgotten in bulk, when there are more than this."""
 
@@ -140,6 +143,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._closed = False
         self._refusals_left = CLOSE_ATTEMPTS_MAX
         self._pumping = False
+        self._fired_at = 0.0
         self.context = contextvars.Context()
         digest = hashlib.blake2b(run_id.encode(), digest_size=5).digest()
         self._number = int.from_bytes(digest, "big") << 20
@@ -231,8 +235,14 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._ready.extend(ready)
         self._cancelled_by_anyio.clear()
 
-    def add_ready(self, handle: asyncio.Handle) -> None:
-        """Queue a handle, such as that of a timer that has fired."""
+    def fire(self, handle: asyncio.TimerHandle) -> None:
+        """Run a timer's handle at the next pump, not a hair before its time.
+
+        Due times are whole milliseconds. Who compares the time with a deadline, as anyio does,
+        would set the timer again.
+        """
+        if handle.when() - self.time() < TIME_ROUNDING_S:
+            self._fired_at = handle.when()
         self._ready.append(handle)
 
     # --- ending ----------------------------------------------------------------------------------
@@ -299,7 +309,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         return self._closed
 
     def time(self) -> float:
-        return self.host.time_ms() / 1000
+        now = self.host.time_ms() / 1000
+        # Only that hair: the clock may have been set back between two lives.
+        return self._fired_at if 0 < self._fired_at - now < TIME_ROUNDING_S else now
 
     def scope(self) -> WorkflowTask[Any] | _Scope:
         """Return the task that runs now, or what stands for it in a callback."""

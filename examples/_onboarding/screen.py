@@ -39,12 +39,12 @@ Show = Callable[[Progress], None]
 
 def say(text: str) -> None:
     """Write a line to the terminal, at once."""
-    print(text, flush=True)  # noqa: T201 - a command talks to its user
+    print(text, flush=True)
 
 
 def complain(text: str) -> None:
     """Write a line to standard error."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command talks to its user
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

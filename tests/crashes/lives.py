@@ -41,7 +41,7 @@ class Child:
         arguments = [role, life, msgspec.json.encode(options).decode(), *map(str, directories)]
         path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
         self._what = f"{role} {life} on {', '.join(map(str, directories))}"
-        self._process = subprocess.Popen(  # noqa: S603  our own code
+        self._process = subprocess.Popen(
             [sys.executable, "-m", "crashes.child", *arguments],
             env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.PIPE,
