@@ -15,5 +15,5 @@ def attempt() -> Attempt:
     try:
         return CURRENT_ATTEMPT.get()
     except LookupError:
-        msg = "durable.attempt() works in an action that runs as a workflow's step"
+        msg = "durable.attempt() works in an action that a workflow awaits, not in a direct call"
         raise NotInWorkflowError(msg) from None

@@ -91,7 +91,10 @@ def outcome_of(record: RunRecord) -> Any:  # noqa: ANN401
         assert record.error is not None
         stored = decode_error(record.error)
     except DecodeError as exc:
-        msg = f"the outcome of run {record.run_id!r} does not fit the code, or is damaged: {exc}"
+        msg = (
+            f"the outcome of run {record.run_id!r} does not fit the code, or is damaged: {exc}. "
+            "Make the workflow's annotation fit, or restore the journal from a backup."
+        )
         raise JournalCorruptError(msg) from exc
     known = {} if workflow is None else known_errors(workflow)
     raise RunFailed(record.run_id, stored.info) from rebuild_error(stored, known)

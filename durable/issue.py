@@ -90,7 +90,10 @@ class ActionStep:
         try:
             positional, keyword = self._action.parameters.decode(args)
         except DecodeError as exc:
-            msg = f"the recorded arguments do not fit {self._action.name} any more: {exc}"
+            msg = (
+                f"the recorded arguments do not fit {self._action.name} any more: {exc}. Make it "
+                "accept both."
+            )
             raise ArgumentError(msg) from exc
         return self._action.fn(*positional, **keyword)
 

@@ -188,7 +188,10 @@ class Step:
 
     def _in_body(self) -> Execution:
         if asyncio._get_running_loop() is not self._execution.loop:  # noqa: SLF001
-            msg = "this step belongs to a workflow's body and works only there"
+            msg = (
+                "this step works only in its own workflow's body: hand values to other code, not "
+                "the step"
+            )
             raise NotInWorkflowError(msg)
         self._execution.loop.refuse_when_closed()
         return self._execution

@@ -21,7 +21,6 @@ Node: TypeAlias = list[Any]
 """Its kind, and then nodes, lists of nodes, texts and numbers."""
 
 LEAVES_MAX = 10
-TASKS = "one two"
 
 
 class World:
@@ -225,7 +224,7 @@ async def generate(world: World, nodes: list[Node]) -> None:
 
 
 @kind
-async def timeout(world: World, node: Node, seconds: float) -> None:
+async def bounded(world: World, node: Node, seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
             await world.run(node)
@@ -325,7 +324,7 @@ PARALLEL = (
     "leave",
     "generate",
 )
-TIMED = ("timeout", "wait_for", "move_on")
+TIMED = ("bounded", "wait_for", "move_on")
 AROUND = ("shield", "protect", "locked", "slotted", "limited")
 TWO = ("attempt", "at_last", "stubborn")
 

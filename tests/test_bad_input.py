@@ -364,9 +364,9 @@ async def keeping(step: Step) -> str:
 
 
 async def test_a_step_works_only_in_its_own_body(path: Path) -> None:
-    expected = "this step belongs to a workflow's body and works only there"
+    expected = "this step works only in its own workflow's body: hand values to other code"
     async with surviving(path) as engine:
-        assert await engine.run(keeping()) == expected
+        assert (await engine.run(keeping())).startswith(expected)
         with pytest.raises((NotInWorkflowError, GeneratorExit)):
             await kept["step"].run(echo(1))
     with pytest.raises(NotInWorkflowError, match=r"durable\.attempt\(\) works in an action"):

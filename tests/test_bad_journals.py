@@ -18,6 +18,7 @@ import pytest
 import durable
 from durable import (
     Engine,
+    ErrorInfo,
     JournalCorruptError,
     JournalError,
     JournalUnavailableError,
@@ -204,28 +205,51 @@ async def test_a_damaged_row_is_named_and_the_others_are_served(damage: str, jou
         ("key = CAST(x'ff' AS TEXT)", "damaged row in the journal, the steps of run 'r'"),
         ("result = '\"ke'", "recorded result of step 0 'test_bad_journals:echo'"),
         ("state = 'failed'", "recorded outcome of step 0 .* is damaged.* from a backup"),
-        ("args = '{}'", "the journal has step 0 .*; the code now issues step"),
+        (
+            "args = '{}'",
+            "the journal has step 0 .*; the code now issues .* with code that fits",
+        ),
+        ("state = 'canceled'", "recorded outcome of step 0 .* is damaged.* it is canceled"),
     ],
 )
 async def test_a_run_with_a_damaged_step_is_stuck_and_the_others_go_on(
     damage: str, message: str, path: Path
 ) -> None:
-    async with Engine(path, max_parallelism=1) as engine:
-        engine.set_max_parallelism(1)
-        run = await engine.start(resting(), id="r")
-        async with asyncio.timeout(5):
-            while [step.kind for step in (await run.status()).running] != ["sleep"]:
-                pass
+    async with Engine(path) as engine:
+        await engine.start(resting(), id="r")
+        await _until_asleep(engine)
     statement = f"UPDATE durable_step SET {damage} WHERE number = 0"  # noqa: S608
     await anyio.to_thread.run_sync(in_file, path, statement, "UPDATE durable_run SET wake_at_ms=0")
     async with Engine(path) as engine:
-        async with asyncio.timeout(5):
-            while (await engine.status("r")).state is not RunState.STUCK:
-                pass
-        error = (await engine.status("r")).error
-        assert error is not None
+        error = await _until_stuck(engine)
         assert re.search(message, error.message)
         assert await engine.run(echoing("new")) == "new"
+
+
+async def test_damage_that_nobody_thought_of_is_told_too(path: Path) -> None:
+    async with Engine(path) as engine:
+        await engine.start(resting(), id="r")
+        await _until_asleep(engine)
+    damage = "UPDATE durable_step SET due_at_ms = NULL WHERE kind = 'sleep'"
+    await anyio.to_thread.run_sync(in_file, path, damage, "UPDATE durable_run SET wake_at_ms=0")
+    async with Engine(path) as engine:
+        error = await _until_stuck(engine)
+        assert "in the journal are damaged, or this is a bug of durable: please" in error.message
+        assert await engine.run(echoing("new")) == "new"
+
+
+async def _until_asleep(engine: Engine) -> None:
+    async with asyncio.timeout(5):
+        while [step.kind for step in (await engine.status("r")).running] != ["sleep"]:
+            pass
+
+
+async def _until_stuck(engine: Engine) -> ErrorInfo:
+    async with asyncio.timeout(5):
+        while (status := await engine.status("r")).state is not RunState.STUCK:
+            pass
+    assert status.error is not None
+    return status.error
 
 
 @durable.workflow

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+import anyio
 import pytest
 from corpus.actions import CorpusError, boom, echo
 from msgspec.structs import replace
@@ -229,6 +230,25 @@ def test_time_stands_still_within_a_turn_and_is_that_of_the_delivery() -> None:
     outcome = live(body).outcome
     assert isinstance(outcome, Returned)
     assert outcome.value == [start, start + 2, start + 2, start + 2.001]
+
+
+def test_a_deadline_of_anyio_is_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Due times are whole milliseconds, but the sum of a time and 0.7 may be a hair after its own.
+
+    A cancel scope that looks at the time then sets its timer again, and again.
+    """
+
+    async def body(_step: Step) -> str:
+        with anyio.move_on_after(0.7):
+            await anyio.Event().wait()
+        return await echo("moved on")
+
+    for start_ms in range(START_MS, START_MS + 50):
+        monkeypatch.setattr("player.START_MS", start_ms)
+        player = live(body)
+        timers = [step for turn in player.turns for step in turn.issued if step.name == "timer"]
+        assert [timer.due_at_ms for timer in timers] == [start_ms + 700]
+        assert player.turns[-1].end == 'returned "moved on"'
 
 
 def test_a_timer_beyond_all_time_is_due_at_its_end() -> None:

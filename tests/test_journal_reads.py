@@ -1,9 +1,11 @@
 """One contract, every store: what is read, also of a damaged journal, and what a file keeps."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import anyio
 import anyio.to_thread
 import pytest
 from journals import (
@@ -228,3 +230,24 @@ async def test_a_journal_lives_beside_the_tables_of_an_application(path: Path) -
     async with opened(path) as journal:
         await journal.commit([a_start("r")])
         assert await execute(journal, "SELECT name FROM users") == [("ada",)]
+
+
+async def test_a_reopening_that_is_cancelled_leaves_no_connection_behind(path: Path) -> None:
+    """An engine that is closed while its journal is opened again does that. A connection that is
+    left open keeps its thread, and so the interpreter, alive."""
+
+    def threads() -> set[threading.Thread]:
+        return {t for t in threading.enumerate() if "_connection_worker" in t.name}
+
+    before = threads()
+    async with opened(path) as journal:
+        connections = threads() - before
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await journal.reopen()
+        assert scope.cancelled_caught
+        connections |= threads() - before
+    assert len(connections) >= 2
+    for thread in connections:
+        await anyio.to_thread.run_sync(thread.join, 5)
+        assert not thread.is_alive()

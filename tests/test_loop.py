@@ -9,8 +9,11 @@ import signal
 import sys
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 from bare_loop import NOW_MS, Host, begin, current, new_loop, nothing, run
 
@@ -172,6 +175,46 @@ def test_a_callback_that_raises_is_reported_and_the_rest_goes_on(
     run(loop, body())
     assert trace == ["next"]
     assert [type(context["exception"]) for context in host.exceptions] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("cycles_count", [0, 50, 1_000])
+def test_a_task_that_spins_until_it_is_cancelled_is_cancelled(
+    loop: WorkflowLoop, cycles_count: int
+) -> None:
+    """anyio delivers a cancellation in each cycle of the loop, and counts on that."""
+
+    async def body() -> bool:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                for _ in range(cycles_count):
+                    await asyncio.sleep(0)
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        return scope.cancelled_caught
+
+    assert run(loop, body())
+
+
+def test_a_task_that_swallows_its_cancellation_does_not_keep_the_loop_busy(
+    loop: WorkflowLoop, host: Host
+) -> None:
+    """In asyncio's own loops it spins until what it waits for comes: here, in another turn."""
+
+    async def body() -> str:
+        cleaned_up = asyncio.Event()
+        current().call_later(1, cleaned_up.set)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            while not cleaned_up.is_set():
+                with suppress(asyncio.CancelledError):
+                    await cleaned_up.wait()
+        return "done"
+
+    task = begin(loop, body())
+    assert not task.done()
+    (timer,) = host.timers
+    loop.pump(lambda: loop.fire(timer))
+    assert task.result() == "done"
 
 
 async def values(trace: list[str]) -> AsyncGenerator[int, None]:

@@ -249,7 +249,7 @@ class Execution:
         except TurnTooLongError:
             msg = (
                 f"the body of {self.run.name!r} ran in circles without waiting for anything. "
-                "Await a step or a timer in its loop, and resume the run with the fixed code."
+                "Await a step or a timer in its loop."
             )
             raise Stuck(msg) from None
         return self._close_turn()

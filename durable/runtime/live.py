@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from durable.runtime.writer import Writer
 
 
+STUCK_HINT = "The run goes on when the engine is opened with code that fits."
+"""What a stuck run's error ends with: what can be done about it."""
+
+
 class WorkflowSpec(Protocol):
     """A workflow's definition, as the runtime sees it."""
 
@@ -548,7 +552,11 @@ class LiveRun:
             reason=str(exc),
             exc_info=None if isinstance(exc, Stuck) else exc,
         )
-        error = NonDeterminismError(*exc.args) if isinstance(exc, Stuck) else _unexpected(exc)
+        error = (
+            NonDeterminismError(f"{exc} {STUCK_HINT}")
+            if isinstance(exc, Stuck)
+            else _unexpected(exc)
+        )
         self.record = replace(
             self.record,
             state=advance_run(self.record.state, RunState.STUCK),
