@@ -187,7 +187,7 @@ def test_an_engine_belongs_to_the_loop_it_was_opened_on(number: int, path: Path)
 
             async def use() -> None:
                 with pytest.raises(RuntimeError, match="was opened on another event loop"):
-                    await CALLS[number](engine)
+                    await asyncio.wait_for(CALLS[number](engine), 5)
 
             await asyncio.to_thread(asyncio.run, use())
             assert await engine.run(echoing("still open")) == "still open"
