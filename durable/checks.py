@@ -90,7 +90,7 @@ def check_name(name: str | None, what: str) -> str | None:
 
     Raises:
         TypeError: It is no text, or empty.
-        ValueError: It has no UTF-8 form.
+        ValueError: It has no UTF-8 form, or a NUL character in it.
     """
     if name is None:
         return None
@@ -102,6 +102,9 @@ def check_name(name: str | None, what: str) -> str | None:
     except UnicodeEncodeError:
         msg = f"{what} has a lone surrogate in it, which cannot be stored: {name!r}"
         raise ValueError(msg) from None
+    if "\0" in name:
+        msg = f"{what} has a NUL character in it, where SQLite's texts end: {name!r}"
+        raise ValueError(msg)
     return str(name)
 
 

@@ -253,6 +253,7 @@ def test_an_action_is_a_function(fn: Any, message: str) -> None:  # noqa: ANN401
         ({"name": ""}, TypeError, "name= is text, and not empty; it is ''"),
         ({"name": 5}, TypeError, "name= is text, and not empty; it is 5"),
         ({"name": "\ud800"}, ValueError, "lone surrogate"),
+        ({"name": "a\0b"}, ValueError, "NUL"),
         ({"retry": 3}, TypeError, r"retry= is True, False or a durable\.Retry, not 3"),
         ({"timeout": 0}, ValueError, "timeout= is more than 0 seconds, not 0"),
         ({"timeout": timedelta(seconds=-1)}, ValueError, "timeout= is more than 0 seconds"),

@@ -20,7 +20,6 @@ from journals import (
 from durable import JournalUnavailableError, RunState, StepKind, StepState
 from durable.core.records import RunRecord, StepRecord
 from durable.journal.base import Change, OwnershipLostError, Parked
-from durable.journal.statements import ROWS_PER_STATEMENT
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -35,7 +34,7 @@ def store(request: pytest.FixtureRequest, path: Path) -> Path | None:
 async def test_every_column_is_read_back_as_it_was_written(store: Path | None) -> None:
     run = RunRecord(
         run_id="r \N{SNOWMAN}",
-        name="a\0b",
+        name='a\n"b',
         version=3,
         state=RunState.FAILED,
         generation=2,
@@ -83,14 +82,6 @@ async def test_a_start_whose_id_is_taken_writes_nothing(store: Path | None) -> N
         assert await steps_of(journal, "r") == []
 
 
-async def test_of_two_starts_with_one_id_in_one_batch_the_first_wins(store: Path | None) -> None:
-    async with opened(store) as journal:
-        first, second = a_start("r", a_step(0), name="one"), a_start("r", a_step(1), name="two")
-        assert await journal.commit([first, second]) == {"r": a_run("r", name="one")}
-        assert await all_runs(journal) == [a_run("r", name="one")]
-        assert await steps_of(journal, "r") == [a_step(0)]
-
-
 async def test_what_a_batch_issues_and_updates_is_written_once(store: Path | None) -> None:
     """A fast step is begun, settled and delivered before its first commit: one row is enough."""
     running = a_step(0, state=StepState.RUNNING, attempts=1)
@@ -131,10 +122,7 @@ async def test_a_batch_that_fails_writes_nothing(store: Path | None) -> None:
         assert len(await all_runs(journal)) == 2
 
 
-BULKS = sorted({size + more for size in ROWS_PER_STATEMENT for more in (-1, 0, 1)} | {700})
-
-
-@pytest.mark.parametrize("count", BULKS)
+@pytest.mark.parametrize("count", [0, 1, 2, 1_000])
 async def test_batches_of_every_size_are_written_whole(store: Path | None, count: int) -> None:
     ids = [f"r{number:04}" for number in range(count)]
     async with opened(store) as journal:

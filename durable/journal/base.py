@@ -125,7 +125,7 @@ class Journal(Protocol):
         ...
 
     async def commit(self, changes: Sequence[Change]) -> dict[str, RunRecord]:
-        """Write ``changes`` in one transaction.
+        """Write ``changes`` in one transaction. No two of them start a run with the same id.
 
         Returns:
             The runs that are there already, of the starts whose id is taken.

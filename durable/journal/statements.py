@@ -3,16 +3,16 @@
 Rules:
 
 - Each function runs whole, on the connection's own thread, inside one transaction.
-- Many rows go in by one statement, and come out as one JSON text: Python's sqlite3 gives up the
-  interpreter lock for every row it steps through, and would wait for it again each time.
+- A commit is one statement, and rows go in and come out as JSON: Python's sqlite3 gives up the
+  interpreter lock at every step of a statement and has to wait for it again, which it may do for
+  as long as the event loop has something to do.
 - The functions raise sqlite3's errors; their caller turns them into the journal's.
 """
 
 from __future__ import annotations
 
-from itertools import chain
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+import sqlite3
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -21,13 +21,9 @@ from durable.core.records import RunRecord, StepRecord
 from durable.journal.base import Change, Claim, OwnershipLostError, RunQuery, StepQuery
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from durable.core.errors import JournalError
-
-ROWS_PER_STATEMENT = (256, 64, 16, 4, 1)
-"""The sizes that bulk statements come in: few, so that sqlite3's statement cache holds them all."""
 
 RUN_COLUMNS = RunRecord.__struct_fields__
 STEP_COLUMNS = StepRecord.__struct_fields__
@@ -57,37 +53,66 @@ RELEASE_CLAIMS = "UPDATE durable_run SET epoch = NULL, wake_at_ms = 0 WHERE epoc
 # A stuck run is tried again by each new owner: its code may have been mended.
 RETRY_STUCK = "UPDATE durable_run SET wake_at_ms = 0 WHERE state = 'stuck'"
 
-TAKEN_IDS = f"""
+RUNS_BY_ID = f"""
 SELECT CAST(json_group_array({_RUN_JSON}) AS BLOB) FROM durable_run
 WHERE run_id IN (SELECT value FROM json_each(?))
 """
 
-INSERT_RUNS = f"INSERT INTO durable_run ({', '.join(RUN_COLUMNS)}, wake_at_ms, epoch) VALUES "
-INSERT_STEPS = f"INSERT INTO durable_step (run_id, {', '.join(STEP_COLUMNS)}) VALUES "
+
+def _columns(source: str, path: str, names: Sequence[str], of: Sequence[str]) -> str:
+    """Return SQL that takes columns out of a JSON array with a value for each of ``of``."""
+    return ", ".join(f"json_extract({source}, '{path}[{of.index(n)}]') AS {n}" for n in names)
+
+
+def _assign(names: Sequence[str]) -> str:
+    return ", ".join(f"{name} = new.{name}" for name in names)
+
+
+# A commit is one INSERT into this view, of the epoch and of the rows as JSON. So it is one call
+# into SQLite, and a transaction by itself.
+COMMIT_PARTS = ("epoch", "starts", "issued", "updated", "runs", "parked")
+COMMIT = f"INSERT INTO durable_commit VALUES ({', '.join('?' * len(COMMIT_PARTS))})"
+COMMIT_VIEW = f"""
+CREATE TEMP VIEW durable_commit AS SELECT {", ".join(f"NULL AS {part}" for part in COMMIT_PARTS)}
+"""
+FENCED = "durable: another owner has taken the journal over"
 
 # A final state is written once: a late writer changes nothing.
-UPDATE_STEPS = (
-    f"WITH new (run_id, number, {', '.join(STEP_CHANGES)}) AS (VALUES ",
-    f""")
-    UPDATE durable_step AS old SET {", ".join(f"{c} = new.{c}" for c in STEP_CHANGES)} FROM new
-    WHERE old.run_id = new.run_id AND old.number = new.number
-      AND (old.state IN ('pending', 'running') OR old.state = new.state AND old.position IS NULL)
-    """,
-)
-UPDATE_RUNS = (
-    f"WITH new (run_id, {', '.join(RUN_CHANGES)}) AS (VALUES ",
-    f""")
-    UPDATE durable_run AS old SET {", ".join(f"{c} = new.{c}" for c in RUN_CHANGES)} FROM new
-    WHERE old.run_id = new.run_id AND old.finished_at_ms IS NULL
-    """,
-)
-PARK_RUNS = (
-    "WITH new (run_id, wake_at_ms) AS (VALUES ",
-    """)
-    UPDATE durable_run AS old SET wake_at_ms = new.wake_at_ms, epoch = NULL FROM new
-    WHERE old.run_id = new.run_id
-    """,
-)
+COMMIT_TRIGGER = f"""
+CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEGIN
+    SELECT RAISE(ABORT, '{FENCED}') WHERE NEW.epoch IS NOT (SELECT epoch FROM durable_owner);
+
+    INSERT INTO durable_run ({", ".join(RUN_COLUMNS)}, wake_at_ms, epoch)
+    SELECT {_columns("value", "$[0]", RUN_COLUMNS, RUN_COLUMNS)},
+           json_extract(value, '$[1]'), json_extract(value, '$[2]')
+    FROM json_each(NEW.starts);
+
+    INSERT INTO durable_step (run_id, {", ".join(STEP_COLUMNS)})
+    SELECT json_extract(value, '$[0]'), {_columns("value", "$[1]", STEP_COLUMNS, STEP_COLUMNS)}
+    FROM json_each(NEW.issued);
+
+    UPDATE durable_step SET {_assign(STEP_CHANGES)} FROM (
+        SELECT json_extract(value, '$[0]') AS run_id,
+               {_columns("value", "$[1]", ("number", *STEP_CHANGES), STEP_COLUMNS)}
+        FROM json_each(NEW.updated)
+    ) AS new
+    WHERE durable_step.run_id = new.run_id AND durable_step.number = new.number
+      AND (durable_step.state IN ('pending', 'running')
+           OR durable_step.state = new.state AND durable_step.position IS NULL);
+
+    UPDATE durable_run SET {_assign(RUN_CHANGES)} FROM (
+        SELECT {_columns("value", "$", ("run_id", *RUN_CHANGES), RUN_COLUMNS)}
+        FROM json_each(NEW.runs)
+    ) AS new
+    WHERE durable_run.run_id = new.run_id AND durable_run.finished_at_ms IS NULL;
+
+    UPDATE durable_run SET wake_at_ms = new.wake_at_ms, epoch = NULL FROM (
+        SELECT json_extract(value, '$[0]') AS run_id, json_extract(value, '$[1]') AS wake_at_ms
+        FROM json_each(NEW.parked)
+    ) AS new
+    WHERE durable_run.run_id = new.run_id;
+END
+"""
 
 DUE_SEQS = """
 SELECT json_group_array(seq) FROM (
@@ -115,10 +140,6 @@ WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN ('pending', 'runni
 GROUP BY run_id
 """
 
-_row = msgspec.structs.astuple
-_step_changes = attrgetter(*STEP_CHANGES)
-_run_changes = attrgetter(*RUN_CHANGES)
-
 _run = msgspec.json.Decoder(RunRecord)
 _steps = msgspec.json.Decoder(list[StepRecord])
 _rows = msgspec.json.Decoder(list[msgspec.Raw])
@@ -130,6 +151,16 @@ UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 # --- writing -------------------------------------------------------------------------------------
 
 
+CommitRows: TypeAlias = "tuple[int | str | None, ...]"
+"""What is bound to ``COMMIT``: the epoch, and the rows of each part as JSON."""
+
+
+def prepare_commits(db: sqlite3.Connection) -> None:
+    """Give a connection what ``commit`` needs."""
+    db.execute(COMMIT_VIEW)
+    db.execute(COMMIT_TRIGGER)
+
+
 def check_fence(db: sqlite3.Connection, epoch: int) -> None:
     """Raise ``OwnershipLostError`` unless ``epoch`` is the present owner's."""
     (present,) = db.execute(FENCE).fetchone()
@@ -138,84 +169,74 @@ def check_fence(db: sqlite3.Connection, epoch: int) -> None:
         raise OwnershipLostError(msg)
 
 
-def apply_changes(
-    db: sqlite3.Connection, changes: Sequence[Change], epoch: int
-) -> dict[str, RunRecord]:
-    """Write ``changes``; return the runs that took the ids of those which could not start."""
-    taken = _find_taken(db, changes)
-    new_steps: dict[tuple[str, int], StepRecord] = {}
-    old_steps: dict[tuple[str, int], StepRecord] = {}
+def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
+    """Return the parts of ``COMMIT``: of each row, the last that is to be written."""
+    issued: dict[tuple[str, int], tuple[str, StepRecord]] = {}
+    updated: dict[tuple[str, int], tuple[str, StepRecord]] = {}
     parked: dict[str, int | None] = {}
     starts: dict[str, tuple[RunRecord, int | None, int | None]] = {}
-    run_changes: dict[str, RunRecord] = {}
+    runs: dict[str, RunRecord] = {}
     for change in changes:
         run_id, run = change.run_id, change.run
         if change.is_start:
             assert run is not None
-            if taken[run_id] is not run:
-                continue
+            assert run_id not in starts
             starts[run_id] = (run, None, epoch)
         elif run is not None:
             if run_id in starts:
                 starts[run_id] = (run, *starts[run_id][1:])
             else:
-                run_changes[run_id] = run
+                runs[run_id] = run
         if change.parked is not None:
             if run_id in starts:
                 starts[run_id] = (starts[run_id][0], change.parked.wake_at_ms, None)
             else:
                 parked[run_id] = change.parked.wake_at_ms
         for step in change.issued:
-            new_steps[run_id, step.number] = step
+            issued[run_id, step.number] = (run_id, step)
         for step in change.updated:
-            where = new_steps if (run_id, step.number) in new_steps else old_steps
-            where[run_id, step.number] = step
-    _bulk(db, (INSERT_RUNS, ""), [(*_row(run), *claim) for run, *claim in starts.values()])
-    _bulk(db, (INSERT_STEPS, ""), [(key[0], *_row(step)) for key, step in new_steps.items()])
-    _bulk(db, UPDATE_STEPS, [(*key, *_step_changes(step)) for key, step in old_steps.items()])
-    _bulk(db, UPDATE_RUNS, [(key, *_run_changes(run)) for key, run in run_changes.items()])
-    _bulk(db, PARK_RUNS, list(parked.items()))
-    return {
-        change.run_id: taken[change.run_id]
-        for change in changes
-        if change.is_start and taken[change.run_id] is not change.run
-    }
+            where = issued if issued and (run_id, step.number) in issued else updated
+            where[run_id, step.number] = (run_id, step)
+    return (
+        epoch,
+        _json_rows(starts.values()),
+        _json_rows(issued.values()),
+        _json_rows(updated.values()),
+        _json_rows(runs.values()),
+        _json_rows(parked.items()),
+    )
+
+
+def _json_rows(rows: Collection[object]) -> str | None:
+    return msgspec.json.encode(list(rows)).decode() if rows else None
+
+
+def commit(
+    db: sqlite3.Connection, changes: Sequence[Change], rows: CommitRows, epoch: int
+) -> dict[str, RunRecord]:
+    """Write ``changes``, whose rows are ``rows``.
+
+    Returns:
+        The runs that are there already, of the starts whose id is taken.
+    """
+    try:
+        db.execute(COMMIT, rows)
+    except sqlite3.IntegrityError:
+        # Nothing was written. It is another owner's, or ids are taken; both are rare.
+        check_fence(db, epoch)
+        taken = _find_taken(db, changes)
+        if not taken:
+            raise
+        rest = [change for change in changes if not (change.is_start and change.run_id in taken)]
+        db.execute(COMMIT, rows_of(rest, epoch))
+        return taken
+    return {}
 
 
 def _find_taken(db: sqlite3.Connection, changes: Sequence[Change]) -> dict[str, RunRecord]:
-    """Return who has each id that this batch wants to start: an earlier run, or the first here."""
-    starts = [change for change in changes if change.is_start]
-    if not starts:
-        return {}
-    run_ids = [change.run_id for change in starts]
-    (found,) = db.execute(TAKEN_IDS, (_text(run_ids),)).fetchone()
-    rows = (_decode_run(row) for row in _rows.decode(found))
-    owners: dict[str, RunRecord] = {run.run_id: run for run in rows}
-    for change in starts:
-        assert change.run is not None
-        owners.setdefault(change.run_id, change.run)
-    return owners
-
-
-def _bulk(db: sqlite3.Connection, sql: tuple[str, str], rows: Sequence[Sequence[Any]]) -> None:
-    """Run a statement over all rows, in as few executions as can be."""
-    done = 0
-    for count in ROWS_PER_STATEMENT:
-        while len(rows) - done >= count:
-            chunk = rows[done : done + count]
-            db.execute(_bulk_sql(sql, count, len(chunk[0])), list(chain.from_iterable(chunk)))
-            done += count
-
-
-_bulk_texts: dict[tuple[tuple[str, str], int], str] = {}
-
-
-def _bulk_sql(sql: tuple[str, str], rows: int, width: int) -> str:
-    text = _bulk_texts.get((sql, rows))
-    if text is None:
-        row = f"({', '.join('?' * width)})"
-        text = _bulk_texts[sql, rows] = sql[0] + ", ".join([row] * rows) + sql[1]
-    return text
+    run_ids = [change.run_id for change in changes if change.is_start]
+    (found,) = db.execute(RUNS_BY_ID, (_text(run_ids),)).fetchone()
+    return {run.run_id: run for run in map(_decode_run, _rows.decode(found))}
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -17,14 +17,14 @@ import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, TypeVar, cast, final
 
 import msgspec
 
 from crashes import load
 from crashes.effects import Acked, EffectLog, Seen, Shown
 from durable import Engine, Run, RunConflictError, RunFailed
-from durable.journal import sqlite
+from durable.journal import sqlite, statements
 from durable.runtime.clock import SystemClock
 
 T = TypeVar("T")
@@ -172,25 +172,39 @@ class LateClock:
 
 
 def crash_at(transaction: int, *, after: bool) -> None:
-    """Have this process killed at a transaction: right before its COMMIT, or right after."""
-    transact = sqlite._transact
+    """Have this process killed at a transaction: right before its COMMIT, or right after.
+
+    A commit of changes is one statement, which commits by itself: there it is right before that.
+    """
     numbers = itertools.count()
+    transact, commit = sqlite._transact, statements.commit
 
     def transact_or_die(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
         is_last = next(numbers) == transaction
 
         def work_or_die(db: sqlite3.Connection) -> T:
             result = work(db)
-            if is_last and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
+            die_if(is_last and not after)
             return result
 
         result = transact(db, work_or_die)
-        if is_last:
-            os.kill(os.getpid(), signal.SIGKILL)
+        die_if(is_last)
         return result
 
+    def commit_or_die(*args: object) -> object:
+        is_last = next(numbers) == transaction
+        die_if(is_last and not after)
+        taken = cast("Callable[..., object]", commit)(*args)
+        die_if(is_last)
+        return taken
+
     sqlite._transact = transact_or_die
+    vars(statements)["commit"] = commit_or_die
+
+
+def die_if(is_time: bool) -> None:
+    if is_time:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def live(role: str, life: str, options: Options, directory: Path) -> None:
