@@ -31,7 +31,7 @@ STATM: Final = Path("/proc/self/statm")
 RESIDENT_FIELD: Final = 1
 KIBIBYTE: Final = 1024
 # How many runs fill the caches that are there only once, SQLite's page cache above all.
-WARM_UP_RUNS: Final = 2_000
+WARM_UP_RUNS: Final = 5_000
 PARKED_S_MAX: Final = 60
 POLL_S: Final = 0.01
 

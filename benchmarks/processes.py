@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -60,7 +61,9 @@ async def _python(
 ) -> AsyncGenerator[tuple[Process, ByteReceiveStream]]:
     """Start an interpreter that does not outlive the block, whatever ends that."""
     command = [sys.executable, *arguments]
-    async with await anyio.open_process(command, stderr=None, cwd=ROOT) as process:
+    # An installed package has its bytecode: a process that may not cache it would compile it anew.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    async with await anyio.open_process(command, stderr=None, cwd=ROOT, env=environment) as process:
         assert process.stdout is not None
         try:
             with anyio.fail_after(CHILD_S_MAX):

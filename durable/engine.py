@@ -13,6 +13,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
@@ -43,6 +44,7 @@ from durable.definitions import Workflow
 from durable.issue import Defaults
 from durable.journal.base import RunQuery, StepQuery
 from durable.journal.url import parse_url
+from durable.journal.whole import to_its_end
 from durable.run import Run
 from durable.runtime.clock import SystemClock
 from durable.runtime.instrumentation import EngineLog
@@ -63,6 +65,8 @@ DEFAULT_URL = "sqlite:///durable.db"
 _open_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Engine]] = (
     weakref.WeakKeyDictionary()
 )
+_own_engine: ContextVar[Engine | None] = ContextVar("durable_engine", default=None)
+"""The engine that runs the calling action."""
 
 
 @final
@@ -132,10 +136,14 @@ class Engine:
 
     @classmethod
     def current(cls) -> Engine:
-        """Return the engine that was opened last on the running event loop, and is still open.
+        """Return the engine that runs the calling action; elsewhere, the one that was opened last
+        on the running event loop, and is still open.
+
+        A sync action, which runs in a thread, gets its engine too. All calls but ``get`` have to
+        run on the engine's event loop all the same: ``anyio.from_thread.run(engine.start, call)``.
 
         Raises:
-            NoEngineError: None is.
+            NoEngineError: There is none; in a thread that is not an action's, there never is.
         """
         engine = cls.find_current()
         if engine is None:
@@ -146,13 +154,17 @@ class Engine:
     @classmethod
     def find_current(cls, what: str = "Engine.current()") -> Engine | None:
         """Return what ``current`` does, or ``None``; ``what`` is the call that asks."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return None
         _refuse_in_body(what)
-        engines = _open_engines.get(loop)
+        loop = _running_loop()
+        own = _own_engine.get()
+        if own is not None and own._is_open_on(loop):  # noqa: SLF001  it is of this class
+            return own
+        engines = None if loop is None else _open_engines.get(loop)
         return engines[-1] if engines else None
+
+    def _is_open_on(self, loop: asyncio.AbstractEventLoop | None) -> bool:
+        """Whether it is open, and works on that event loop; without one, it is a thread's."""
+        return self._runner is not None and loop in (None, self._loop)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -175,7 +187,7 @@ class Engine:
 
         self._journal = journal = SqliteJournal(self._path)
         try:
-            await _to_its_end(journal.open())
+            await to_its_end(journal.open())
             runner = Runner(
                 journal,
                 self._catalog,
@@ -188,13 +200,13 @@ class Engine:
             ready, self._stop = asyncio.Event(), asyncio.Event()
             # A task of its own: no cancel scope of the engine is ever around the user's code.
             self._serving = asyncio.create_task(
-                runner.serve(ready, self._stop, self._drain_timeout_s), name="durable.engine"
+                self._serve(runner, ready, self._stop), name="durable.engine"
             )
             self._runner = runner
             self._stop_listening = registry.listen(self._on_registered)
             await ready.wait()
         except BaseException:
-            await _to_its_end(self._close())
+            await to_its_end(self._close())
             raise
         _open_engines.setdefault(self._loop, []).append(self)
         return self
@@ -208,7 +220,12 @@ class Engine:
         """Start no more steps, wait for those that run, and close the journal."""
         assert self._loop is not None
         _open_engines[self._loop].remove(self)
-        await _to_its_end(self._close())
+        await to_its_end(self._close())
+
+    async def _serve(self, runner: Runner, ready: asyncio.Event, stop: asyncio.Event) -> None:
+        # The context of this task is that of all attempts, and of their threads.
+        _own_engine.set(self)
+        await runner.serve(ready, stop, self._drain_timeout_s)
 
     async def _close(self) -> None:
         journal, serving, stop = self._journal, self._serving, self._stop
@@ -236,10 +253,16 @@ class Engine:
         if self._runner is None or self._journal is None:
             msg = f"{what} needs an open engine: use it inside `async with Engine(...)`"
             raise EngineClosedError(msg)
-        if asyncio.get_running_loop() is not self._loop:
-            msg = f"{what}: this engine was opened on another event loop; use it on that one"
-            raise RuntimeError(msg)
+        self._check_loop(what)
         return self._runner, self._journal
+
+    def _check_loop(self, what: str) -> None:
+        if _running_loop() is not self._loop:
+            msg = (
+                f"{what}: this engine was opened on another event loop; use it on that one, from a "
+                "sync action by `anyio.from_thread.run`"
+            )
+            raise RuntimeError(msg)
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -330,11 +353,14 @@ class Engine:
                 async with asyncio.timeout(timeout_s):
                     record = await runner.wait_until_final(run_id)
             except TimeoutError:
-                msg = (
-                    f"run {run_id!r} did not end within {timeout_s:g} s. It is left alone; its "
-                    "status says where it stands"
-                )
-                raise TimeoutError(msg) from None
+                # The time bounds the waiting alone: without any, nobody would have looked yet.
+                is_over, record = await runner.look_for_end(run_id)
+                if not is_over:
+                    msg = (
+                        f"run {run_id!r} did not end within {timeout_s:g} s. It is left alone; its "
+                        "status says where it stands"
+                    )
+                    raise TimeoutError(msg) from None
         if record is None:
             raise _not_found(run_id)
         return outcome_of(record)
@@ -473,9 +499,11 @@ class Engine:
             ValueError: It is negative.
         """
         _refuse_in_body("engine.set_max_parallelism()")
-        self._max_parallelism = check_count(count, "max_parallelism")
+        count = check_count(count, "max_parallelism")
         if self._runner is not None:
+            self._check_loop("engine.set_max_parallelism()")
             self._runner.pool.set_max_parallelism(count)
+        self._max_parallelism = count
 
     def statistics(self) -> EngineStatistics:
         """Return what the engine is doing at this moment."""
@@ -492,28 +520,12 @@ def _nothing() -> None:
     pass
 
 
-async def _to_its_end(work: Any) -> Any:  # noqa: ANN401  a coroutine
-    """Await ``work`` whole: a caller's cancellation is passed on after it has ended."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            if task.cancelled():
-                break
-            cancelled = exc
-        except BaseException:  # noqa: BLE001  its attributes may be properties that raise anything
-            break
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()
-        raise cancelled
-    return task.result()
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    return asyncio._get_running_loop()  # noqa: SLF001  the fastest way to know whose code it is
 
 
 def _refuse_in_body(what: str) -> None:
-    loop = asyncio._get_running_loop()  # noqa: SLF001  the fastest way to know whose code it is
+    loop = _running_loop()
     if type(loop) is WorkflowLoop:
         loop.refuse(what, "call it in an action")
 

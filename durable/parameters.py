@@ -66,6 +66,7 @@ class Parameters:
         self._locals: Mapping[str, Any] = {}
         if frame is not None and frame.f_locals is not frame.f_globals:
             self._locals = dict(frame.f_locals)
+        self._own_types: dict[str, type | None] = {}
         self._args: Shape[Any] | None = None
         self._result: Shape[Any] | None = None
         try:
@@ -118,10 +119,12 @@ class Parameters:
             PayloadTooLarge: They are larger than ``payload_max`` bytes.
         """
         shape = self._resolved()[0]
+        own_types = self._own_types
         try:
-            shape.check(arguments)
-            text = encode_canonical(arguments)
-            shape.decode(text)
+            if all(type(value) is own_types[name] for name, value in arguments.items()):
+                text = encode_canonical(arguments)
+            else:
+                text, _ = shape.round_trip(arguments, canonical=True)
         except (EncodeError, DecodeError) as exc:
             msg = f"{self._what}: {exc}"
             raise ArgumentError(msg) from exc
@@ -146,7 +149,7 @@ class Parameters:
         Raises:
             DecodeError: They do not fit the annotations.
         """
-        values = self._resolved()[0].decode(text)
+        values = (self._args or self._resolved()[0]).decode(text)
         if self._plain_names is not None:
             in_order = msgspec.structs.astuple(values)
             if UNSET not in in_order:
@@ -163,7 +166,7 @@ class Parameters:
             ReturnTypeError: It does not fit, or has no JSON form.
             PayloadTooLarge: It is larger than ``payload_max`` bytes.
         """
-        shape = self._resolved()[1]
+        shape = self._result or self._resolved()[1]
         try:
             text, value = shape.round_trip(result)
         except (EncodeError, DecodeError) as exc:
@@ -212,6 +215,7 @@ class Parameters:
         fields = [(p.name, self._field_type(p, hints), UNSET) for p in self._parameters]
         struct = msgspec.defstruct("Arguments", fields, forbid_unknown_fields=True)
         self._args = Shape(struct)
+        self._own_types = {name: Shape(hint).own_type for name, hint, _ in fields}
         self._result = self._shape(hints.get("return", Any), "the result")
         self._locals = {}
 

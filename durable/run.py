@@ -37,7 +37,7 @@ class Run(Generic[T]):
         """Wait for the run's end and return its value.
 
         Args:
-            timeout: In seconds; by default for ever.
+            timeout: In seconds; by default for ever. 0 looks once, and does not wait.
 
         Raises:
             RunFailed: It failed; ``error`` says how, ``__cause__`` is the exception.

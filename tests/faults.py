@@ -16,6 +16,7 @@ from clock import ManualClock
 
 from durable import Engine, JournalUnavailableError, StepState
 from durable.journal.sqlite import SqliteJournal
+from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
@@ -126,7 +127,8 @@ class FaultyJournal:
 
     async def reopen(self) -> None:
         if not self.disk.is_there():
-            await self.inner._disconnect()  # As a reopening does that then fails.
+            # As a reopening does that then fails.
+            await to_its_end(self.inner._disconnect())
             msg = "the disk is not there"
             raise JournalUnavailableError(msg)
         await self.inner.reopen()

@@ -177,12 +177,12 @@ async def test_a_start_with_such_a_value_writes_nothing(kind: str, path: Path) -
 async def test_odd_text_comes_back_as_it_was(value: object, path: Path) -> None:
     @durable.workflow(name="odd text")
     async def odd_text(step: Step, value: object) -> list[object]:
-        return [value, await echo(value), await step.run(echo(value), name="a\0b\n")]
+        return [value, await echo(value), await step.run(echo(value), name="a\tb\n")]
 
     async with surviving(path) as engine:
         run = await engine.start(odd_text(value))
         assert await run.result(timeout=5) == [value] * 3
-        assert [step.name async for step in run.steps()] == [echo.name, "a\0b\n"]
+        assert [step.name async for step in run.steps()] == [echo.name, "a\tb\n"]
 
 
 # --- exceptions ----------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ async def test_a_run_with_a_damaged_step_is_stuck_and_the_others_go_on(
     damage: str, message: str, path: Path
 ) -> None:
     async with Engine(path) as engine:
-        await engine.start(resting(), id="r")
+        await engine.start(resting([86_400]), id="r")
         await _until_asleep(engine)
     statement = f"UPDATE durable_step SET {damage} WHERE number = 0"  # noqa: S608
     await anyio.to_thread.run_sync(in_file, path, statement, "UPDATE durable_run SET wake_at_ms=0")
@@ -226,11 +226,43 @@ async def test_a_run_with_a_damaged_step_is_stuck_and_the_others_go_on(
         assert await engine.run(echoing("new")) == "new"
 
 
+async def test_a_run_with_steps_that_was_never_started_is_stuck_and_the_others_go_on(
+    path: Path,
+) -> None:
+    """Taken for a new one, it would issue its first step again, and fail every commit."""
+    async with Engine(path) as engine:
+        await engine.start(resting([86_400]), id="r")
+        await _until_asleep(engine)
+    statement = "UPDATE durable_run SET started_at_ms = NULL, wake_at_ms = 0"
+    await anyio.to_thread.run_sync(in_file, path, statement)
+    async with Engine(path) as engine:
+        error = await _until_stuck(engine)
+        assert re.search("damaged row .* run 'r': it has steps, but no time", error.message)
+        assert await engine.run(echoing("new")) == "new"
+
+
+@pytest.mark.parametrize("naps", [[86_400], [86_400, 20], [20, 86_400]])
+async def test_a_run_with_a_timer_without_a_due_time_is_stuck_and_the_others_go_on(
+    naps: list[float], path: Path
+) -> None:
+    async with Engine(path) as engine:
+        await engine.start(resting(naps), id="r")
+        await _until_asleep(engine)
+    damage = "UPDATE durable_step SET due_at_ms = NULL WHERE kind = 'sleep' AND number = 1"
+    await anyio.to_thread.run_sync(in_file, path, damage, "UPDATE durable_run SET wake_at_ms=0")
+    async with Engine(path) as engine:
+        error = await _until_stuck(engine)
+        expected = r"step 1 'sleep' .* is damaged: it has no due time\. Restore .* from a backup"
+        assert re.search(expected, error.message)
+        assert await engine.run(echoing("new")) == "new"
+        assert (await engine.status("r")).state is RunState.STUCK
+
+
 async def test_damage_that_nobody_thought_of_is_told_too(path: Path) -> None:
     async with Engine(path) as engine:
-        await engine.start(resting(), id="r")
+        await engine.start(resting([86_400]), id="r")
         await _until_asleep(engine)
-    damage = "UPDATE durable_step SET due_at_ms = NULL WHERE kind = 'sleep'"
+    damage = "UPDATE durable_step SET state = 'failed', position = 1 WHERE kind = 'sleep'"
     await anyio.to_thread.run_sync(in_file, path, damage, "UPDATE durable_run SET wake_at_ms=0")
     async with Engine(path) as engine:
         error = await _until_stuck(engine)
@@ -240,7 +272,7 @@ async def test_damage_that_nobody_thought_of_is_told_too(path: Path) -> None:
 
 async def _until_asleep(engine: Engine) -> None:
     async with asyncio.timeout(5):
-        while [step.kind for step in (await engine.status("r")).running] != ["sleep"]:
+        while {step.kind for step in (await engine.status("r")).running} != {"sleep"}:
             pass
 
 
@@ -253,9 +285,9 @@ async def _until_stuck(engine: Engine) -> ErrorInfo:
 
 
 @durable.workflow
-async def resting(step: Step) -> None:
+async def resting(step: Step, naps: list[float]) -> None:
     await echo("kept")
-    await step.sleep(86_400)
+    await asyncio.gather(*(step.sleep(nap) for nap in naps))
 
 
 async def test_a_journal_that_opens_and_fails_again_is_left_alone_longer_and_longer(

@@ -16,6 +16,7 @@ from faults import at_cycle, leaving_nothing
 
 import durable
 from durable import Engine, RunState, Step
+from durable.journal.sqlite import SqliteJournal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -239,6 +240,11 @@ async def result_of_an_ended_run(engine: Engine, run_id: str) -> Call:
     return engine.get(run_id).result
 
 
+async def result_without_waiting(engine: Engine, run_id: str) -> Call:
+    await engine.run(adding(1), id=run_id)
+    return lambda: engine.get(run_id).result(timeout=0)
+
+
 async def status(engine: Engine, run_id: str) -> Call:
     return (await engine.start(adding(1), id=run_id)).status
 
@@ -280,6 +286,7 @@ CALLS: list[Prepare] = [
     sync_action_outside,
     result,
     result_of_an_ended_run,
+    result_without_waiting,
     status,
     list_runs,
     list_steps,
@@ -367,6 +374,28 @@ async def test_an_engine_cancelled_while_it_closes_is_closed_all_the_same(
         async with Engine(file(run_id)) as engine:
             assert await engine.get("hanging").result() == 1
             await check_usable(engine, run_id)
+
+    async with leaving_nothing():
+        await sweep(way, prepare, check)
+
+
+@pytest.mark.slow
+@each_way
+async def test_a_journal_cancelled_while_it_is_opened_again_can_be_closed(
+    path: Path, way: Way
+) -> None:
+    """By an engine that closes, or by ``asyncio.run``, which cancels all tasks in the end."""
+    journals: list[SqliteJournal] = []
+
+    async def prepare(_: str) -> Call:
+        journal = SqliteJournal(path)
+        journals.append(journal)
+        await journal.open()
+        return journal.reopen
+
+    async def check(run_id: str) -> None:
+        await journals.pop().close()
+        await check_can_be_opened(path, run_id)
 
     async with leaving_nothing():
         await sweep(way, prepare, check)

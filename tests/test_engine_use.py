@@ -1,10 +1,13 @@
 """Which engine is current, what bodies may not do with one, and how much it does at once."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio.from_thread
 import pytest
 
 import durable
@@ -92,6 +95,13 @@ async def test_another_loops_engine_is_not_current(path: Path) -> None:
     async with Engine(path):
         with pytest.raises(NoEngineError):
             await asyncio.to_thread(asyncio.run, _current())
+
+
+async def test_a_thread_that_is_no_action_s_has_no_engine(path: Path) -> None:
+    async with Engine(path) as engine:
+        with pytest.raises(NoEngineError):
+            await asyncio.to_thread(Engine.current)
+        assert await engine.run(echoing("a")) == "a"
         with pytest.raises(NoEngineError):
             await asyncio.to_thread(Engine.current)
 
@@ -102,15 +112,129 @@ async def start_another(text: str) -> str:
     return await run.result(timeout=5)
 
 
+@durable.action
+def start_another_from_a_thread(text: str) -> str:
+    run = anyio.from_thread.run(
+        partial(Engine.current().start, echoing(text), id="started by an action")
+    )
+    return anyio.from_thread.run(run.result, 5)
+
+
+@durable.action
+def use_in_a_thread() -> list[str]:
+    engine = Engine.current()
+    told: list[str] = []
+    for use in (engine.statistics, partial(engine.set_max_parallelism, 1)):
+        with pytest.raises(RuntimeError, match=r"another event loop.*by `anyio\.from_thread"):
+            use()
+        told.append(type(anyio.from_thread.run_sync(use)).__name__)
+    return told
+
+
 @durable.workflow
-async def starting_another(_step: Step) -> str:
-    return await start_another("a")
+async def using_in_a_thread(_step: Step) -> list[str]:
+    return await use_in_a_thread()
 
 
-async def test_an_action_may_use_the_engine(path: Path) -> None:
+async def test_a_thread_has_to_call_the_engine_on_its_event_loop(path: Path) -> None:
     async with Engine(path) as engine:
-        assert await engine.run(starting_another()) == "a"
+        assert await engine.run(using_in_a_thread()) == ["EngineStatistics", "NoneType"]
+        assert engine._max_parallelism == 1
+
+
+@durable.workflow
+async def starting_another(_step: Step, *, by_thread: bool) -> str:
+    return await (start_another_from_a_thread("a") if by_thread else start_another("a"))
+
+
+@pytest.mark.both_loops
+@pytest.mark.parametrize("by_thread", [False, True])
+async def test_an_action_may_use_the_engine(by_thread: bool, path: Path) -> None:
+    async with Engine(path) as engine:
+        assert await engine.run(starting_another(by_thread=by_thread)) == "a"
         assert (await engine.status("started by an action")).state == "completed"
+
+
+found: dict[str, Engine | None] = {}
+"""The engine that was current at each place of the actions below."""
+
+
+def look(place: str) -> None:
+    found[place] = Engine.find_current()
+
+
+@durable.action
+async def look_async() -> None:
+    look("async action")
+    await asyncio.create_task(_look("its task"))
+    await asyncio.to_thread(look, "its thread")
+
+
+@durable.action
+def look_sync() -> None:
+    look("sync action")
+    anyio.from_thread.run(_look, "its call into the event loop")
+    asyncio.run(_look("its own event loop"))
+
+
+async def _look(place: str) -> None:
+    look(place)
+
+
+@durable.workflow
+async def looking(_step: Step) -> None:
+    await look_async()
+    await look_sync()
+
+
+async def test_an_action_s_engine_is_the_one_that_runs_it(tmp_path: Path) -> None:
+    """Also while another engine, opened later, is current for everybody else."""
+    found.clear()
+    async with Engine(tmp_path / "1.db") as first, Engine(tmp_path / "2.db") as second:
+        await first.run(looking())
+        assert Engine.current() is second
+    assert found == {
+        "async action": first,
+        "its task": first,
+        "its thread": first,
+        "sync action": first,
+        "its call into the event loop": first,
+        "its own event loop": None,
+    }
+
+
+may_look = threading.Event()
+has_begun = threading.Event()
+
+
+@durable.action
+def look_late() -> None:
+    has_begun.set()
+    may_look.wait(5)
+    look("late")
+    has_begun.clear()
+
+
+@durable.workflow
+async def looking_late(_step: Step) -> None:
+    await look_late()
+
+
+async def test_a_thread_that_outlives_its_engine_has_none(path: Path) -> None:
+    found.clear()
+    may_look.clear()
+    async with Engine(path, drain_timeout=0) as engine:
+        await engine.start(looking_late())
+        await _until(has_begun.is_set)
+    may_look.set()
+    await _until(lambda: not has_begun.is_set())
+    assert found == {"late": None}
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  a thread's event
+            await asyncio.sleep(0)
 
 
 # --- from a body ---------------------------------------------------------------------------------

@@ -245,6 +245,7 @@ async def test_a_reopening_that_is_cancelled_leaves_no_connection_behind(path: P
         with anyio.CancelScope() as scope:
             scope.cancel()
             await journal.reopen()
+            await anyio.lowlevel.checkpoint()
         assert scope.cancelled_caught
         connections |= threads() - before
     assert len(connections) >= 2

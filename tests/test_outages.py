@@ -216,6 +216,8 @@ async def test_during_an_outage_starts_fail_at_once(
             for run_id in ("other", None):
                 with pytest.raises(JournalUnavailableError):
                     await engine.start(program.everything(2), id=run_id)
+            with pytest.raises(TimeoutError, match="did not end within 0 s"):
+                await run.result(timeout=0)
         assert disk.calls["commit"] == commits, "they waited for a commit"
         program.world.may_go_on.set()
         await until(lambda: engine.statistics().running_actions == 0)
@@ -281,19 +283,52 @@ async def test_an_engine_closes_in_the_middle_of_an_outage(
             assert await engine.get("it").result() == 2
 
 
-async def test_a_running_action_that_ends_while_closing_is_recorded_after_the_outage(
-    path: Path, disk: Disk
+@pytest.mark.parametrize("begins_while_closing", [False, True])
+async def test_closing_does_not_wait_for_a_journal_that_is_to_get_nothing(
+    path: Path, disk: Disk, *, begins_while_closing: bool
+) -> None:
+    engine = await Engine(path, drain_timeout=3600).__aenter__()
+    disk.broken = Fault.LOST
+    if begins_while_closing:
+        disk.answers.clear()
+    start = asyncio.create_task(engine.start(program.everything(1)))
+    await until(lambda: disk.calls["commit" if begins_while_closing else "reopen"])
+    closing = asyncio.create_task(engine.__aexit__(None, None, None))
+    await until(lambda: engine._runner is None or engine._runner._is_closing)
+    disk.answers.set()
+    try:
+        await until(closing.done)
+    finally:
+        disk.broken = None  # Else it would wait for an hour.
+        await closing
+    with pytest.raises(JournalUnavailableError):
+        await start
+
+
+@pytest.mark.parametrize("ends_while_closing", [False, True])
+async def test_the_outcome_of_an_action_is_recorded_after_the_outage(
+    path: Path, disk: Disk, *, ends_while_closing: bool
 ) -> None:
     """Draining waits for the disk too, as long as it waits at all."""
+
+    async def end_the_action() -> None:
+        program.world.may_go_on.set()
+        await until(lambda: engine.statistics().running_actions == 0)
+
     async with Engine(path) as engine:
         await engine.start(program.wait_at_the_gate(1), id="it")
         await until(lambda: program.world.begun)
         disk.broken = Fault.LOST
         with pytest.raises(JournalUnavailableError):
             await engine.start(program.everything(2))
+        if not ends_while_closing:
+            await end_the_action()
         closing = asyncio.create_task(engine.__aexit__(None, None, None))
-        program.world.may_go_on.set()
-        await until(lambda: engine.statistics().running_actions == 0)
+        if ends_while_closing:
+            await end_the_action()
+        reopenings = disk.calls["reopen"]
+        await until(lambda: closing.done() or disk.calls["reopen"] > reopenings + 2)
+        assert not closing.done()
         disk.broken = None
         await closing
         await engine.__aenter__()

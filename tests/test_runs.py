@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from clock import START_MS, ManualClock
+from faults import until
 
 import durable
 from durable import (
@@ -296,6 +297,42 @@ async def test_a_result_that_is_late_leaves_the_run_alone(path: Path) -> None:
         clock.advance(60)
         assert await asyncio.gather(*waiters) == ["woken"] * 5
         assert await run.result(timeout=5) == "woken"
+
+
+@pytest.mark.parametrize("given", [0, timedelta(0), -1, 1e-9])
+async def test_a_result_that_is_there_needs_no_time(given: float | timedelta, path: Path) -> None:
+    """Who polls looks once, and does not have to guess how long looking takes."""
+    clock = ManualClock()
+    for _ in range(2):
+        engine = Engine(path)
+        clock.install(engine)
+        async with engine:
+            assert await engine.run(ordering("a"), id="ended") == 4
+            assert await engine.get("ended").result(timeout=given) == 4
+            sleeping = await engine.start(waiting(), id="sleeping")
+            with pytest.raises(TimeoutError, match="run 'sleeping' did not end within"):
+                await sleeping.result(timeout=given)
+            with pytest.raises(RunNotFoundError):
+                await engine.get("gone").result(timeout=given)
+
+
+async def test_a_result_is_there_once_its_status_says_so(path: Path) -> None:
+    """A reader may see a commit before the engine hears of it."""
+    async with Engine(path) as engine:
+        for _ in range(20):
+            run = await engine.start(ordering("a"))
+            while (await run.status()).state is not RunState.COMPLETED:
+                pass
+            assert await run.result(timeout=0) == 4
+
+
+async def test_a_start_under_way_has_not_ended(path: Path) -> None:
+    async with Engine(path) as engine:
+        start = asyncio.create_task(engine.start(ordering("a"), id="r"))
+        await until(lambda: engine._runner and engine._runner._starting)
+        with pytest.raises(TimeoutError):
+            await engine.get("r").result(timeout=0)
+        assert await (await start).result() == 4
 
 
 @pytest.mark.parametrize(("given", "error"), [("5", TypeError), (float("nan"), ValueError)])

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, cast, final
 
 import msgspec
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 T = TypeVar("T")
+
+OWN_TYPES = (bool, int, str)
+"""Types whose values are what their JSON decodes to."""
 
 MESSAGE_CHARS_MAX = 65_536
 """The longest exception text that is stored."""
@@ -175,9 +178,14 @@ def decode_plain(text: str) -> Any:  # noqa: ANN401  JSON of any shape
 
 @final
 class Shape(Generic[T]):
-    """An annotation, ready to check, encode and decode values."""
+    """An annotation, ready to check, encode and decode values.
 
-    __slots__ = ("_decoder", "_is_any", "annotation")
+    Attributes:
+        own_type: The annotation, if its values decode to themselves, so that one of just this type
+            needs no check; else ``None``.
+    """
+
+    __slots__ = ("_decoder", "_is_any", "annotation", "own_type")
 
     def __init__(self, annotation: Any) -> None:  # noqa: ANN401  any type form
         """Prepare ``annotation``.
@@ -195,6 +203,7 @@ class Shape(Generic[T]):
             )
             raise TypeError(msg)
         self.annotation = annotation
+        self.own_type: type | None = next((t for t in OWN_TYPES if t is annotation), None)
         self._is_any = annotation is Any or annotation is object
         shape: Any = Any if self._is_any else annotation
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(
@@ -232,6 +241,8 @@ class Shape(Generic[T]):
             EncodeError: It has no faithful JSON form.
             DecodeError: It does not fit the annotation.
         """
+        if type(value) is self.own_type:
+            return _encode(value, canonical=canonical), cast("T", value)
         self.check(value)
         text = _encode(value, canonical=canonical)
         return text, self.decode(text)

@@ -97,6 +97,8 @@ class Command:
 class CommandFuture(WorkflowFuture[Any]):
     """What the body awaits. Cancelling it withdraws the command, at that moment."""
 
+    __slots__ = ("_command", "_withdraw")
+
     def __init__(
         self, loop: WorkflowLoop, withdraw: Callable[[Command], None], command: Command
     ) -> None:

@@ -244,7 +244,7 @@ class Execution:
             else:
                 self._now_ms = record.finished_at_ms or self._now_ms
                 command = self._open.pop(record.number)
-                self.loop.pump(lambda: self._settle(command, record, value))
+                self.loop.pump(self._settle, command, record, value)
             self._advance_end()
         except TurnTooLongError:
             msg = (
@@ -297,7 +297,8 @@ class Execution:
 
     def _close_turn(self) -> Turn:
         issued = [command for command in self._issued if not command.is_withdrawn]
-        self._check_refusal()
+        if self._refusal is not None:
+            self._check_refusal()
         if self._phase is not _Phase.DONE:
             if issued or self._open:
                 for command in issued:
@@ -323,8 +324,6 @@ class Execution:
     def _check_refusal(self) -> None:
         """A refusal that did not end the body was swallowed: what the body did is unknown."""
         refusal, self._refusal = self._refusal, None
-        if refusal is None:
-            return
         if not (self._phase is _Phase.DONE and isinstance(self._outcome, Raised)):
             raise Stuck(str(refusal))
 
@@ -350,7 +349,7 @@ class Execution:
             self._phase = _Phase.GENERATORS
             generators = self.loop.open_generators()
             if generators:
-                self.loop.pump(lambda: self._close_generators(generators))
+                self.loop.pump(self._close_generators, generators)
         if self._phase is _Phase.GENERATORS and not self.loop.unfinished_tasks():
             self._phase = _Phase.DONE
 
@@ -408,6 +407,12 @@ class Execution:
                 msg = (
                     f"the journal says that the body withdrew {_describe(command.record)}, for "
                     "which the code now waits."
+                )
+                raise Stuck(msg)
+            if command.kind is StepKind.SLEEP and command.due_ms is None:
+                msg = (
+                    f"the recorded timer {_describe(command.record)} is damaged: it has no due "
+                    "time. Restore the journal from a backup."
                 )
                 raise Stuck(msg)
         self._withdrawn_in_replay.clear()

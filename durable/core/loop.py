@@ -164,11 +164,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         finally:
             self._pumping = False
 
-    def pump(self, first: Callable[[], object] | None = None) -> None:
+    def pump(self, first: Callable[..., object] | None = None, *args: object) -> None:
         """Run what is ready, and what that makes ready, until nothing is.
 
         Args:
             first: What to do before, as a part of it: hand over a completion, cancel tasks.
+            args: What ``first`` is called with.
 
         Raises:
             TurnTooLongError: The bound on callbacks was reached.
@@ -182,7 +183,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._pumping = True
         try:
             if first is not None:
-                first()
+                first(*args)
             self._run_ready()
         finally:
             self._pumping = False

@@ -24,6 +24,8 @@ T = TypeVar("T")
 class WorkflowFuture(asyncio.Future[T]):
     """A future of a body's loop."""
 
+    __slots__ = ("number",)
+
     def __init__(self, loop: WorkflowLoop) -> None:
         self.number = loop.next_number()
         super().__init__(loop=loop)
@@ -41,6 +43,8 @@ class WorkflowTask(asyncio.Task[T]):
         commands_count: How many commands it has issued.
         children_count: How many tasks it has created.
     """
+
+    __slots__ = ("children_count", "commands_count", "number", "path")
 
     def __init__(
         self,

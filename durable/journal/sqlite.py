@@ -31,6 +31,7 @@ from durable.core.errors import (
 )
 from durable.journal import statements
 from durable.journal.ownership import OwnershipLock
+from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,6 +92,11 @@ class SqliteJournal:
             raise
 
     async def reopen(self) -> None:
+        # Whole: a connection that is cut off while it is opened or closed is lost, and keeps its
+        # thread, and so the interpreter, alive. The engine cancels a reopening when it is closed.
+        await to_its_end(self._reopen())
+
+    async def _reopen(self) -> None:
         if self._path is None:
             # A journal in memory is its connection.
             assert self._writer is not None
@@ -129,9 +135,7 @@ class SqliteJournal:
             cached_statements=STATEMENTS_CACHED,
         )
         try:
-            # Whole: aiosqlite would lose a connection that is cut off while it is opened.
-            with anyio.CancelScope(shield=True):
-                await connection
+            await connection
         except sqlite3.Error as exc:
             raise self._translate(exc) from exc
         return connection
@@ -139,13 +143,10 @@ class SqliteJournal:
     async def _disconnect(self) -> None:
         connections = {self._reader, self._writer} - {None}
         self._reader = self._writer = None
-        # An unclosed connection keeps its thread, and so the interpreter, alive. The engine cancels
-        # a reopening when it is closed.
-        with anyio.CancelScope(shield=True):
-            for connection in connections:
-                assert connection is not None
-                with contextlib.suppress(sqlite3.Error):
-                    await connection.close()
+        for connection in connections:
+            assert connection is not None
+            with contextlib.suppress(sqlite3.Error):
+                await connection.close()
 
     def _become_owner(self, db: sqlite3.Connection) -> None:
         if not _is_journal(db, self._name):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from durable.core.errors import JournalCorruptError
-from durable.core.records import RunRecord, StepRecord
+from durable.core.records import RunRecord, RunState, StepRecord
 from durable.journal.base import Change, Claim, OwnershipLostError, RunQuery, StepQuery
 
 if TYPE_CHECKING:
@@ -255,12 +255,12 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
             runs.append(_decode_run(row))
         except JournalCorruptError as exc:
             errors.append((None, exc))
-    begun = [run.run_id for run in runs if run.started_at_ms is not None]
+    begun = [run.run_id for run in runs if run.state is not RunState.PENDING]
     steps = dict(db.execute(STEPS_OF_RUNS, (_text(begun),)).fetchall() if begun else ())
     claimed: list[tuple[RunRecord, list[StepRecord]]] = []
     for run in runs:
         try:
-            claimed.append((run, _decode_steps(run.run_id, steps.get(run.run_id, b"[]"))))
+            claimed.append((run, _decode_history(run, steps.get(run.run_id, b"[]"))))
         except JournalCorruptError as exc:
             errors.append((run, exc))
     return Claim(claimed, next_wake_at_ms, errors)
@@ -333,6 +333,17 @@ def _keyset(
 
 def _text(values: Sequence[str]) -> str:
     return msgspec.json.encode(values).decode()
+
+
+def _decode_history(run: RunRecord, data: bytes) -> list[StepRecord]:
+    steps = _decode_steps(run.run_id, data)
+    if steps and run.started_at_ms is None:
+        msg = (
+            f"damaged row in the journal, run {run.run_id!r}: it has steps, but no time at which "
+            "it was started. Restore the file from a backup."
+        )
+        raise JournalCorruptError(msg)
+    return steps
 
 
 def _decode_steps(run_id: str, data: bytes) -> list[StepRecord]:

@@ -10,11 +10,10 @@ Rules:
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from msgspec.structs import replace
 
@@ -23,35 +22,16 @@ from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
 from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import Execution
 from durable.core.failures import encode_exception
-from durable.core.records import (
-    RunRecord,
-    RunState,
-    StepKind,
-    StepRecord,
-    StepState,
-    advance_run,
-)
-from durable.core.transitions import (
-    back_off,
-    begin_attempt,
-    complete,
-    fail,
-    interrupt,
-    interruption_error,
-    withdraw,
-)
+from durable.core.records import RunRecord, RunState, StepRecord, StepState, advance_run
 from durable.journal.base import Change, Parked
-from durable.runtime.attempt import Attempt
-from durable.runtime.workpool import Failed, Job, JobState, Succeeded
+from durable.runtime.open_steps import OpenSteps, StepsHost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
-    from durable.core.commands import Command
-    from durable.runtime.clock import Alarm, Alarms, Clock
     from durable.runtime.instrumentation import EngineLog
-    from durable.runtime.settings import Settings
-    from durable.runtime.workpool import ActionWork, Workpool
+    from durable.runtime.open_steps import Effects
+    from durable.runtime.workpool import Job
     from durable.runtime.writer import Writer
 
 
@@ -75,14 +55,10 @@ class WorkflowSpec(Protocol):
         ...
 
 
-class LiveHost(Protocol):
+class LiveHost(StepsHost, Protocol):
     """What a live run needs from the runner."""
 
-    clock: Clock
-    alarms: Alarms
-    pool: Workpool
     writer: Writer
-    settings: Settings
     log: EngineLog
 
     def schedule(self, live: LiveRun) -> None:
@@ -113,9 +89,6 @@ class Phase(Enum):
     STUCK = auto()
     GONE = auto()
 
-
-Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
-"""What is to be called once a change is committed: functions, each with its argument."""
 
 PARKED_FOR_EVER = Parked(None)
 
@@ -155,12 +128,7 @@ class LiveRun:
         self.interrupted = interrupted
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
-        self._steps: dict[int, StepRecord] = {
-            step.number: step for step in steps if step.position is None
-        }
-        self._jobs: dict[int, Job] = {}
-        self._alarms: dict[int, Alarm] = {}
-        self._queued: deque[Job] = deque()
+        self._steps = OpenSteps(record.run_id, host, self, steps)
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
 
     def __repr__(self) -> str:
@@ -177,26 +145,66 @@ class LiveRun:
         """Return where the body waits: ``file:line`` of each of its tasks, the first ones."""
         return self._execution.places()
 
+    # --- the owner of its open steps -------------------------------------------------------------
+
+    @property
+    def is_starting(self) -> bool:
+        return self.phase is Phase.STARTING
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.phase is Phase.LEAVING
+
+    def work(self, number: int) -> Any:  # noqa: ANN401  what the core does not know
+        return self._execution.command(number).work
+
+    def settle(self, step: StepRecord, value: object) -> None:
+        if self.phase is Phase.STUCK:
+            # There is no body to take it: it is recorded for the code that can.
+            after: Effects = []
+            self._steps.forget(step.number, after)
+            self.submit(Change(run_id=self.record.run_id, updated=[step]), after)
+            return
+        self._deliveries.append((step, value))
+        self._host.schedule(self)
+
+    def put_off(self, step: StepRecord, now_ms: int, after: Effects) -> None:
+        change = Change(run_id=self.record.run_id, updated=[step])
+        if self.phase is Phase.STUCK:
+            self._steps.forget(step.number, after)
+        else:
+            self._park_if_idle(now_ms, change)
+        self.submit(change, after)
+
+    def submit(self, change: Change, after: Effects) -> None:
+        self._is_start = False
+        self._host.writer.submit(change, partial(self._committed, change, after))
+        self._steps.enqueue_queued()
+
+    def on_slot(self, job: Job) -> None:
+        """A queued attempt has its slot."""
+        self._steps.on_slot(job)
+
+    def on_outcome(self, job: Job) -> None:
+        """An attempt has ended."""
+        self._steps.on_outcome(job)
+
     # --- turns -----------------------------------------------------------------------------------
 
-    def advance(self, deliveries_max: int) -> int:
-        """Let the body go on by at most so many deliveries; return how many it was."""
-        delivered = 1
+    def advance(self, deliveries_max: int) -> None:
+        """Let the body go on by at most so many deliveries."""
         try:
             if self.phase is Phase.OPENING:
                 self._open()
             elif self.phase is Phase.REPLAYING:
-                delivered = deliveries_max
                 if not self._execution.replay(deliveries_max):
                     self._resume()
             else:
-                delivered = self._deliver(deliveries_max)
-        except Stuck as exc:
-            self._become_stuck(exc)
+                self._deliver(deliveries_max)
         except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
             self._become_stuck(exc)
-        self._report_failures()
-        return delivered
+        if self._execution.failures:
+            self._report_failures()
 
     def _report_failures(self) -> None:
         failures, self._execution.failures = self._execution.failures, []
@@ -226,7 +234,7 @@ class LiveRun:
             error=None,
         )
 
-    def _deliver(self, deliveries_max: int) -> int:
+    def _deliver(self, deliveries_max: int) -> None:
         count = 0
         while self._deliveries and count < deliveries_max and self.phase is Phase.LIVE:
             count += 1
@@ -238,7 +246,6 @@ class LiveRun:
                 self._commit_turn(turn, step)
             else:
                 self._deliveries.popleft()
-        return count
 
     def _commit_turn(
         self, turn: Turn, delivered: StepRecord | None, run: RunRecord | None = None
@@ -247,80 +254,21 @@ class LiveRun:
         change = Change(run_id=self.record.run_id, run=run, is_start=self._is_start)
         after: Effects = []
         if delivered is not None:
-            self._drop_step(delivered.number, after)
+            self._steps.forget(delivered.number, after)
             change.updated.append(delivered)
         for command in turn.withdrawn:
-            self._withdraw(command, now_ms, change, after)
+            step = self._steps.withdraw(command, now_ms, after)
+            if step is not None:
+                change.updated.append(step)
         for command in turn.issued:
-            step = self._issue(command, now_ms, after)
-            self._steps[step.number] = step
-            change.issued.append(step)
+            change.issued.append(self._steps.issue(command, now_ms, after))
         if turn.end is not None:
             self.record = change.run = self._ended(turn.end, now_ms)
             self.phase = Phase.LEAVING
             change.parked = PARKED_FOR_EVER
         else:
             self._park_if_idle(now_ms, change)
-        self._submit(change, after)
-
-    def _issue(self, command: Command, now_ms: int, after: Effects) -> StepRecord:
-        step = StepRecord(
-            number=command.number,
-            key=command.key,
-            kind=command.kind,
-            name=command.name,
-            args=command.args,
-            due_at_ms=command.due_ms,
-        )
-        if command.kind is StepKind.SLEEP:
-            after.append((self._set_alarm, step))
-            return replace(step, state=StepState.RUNNING, started_at_ms=now_ms)
-        if step.due_at_ms is not None and step.due_at_ms > now_ms:
-            after.append((self._set_alarm, step))
-            return step
-        return self._offer(step, cast("ActionWork", command.work), now_ms, after)
-
-    def _offer(self, step: StepRecord, work: ActionWork, now_ms: int, after: Effects) -> StepRecord:
-        """Give the step's next attempt a slot, or a place in the queue; return its new record."""
-        job = self._make_job(step, work)
-        if self._host.pool.reserve():
-            job.state = JobState.RESERVED
-            after.append((self._host.pool.launch, job))
-            return begin_attempt(step, now_ms)
-        if self.phase is Phase.STARTING:
-            # Only after the commit: a start whose id is taken must not have asked for slots.
-            after.append((self._enqueue, job))
-        else:
-            self._queued.append(job)
-        return step
-
-    def _make_job(self, step: StepRecord, work: ActionWork) -> Job:
-        attempt = Attempt(
-            run_id=self.record.run_id,
-            step_key=step.key,
-            number=step.attempts + 1,
-            interruptions=step.interruptions,
-        )
-        job = self._jobs[step.number] = Job(attempt, step.number, work, step.args)
-        return job
-
-    def _withdraw(self, command: Command, now_ms: int, change: Change, after: Effects) -> None:
-        step = self._drop_step(command.number, after)
-        if step is not None:
-            change.updated.append(withdraw(step, now_ms))
-
-    def _drop_step(self, number: int, after: Effects) -> StepRecord | None:
-        """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
-        alarm = self._alarms.pop(number, None)
-        if alarm is not None:
-            self._host.alarms.cancel(alarm)
-        job = self._jobs.pop(number, None)
-        if job is not None:
-            if job.state in (JobState.QUEUED, JobState.RESERVED):
-                self._host.pool.withdraw(job)  # At once: a queued step never starts.
-            else:
-                after.append((self._host.pool.withdraw, job))
-        return self._steps.pop(number, None)
+        self.submit(change, after)
 
     def _ended(self, end: Returned | Raised, now_ms: int) -> RunRecord:
         result: str | None = None
@@ -345,20 +293,12 @@ class LiveRun:
         """Let a run leave memory that has nothing to do for long, in the commit of its turn."""
         if self._deliveries:
             return
-        dues = [step.due_at_ms for step in self._steps.values()]
-        if self._jobs or not dues:
-            return
-        wake_at_ms = min(due for due in dues if due is not None)
-        if wake_at_ms > now_ms + self._host.park_after_ms():
+        wake_at_ms = self._steps.wake_at_ms()
+        if wake_at_ms is not None and wake_at_ms > now_ms + self._host.park_after_ms():
             self.phase = Phase.LEAVING
             change.parked = Parked(wake_at_ms)
 
     # --- commits ---------------------------------------------------------------------------------
-
-    def _submit(self, change: Change, after: Effects) -> None:
-        self._is_start = False
-        self._host.writer.submit(change, partial(self._committed, change, after))
-        self._enqueue_queued()
 
     def _committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
         if self.phase is Phase.GONE:
@@ -373,7 +313,7 @@ class LiveRun:
             if change.parked is not None:
                 self._leave(change.parked.wake_at_ms)
         elif self.phase is Phase.STUCK:
-            if not self._jobs:
+            if not self._steps.has_jobs:
                 self._leave(None)
         elif self._deliveries:
             self._host.schedule(self)
@@ -385,110 +325,18 @@ class LiveRun:
             self.phase = Phase.LIVE
         self._host.on_start_committed(self, taken_by)
 
-    def _enqueue_queued(self) -> None:
-        while self._queued:
-            self._enqueue(self._queued.popleft())
-
-    def _enqueue(self, job: Job) -> None:
-        if job.state is JobState.QUEUED:
-            self._host.pool.enqueue(job)
-
     def _leave(self, wake_at_ms: int | None) -> None:
         self.drop()
         self._host.on_gone(self, wake_at_ms)
 
     def drop(self) -> None:
         """Drop the run from memory. Attempts that run go on, and keep their outcome."""
+        if self.phase is Phase.GONE:
+            return
         self.phase = Phase.GONE
-        for alarm in self._alarms.values():
-            self._host.alarms.cancel(alarm)
-        for job in self._jobs.values():
-            if job.state in (JobState.QUEUED, JobState.RESERVED):
-                self._host.pool.withdraw(job)
-        self._alarms.clear()
-        self._jobs.clear()
+        self._steps.clear()
         self._deliveries.clear()
         self._execution.close()
-
-    # --- steps -----------------------------------------------------------------------------------
-
-    def _set_alarm(self, step: StepRecord) -> None:
-        if step.number in self._steps:
-            assert step.due_at_ms is not None
-            self._alarms[step.number] = self._host.alarms.set(
-                step.due_at_ms, partial(self._on_due, step.number)
-            )
-
-    def _on_due(self, number: int) -> None:
-        del self._alarms[number]
-        if self.phase is Phase.LEAVING:
-            return  # It is found due when the run is claimed again.
-        step = self._steps[number]
-        now_ms = self._host.clock.now_ms()
-        if step.kind is StepKind.SLEEP:
-            self._settle(complete(step, None, now_ms))
-            return
-        command = self._execution.command(number)
-        change = Change(run_id=self.record.run_id)
-        after: Effects = []
-        begun = self._offer(step, cast("ActionWork", command.work), now_ms, after)
-        if begun is not step:
-            self._steps[number] = begun
-            change.updated.append(begun)
-            self._submit(change, after)
-        else:
-            self._enqueue_queued()
-
-    def on_slot(self, job: Job) -> None:
-        """A queued attempt has its slot: record that it runs, and then run it."""
-        step = begin_attempt(self._steps[job.number], self._host.clock.now_ms())
-        self._steps[job.number] = step
-        change = Change(run_id=self.record.run_id, updated=[step])
-        self._submit(change, [(self._host.pool.launch, job)])
-
-    def on_outcome(self, job: Job) -> None:
-        """An attempt has ended: settle its step, or have it tried again later."""
-        step = self._steps.get(job.number)
-        if step is None or self.phase is Phase.GONE:
-            return
-        assert step.state is StepState.RUNNING
-        now_ms = self._host.clock.now_ms()
-        outcome = job.outcome
-        if isinstance(outcome, Succeeded):
-            self._settle(complete(step, outcome.text, now_ms), outcome.value)
-            return
-        assert isinstance(outcome, Failed)
-        wait_ms = self._backoff_ms(job, outcome)
-        if wait_ms is None:
-            self._settle(fail(step, outcome.error, now_ms))
-            return
-        step = back_off(step, now_ms + wait_ms, outcome.error)
-        del self._jobs[job.number]
-        self._steps[job.number] = step
-        after: Effects = [(self._host.pool.withdraw, job), (self._set_alarm, step)]
-        change = Change(run_id=self.record.run_id, updated=[step])
-        if self.phase is Phase.STUCK:
-            del self._steps[job.number]
-        else:
-            self._park_if_idle(now_ms, change)
-        self._submit(change, after)
-
-    def _backoff_ms(self, job: Job, outcome: Failed) -> int | None:
-        retry = job.work.retry
-        if retry is None or outcome.is_final:
-            return None
-        return retry.backoff_ms(job.attempt.number, random.random())  # noqa: S311  no secret
-
-    def _settle(self, step: StepRecord, value: object = UNSET) -> None:
-        """Queue a step's outcome for the body; without a body to take it, record it as it is."""
-        self._steps[step.number] = step
-        if self.phase is Phase.STUCK:
-            after: Effects = []
-            self._drop_step(step.number, after)
-            self._submit(Change(run_id=self.record.run_id, updated=[step]), after)
-            return
-        self._deliveries.append((step, value))
-        self._host.schedule(self)
 
     # --- coming back, getting stuck --------------------------------------------------------------
 
@@ -500,48 +348,13 @@ class LiveRun:
         after: Effects = []
         if self.record.state is RunState.STUCK:
             self.record = change.run = self._running(self.record)
-        recorded = self._steps
-        self._steps = {}
-        for command in self._execution.open_commands():
-            before = self._steps[command.number] = recorded[command.number]
-            step = self._resume_step(before, command, now_ms, after)
-            self._steps[command.number] = step
-            if step is not before and not step.state.is_final:
-                change.updated.append(step)
-        settled = [step for step in self._steps.values() if step.state.is_final]
-        settled.sort(key=lambda step: (step.finished_at_ms or 0, step.number))
+        commands = self._execution.open_commands()
+        changed, settled = self._steps.resume(commands, self.interrupted, now_ms, after)
+        change.updated += changed
         self._deliveries.extend((step, UNSET) for step in settled)
         self._park_if_idle(now_ms, change)
-        self._submit(change, after)
-        for job in [job for job in self._jobs.values() if job.outcome is not None]:
-            self.on_outcome(job)
-
-    def _resume_step(
-        self, step: StepRecord, command: Command, now_ms: int, after: Effects
-    ) -> StepRecord:
-        if step.state.is_final:
-            return step
-        is_due = step.due_at_ms is None or step.due_at_ms <= now_ms
-        if step.kind is StepKind.SLEEP or (step.state is StepState.PENDING and not is_due):
-            after.append((self._set_alarm, step))
-            return step
-        work = cast("ActionWork", command.work)
-        if step.state is StepState.RUNNING:
-            job = self._host.pool.begun(self.record.run_id, step.number)
-            if job is not None and job.attempt.number == step.attempts:
-                self._jobs[step.number] = job  # It outlived an outage of the journal.
-                return step
-            if self.interrupted.get(step.number) == step.interruptions:
-                step = replace(step, interruptions=step.interruptions + 1)
-                error = interruption_error(
-                    step,
-                    self._host.settings.max_interruptions,
-                    is_at_most_once=work.is_at_most_once,
-                )
-                if error is not None:
-                    return fail(step, encode_exception(error), now_ms)
-            step = interrupt(step)
-        return self._offer(step, work, now_ms, after)
+        self.submit(change, after)
+        self._steps.take_up_outcomes()
 
     def _become_stuck(self, exc: Exception) -> None:
         """The body cannot go on: no step of it begins any more, what runs is recorded."""
@@ -570,12 +383,9 @@ class LiveRun:
         self.phase = Phase.STUCK
         self._deliveries.clear()
         self._execution.close()
-        for number, step in list(self._steps.items()):
-            job = self._jobs.get(number)
-            if step.state.is_final or job is None or job.state is not JobState.RUNNING:
-                self._drop_step(number, after)
+        self._steps.keep_running_only(after)
         change.parked = PARKED_FOR_EVER
-        self._submit(change, after)
+        self.submit(change, after)
 
 
 def _unexpected(exc: Exception) -> DurableError:

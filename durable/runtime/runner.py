@@ -1,9 +1,7 @@
-"""The live runs of one engine: starting, claiming, pumping, dropping them.
+"""The live runs of one engine: starting, claiming, parking, dropping them.
 
 Rules:
 
-- Bodies are pumped from plain callbacks of the host's loop, in slices, so that a long replay or a
-  flood of completions does not hold the loop.
 - A run is live in one place. Who waits for its end waits here, across outages of the journal.
 - After an outage everything live is dropped and read again; only attempts that run are kept.
 """
@@ -11,8 +9,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
 from typing import TYPE_CHECKING, Protocol, final
 
 import anyio
@@ -30,6 +26,7 @@ from durable.core.records import RunRecord, RunState, StepState, advance_run
 from durable.journal.base import Change, Parked
 from durable.runtime.clock import Alarm, Alarms
 from durable.runtime.live import LiveRun
+from durable.runtime.pump import Pump
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
 from durable.runtime.waiting import Expected, Waiters
 from durable.runtime.workpool import Workpool
@@ -42,15 +39,6 @@ if TYPE_CHECKING:
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.live import WorkflowSpec
     from durable.runtime.workpool import Job
-
-DELIVERIES_PER_SLICE = 256
-"""How many completions one run takes before the next run's turn."""
-
-SLICE_S_MAX = 0.001
-"""How long bodies are pumped before the host's loop gets its turn."""
-
-SLOW_TURN_S = 0.1
-"""A body that holds the host's loop longer than this is reported."""
 
 
 class Catalog(Protocol):
@@ -81,11 +69,11 @@ class Runner:
         self.alarms = Alarms(clock)
         self.pool = Workpool(self, max_parallelism)
         self.writer = Writer(journal, self)
+        self.pump = Pump(log, self._on_void_turn)
         self._journal = journal
         self._catalog = catalog
         self._live: dict[str, LiveRun] = {}
-        self._ready: deque[LiveRun] = deque()
-        self._is_pumping = False
+        self._claiming_count = 0
         self._starting: set[str] = set()
         self._start_waiters = Waiters()
         self._end_waiters = Waiters()
@@ -95,6 +83,7 @@ class Runner:
         self._dropped_in_outage: dict[str, dict[int, int]] = {}
         self._outages_count = 0
         self._is_closing = False
+        self._drain_scope: anyio.CancelScope | None = None
         self._crash: BaseException | None = None
 
     # --- life ------------------------------------------------------------------------------------
@@ -113,7 +102,7 @@ class Runner:
                 self._is_closing = True
                 self.alarms.stop()
                 self.pool.pause()
-                with anyio.move_on_after(drain_timeout_s):
+                with anyio.move_on_after(drain_timeout_s) as self._drain_scope:
                     await self._drain()
                 self.writer.stop()
                 group.cancel_scope.cancel()
@@ -129,18 +118,25 @@ class Runner:
         """Let running attempts end, and what they lead to be committed."""
         while True:
             await self.pool.wait_until_idle()
-            while self._ready:
+            self._stop_vain_drain()
+            while not self.pump.is_idle:
                 await anyio.lowlevel.checkpoint()
             await self.writer.wait_until_idle()
-            if self.pool.is_idle and not self._ready:
+            if self.pool.is_idle and self.pump.is_idle:
                 return
+
+    def _stop_vain_drain(self) -> None:
+        """Closing, do not wait for a journal that is out, unless there are outcomes for it."""
+        scope = self._drain_scope
+        if scope is not None and self.writer.outage is not None and self.pool.is_settled:
+            scope.cancel()
 
     def _end(self) -> None:
         self.alarms.stop()
         for live in list(self._live.values()):
             live.drop()
         self._live.clear()
-        self._ready.clear()
+        self.pump.clear()
         self._starting.clear()
         self._start_waiters.fail_all(self._closed_error)
         self._end_waiters.fail_all(self._closed_error)
@@ -171,7 +167,7 @@ class Runner:
             return
         self._check_open()
         self._starting.add(record.run_id)
-        if wake_at_ms is None and len(self._live) < self.settings.live_runs_max:
+        if wake_at_ms is None and self._room > 0:
             live = LiveRun(self, spec, record, [], is_start=True)
             self._live[record.run_id] = live
             self.schedule(live)
@@ -248,6 +244,12 @@ class Runner:
                 if record is not None:
                     return record
 
+    async def look_for_end(self, run_id: str) -> tuple[bool, RunRecord | None]:
+        """Return whether there is nothing to wait for now, and the run's row."""
+        if self._is_closing or run_id in self._starting:
+            return False, None
+        return await self._look_in_journal(run_id)
+
     async def _look_in_journal(self, run_id: str) -> tuple[bool, RunRecord | None]:
         """Return whether there is nothing to wait for, and the run's row; wait out an outage."""
         while True:
@@ -262,49 +264,15 @@ class Runner:
             else:
                 return record is None or record.state.is_final, record
 
-    # --- pumping ---------------------------------------------------------------------------------
+    # --- bodies ----------------------------------------------------------------------------------
 
     def schedule(self, live: LiveRun) -> None:
-        self._ready.append(live)
-        if not self._is_pumping:
-            self._is_pumping = True
-            asyncio.get_running_loop().call_soon(self._pump)
+        self.pump.schedule(live)
 
-    def _pump(self) -> None:
-        began_s = time.perf_counter()
-        try:
-            while self._ready:
-                live = self._ready.popleft()
-                if not live.is_ready:
-                    continue
-                turn_s = time.perf_counter()
-                try:
-                    live.advance(DELIVERIES_PER_SLICE)
-                except BaseException:
-                    # Ctrl-C while a body ran: its turn is void, the next owner replays the run.
-                    live.drop()
-                    self._live.pop(live.record.run_id, None)
-                    raise
-                now_s = time.perf_counter()
-                if now_s - turn_s > SLOW_TURN_S:
-                    self._report_slow(live, now_s - turn_s)
-                if live.is_ready:
-                    self._ready.append(live)
-                if now_s - began_s > SLICE_S_MAX:
-                    break
-        finally:
-            self._is_pumping = bool(self._ready)
-            if self._is_pumping:
-                asyncio.get_running_loop().call_soon(self._pump)
-
-    def _report_slow(self, live: LiveRun, held_s: float) -> None:
-        self.log.warning(
-            "durable.body_held_the_loop",
-            run_id=live.record.run_id,
-            workflow=live.record.name,
-            seconds=round(held_s, 3),
-            now_at=live.places(),
-        )
+    def _on_void_turn(self, live: LiveRun) -> None:
+        # The next owner replays the run.
+        live.drop()
+        self._live.pop(live.record.run_id, None)
 
     # --- pool ------------------------------------------------------------------------------------
 
@@ -354,9 +322,15 @@ class Runner:
         self._wake_alarm = None
         self.writer.ask_claim()
 
-    def claim_limit(self) -> int:
-        room = self.settings.live_runs_max - len(self._live)
-        return min(room, self.settings.claim_runs_max)
+    @property
+    def _room(self) -> int:
+        """How many more runs there may be in memory; what a claim may bring has its room."""
+        return self.settings.live_runs_max - len(self._live) - self._claiming_count
+
+    def reserve_claim(self) -> int:
+        self._claiming_count = 0  # There is one claim at a time.
+        self._claiming_count = max(0, min(self._room, self.settings.claim_runs_max))
+        return self._claiming_count
 
     def now_ms(self) -> int:
         return self.clock.now_ms()
@@ -365,6 +339,7 @@ class Runner:
         self.pool.start_launched()
 
     def on_claimed(self, claim: Claim) -> None:
+        self._claiming_count = 0
         for record, error in claim.errors:
             self.log.error("durable.run_unreadable", reason=str(error))
             if record is not None:
@@ -385,7 +360,7 @@ class Runner:
             live = LiveRun(self, spec, record, steps, interrupted=interrupted)
             self._live[record.run_id] = live
             self.schedule(live)
-        if is_more_due and self.claim_limit() > 0:
+        if is_more_due and self._room > 0:
             self.writer.ask_claim()
         elif next_ms is not None:
             self._wake_at(next_ms)
@@ -427,13 +402,15 @@ class Runner:
         self.log.error("durable.journal_failed", reason=str(error))
         self._outages_count += 1
         self.pool.drop_unlaunched()
-        self._ready.clear()
+        self.pump.clear()
         for run_id, live in self._live.items():
             self._dropped_in_outage[run_id] = live.interrupted
             live.drop()
         self._live.clear()
+        self._claiming_count = 0
         self._starting.clear()
         self._start_waiters.fail_all(lambda: _unavailable(error))
+        self._stop_vain_drain()
 
     def on_restored(self) -> None:
         self.log.warning("durable.journal_restored")

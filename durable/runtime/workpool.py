@@ -103,23 +103,23 @@ class JobState(Enum):
 
 @final
 class Job:
-    """One attempt that is to be made, or is under way."""
+    """One attempt that is to be made, or is under way.
 
-    __slots__ = ("args", "attempt", "number", "outcome", "state", "task", "work")
+    Attributes:
+        id: Which step it is: the run's id, and the step's number.
+    """
+
+    __slots__ = ("args", "attempt", "id", "number", "outcome", "state", "task", "work")
 
     def __init__(self, attempt: Attempt, number: int, work: ActionWork, args: str) -> None:
         self.attempt = attempt
         self.number = number
+        self.id = (attempt.run_id, number)
         self.work = work
         self.args = args
         self.state = JobState.QUEUED
         self.task: asyncio.Task[Any] | None = None
         self.outcome: Succeeded | Failed | None = None
-
-    @property
-    def id(self) -> tuple[str, int]:
-        """Which step it is."""
-        return (self.attempt.run_id, self.number)
 
 
 class WorkpoolHost(Protocol):
@@ -146,6 +146,8 @@ class Workpool:
         self._begun: dict[tuple[str, int], Job] = {}
         self._launched: list[Job] = []
         self._group: TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._crashed: asyncio.Future[BaseException] | None = None
         self._threads: anyio.CapacityLimiter | None = None
         self._is_paused = False
         self._ended = asyncio.Event()
@@ -153,8 +155,10 @@ class Workpool:
     # --- life ------------------------------------------------------------------------------------
 
     def open(self, group: TaskGroup) -> None:
-        """Run attempts in ``group``."""
+        """Run attempts in ``group``: until it is cancelled, or one of them crashes."""
         self._group = group
+        self._crashed = asyncio.get_running_loop().create_future()
+        group.start_soon(self._hold_tasks, self._crashed)
         # The slots are the bound; the limiter of anyio's default would be a second one.
         self._threads = anyio.CapacityLimiter(float("inf"))
 
@@ -172,6 +176,11 @@ class Workpool:
     def is_idle(self) -> bool:
         """Whether no function runs whose outcome is wanted."""
         return not any(job.state is JobState.RUNNING for job in self._begun.values())
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether each attempt that began has its outcome in the journal, or nobody wants it."""
+        return not self._begun
 
     def drop_unlaunched(self) -> None:
         """Forget the attempts that did not begin: what is recorded of them is unknown."""
@@ -220,7 +229,8 @@ class Workpool:
     def _give_back(self) -> None:
         self._used -= 1
         assert self._used >= 0
-        self._give_slots()
+        if self._queue:
+            self._give_slots()
 
     # --- attempts --------------------------------------------------------------------------------
 
@@ -235,20 +245,24 @@ class Workpool:
 
     def start_launched(self) -> None:
         """Start what was launched since the last time."""
-        jobs, self._launched = self._launched, []
-        if jobs:
-            assert self._group is not None
-            self._group.start_soon(self._run_all, jobs)
+        if not self._launched:
+            return
+        # Not tasks of the group, which cost more than all else that is done for a step.
+        create_task = asyncio.get_running_loop().create_task
+        for job in self._launched:
+            self._tasks.add(create_task(self._run(job)))
+        self._launched.clear()
 
-    async def _run_all(self, jobs: list[Job]) -> None:
-        """Run the attempts of one commit, each in a task of its own.
-
-        A task of asyncio's group costs a fifth of one of anyio's: there are many of them. And one
-        that ends cancelled, because its action cancelled itself, does not end the group.
-        """
-        async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(self._run(job))
+    async def _hold_tasks(self, crashed: asyncio.Future[BaseException]) -> None:
+        """Be the group's task for all attempts: end with the first that crashes, end them all."""
+        try:
+            raise await crashed
+        finally:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def withdraw(self, job: Job) -> None:
         """End a job whose outcome nobody waits for any more."""
@@ -280,9 +294,11 @@ class Workpool:
             del self._begun[job.id]
 
     async def _run(self, job: Job) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         try:
             if job.state is JobState.RUNNING:
-                job.task = asyncio.current_task()
+                job.task = task
                 CURRENT_ATTEMPT.set(job.attempt)
                 outcome = await (self._run_async(job) if job.work.is_async else self._run_sync(job))
                 self._report(job, outcome)
@@ -291,7 +307,12 @@ class Workpool:
             if self._group.cancel_scope.cancel_called:
                 raise
             self._report(job, Failed(exc))  # Not withdrawn? Then it has cancelled its own task.
+        except BaseException as exc:  # noqa: BLE001  Ctrl-C, which is the host's
+            assert self._crashed is not None
+            if not self._crashed.done():
+                self._crashed.set_result(exc)
         finally:
+            self._tasks.discard(task)
             job.task = None
             job.state = JobState.ENDED
             self._ended.set()

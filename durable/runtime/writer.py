@@ -38,8 +38,8 @@ REOPEN_DELAY_MAX_S = 1.0
 class WriterHost(Protocol):
     """What the writer tells the runner."""
 
-    def claim_limit(self) -> int:
-        """Return how many more runs can be worked on."""
+    def reserve_claim(self) -> int:
+        """Keep room for the runs of a claim; return for how many."""
         ...
 
     def now_ms(self) -> int:
@@ -132,7 +132,7 @@ class Writer:
             self._host.on_committed()
         if self._is_claim_asked:
             self._is_claim_asked = False
-            limit = self._host.claim_limit()
+            limit = self._host.reserve_claim()
             if limit > 0 and not self._is_stopping:
                 self._host.on_claimed(await self._journal.claim(self._host.now_ms(), limit))
 

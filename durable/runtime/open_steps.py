@@ -1,0 +1,346 @@
+"""The steps that one run's body waits for: their attempts, their alarms, and what becomes of them.
+
+Rules:
+
+- A step's record here is the one that the journal has, or gets by the change that is being made.
+- An alarm is set, and a function starts, after the commit of what says so.
+- A step that the body does not wait for any more is forgotten, and what is under way for it ended.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
+
+from msgspec.structs import replace
+
+from durable.core.commands import UNSET
+from durable.core.failures import encode_exception
+from durable.core.records import StepKind, StepRecord, StepState
+from durable.core.transitions import (
+    back_off,
+    begin_attempt,
+    complete,
+    fail,
+    interrupt,
+    interruption_error,
+    withdraw,
+)
+from durable.journal.base import Change
+from durable.runtime.attempt import Attempt
+from durable.runtime.workpool import Failed, Job, JobState, Succeeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from durable.core.commands import Command
+    from durable.runtime.clock import Alarm, Alarms, Clock
+    from durable.runtime.settings import Settings
+    from durable.runtime.workpool import ActionWork, Workpool
+
+Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
+"""What is to be called once a change is committed: functions, each with its argument."""
+
+
+class StepsHost(Protocol):
+    """What the open steps of all runs share."""
+
+    clock: Clock
+    alarms: Alarms
+    pool: Workpool
+    settings: Settings
+
+
+class StepsOwner(Protocol):
+    """The run whose body waits for the steps."""
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it is not known yet if the run's id is taken."""
+        ...
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the run leaves memory: what is due is found when it is claimed again."""
+        ...
+
+    def work(self, number: int) -> Any:  # noqa: ANN401  an ActionWork, which the core does not know
+        """Return what the open step of that number stands for."""
+        ...
+
+    def settle(self, step: StepRecord, value: object) -> None:
+        """Take a step's outcome for the body, or record it as it is: ``value`` may be ``UNSET``."""
+        ...
+
+    def put_off(self, step: StepRecord, now_ms: int, after: Effects) -> None:
+        """Record that a step's next attempt is due later."""
+        ...
+
+    def submit(self, change: Change, after: Effects) -> None:
+        """Have a change committed, and then its effects happen."""
+        ...
+
+
+@final
+class OpenSteps:
+    """The steps that one run's body waits for.
+
+    Args:
+        recorded: What the journal has of those that were not delivered.
+    """
+
+    def __init__(
+        self, run_id: str, host: StepsHost, owner: StepsOwner, recorded: Iterable[StepRecord]
+    ) -> None:
+        self._run_id = run_id
+        self._host = host
+        self._owner = owner
+        self._records: dict[int, StepRecord] = {
+            step.number: step for step in recorded if step.position is None
+        }
+        self._jobs: dict[int, Job] = {}
+        self._alarms: dict[int, Alarm] = {}
+        self._queued: deque[Job] = deque()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether an attempt is queued or under way, or has an outcome that is not committed."""
+        return bool(self._jobs)
+
+    def wake_at_ms(self) -> int | None:
+        """Return when the first alarm is due, if alarms are all that there is to wait for."""
+        if self._jobs or not self._records:
+            return None
+        dues = [step.due_at_ms for step in self._records.values()]
+        return min(due for due in dues if due is not None)
+
+    # --- what the body does ----------------------------------------------------------------------
+
+    def issue(self, command: Command, now_ms: int, after: Effects) -> StepRecord:
+        """Take a new command; return its step's record."""
+        step = StepRecord(
+            number=command.number,
+            key=command.key,
+            kind=command.kind,
+            name=command.name,
+            args=command.args,
+            due_at_ms=command.due_ms,
+        )
+        if command.kind is StepKind.SLEEP:
+            after.append((self._set_alarm, step))
+            step = replace(step, state=StepState.RUNNING, started_at_ms=now_ms)
+        elif step.due_at_ms is not None and step.due_at_ms > now_ms:
+            after.append((self._set_alarm, step))
+        else:
+            work: Any = command.work
+            step = self._offer(step, work, now_ms, after)
+        self._records[step.number] = step
+        return step
+
+    def withdraw(self, command: Command, now_ms: int, after: Effects) -> StepRecord | None:
+        """Forget a step that the body does not wait for any more; return its new record."""
+        step = self.forget(command.number, after)
+        return None if step is None else withdraw(step, now_ms)
+
+    def forget(self, number: int, after: Effects) -> StepRecord | None:
+        """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
+        alarm = self._alarms.pop(number, None)
+        if alarm is not None:
+            self._host.alarms.cancel(alarm)
+        job = self._jobs.pop(number, None)
+        if job is not None:
+            if job.state in (JobState.QUEUED, JobState.RESERVED):
+                self._host.pool.withdraw(job)  # At once: a queued step never starts.
+            else:
+                after.append((self._host.pool.withdraw, job))
+        return self._records.pop(number, None)
+
+    def keep_running_only(self, after: Effects) -> None:
+        """Forget all but the attempts that run, whose outcomes are to be recorded."""
+        for number, step in list(self._records.items()):
+            job = self._jobs.get(number)
+            if step.state.is_final or job is None or job.state is not JobState.RUNNING:
+                self.forget(number, after)
+
+    def clear(self) -> None:
+        """Forget all, and the owner. Attempts that run go on, and keep their outcome."""
+        for alarm in self._alarms.values():
+            self._host.alarms.cancel(alarm)
+        for job in self._jobs.values():
+            if job.state in (JobState.QUEUED, JobState.RESERVED):
+                self._host.pool.withdraw(job)
+        self._alarms.clear()
+        self._jobs.clear()
+        self._records.clear()
+        del self._owner  # They refer to each other: free them without the collector.
+
+    # --- attempts --------------------------------------------------------------------------------
+
+    def _offer(self, step: StepRecord, work: ActionWork, now_ms: int, after: Effects) -> StepRecord:
+        """Give the step's next attempt a slot, or a place in the queue; return its new record."""
+        job = self._make_job(step, work)
+        if self._host.pool.reserve():
+            job.state = JobState.RESERVED
+            after.append((self._host.pool.launch, job))
+            return begin_attempt(step, now_ms)
+        if self._owner.is_starting:
+            # Only after the commit: a start whose id is taken must not have asked for slots.
+            after.append((self._enqueue, job))
+        else:
+            self._queued.append(job)
+        return step
+
+    def _make_job(self, step: StepRecord, work: ActionWork) -> Job:
+        attempt = Attempt(
+            run_id=self._run_id,
+            step_key=step.key,
+            number=step.attempts + 1,
+            interruptions=step.interruptions,
+        )
+        job = self._jobs[step.number] = Job(attempt, step.number, work, step.args)
+        return job
+
+    def enqueue_queued(self) -> None:
+        """Let attempts that found no slot wait for one, now that their change is submitted."""
+        while self._queued:
+            self._enqueue(self._queued.popleft())
+
+    def _enqueue(self, job: Job) -> None:
+        if job.state is JobState.QUEUED:
+            self._host.pool.enqueue(job)
+
+    def on_slot(self, job: Job) -> None:
+        """A queued attempt has its slot: record that it runs, and then run it."""
+        step = begin_attempt(self._records[job.number], self._host.clock.now_ms())
+        self._records[job.number] = step
+        change = Change(run_id=self._run_id, updated=[step])
+        self._owner.submit(change, [(self._host.pool.launch, job)])
+
+    def on_outcome(self, job: Job) -> None:
+        """An attempt has ended: settle its step, or have it tried again later."""
+        step = self._records.get(job.number)
+        if step is None:
+            return
+        assert step.state is StepState.RUNNING
+        now_ms = self._host.clock.now_ms()
+        outcome = job.outcome
+        if isinstance(outcome, Succeeded):
+            self._settle(complete(step, outcome.text, now_ms), outcome.value)
+            return
+        assert isinstance(outcome, Failed)
+        wait_ms = _backoff_ms(job, outcome)
+        if wait_ms is None:
+            self._settle(fail(step, outcome.error, now_ms))
+            return
+        step = self._records[job.number] = back_off(step, now_ms + wait_ms, outcome.error)
+        del self._jobs[job.number]
+        self._owner.put_off(
+            step, now_ms, [(self._host.pool.withdraw, job), (self._set_alarm, step)]
+        )
+
+    def _settle(self, step: StepRecord, value: object = UNSET) -> None:
+        self._records[step.number] = step
+        self._owner.settle(step, value)
+
+    # --- alarms ----------------------------------------------------------------------------------
+
+    def _set_alarm(self, step: StepRecord) -> None:
+        if step.number in self._records:
+            assert step.due_at_ms is not None
+            self._alarms[step.number] = self._host.alarms.set(
+                step.due_at_ms, partial(self._on_due, step.number)
+            )
+
+    def _on_due(self, number: int) -> None:
+        del self._alarms[number]
+        if self._owner.is_leaving:
+            return
+        step = self._records[number]
+        now_ms = self._host.clock.now_ms()
+        if step.kind is StepKind.SLEEP:
+            self._settle(complete(step, None, now_ms))
+            return
+        after: Effects = []
+        begun = self._offer(step, self._owner.work(number), now_ms, after)
+        if begun is step:
+            self.enqueue_queued()
+            return
+        self._records[number] = begun
+        self._owner.submit(Change(run_id=self._run_id, updated=[begun]), after)
+
+    # --- coming back -----------------------------------------------------------------------------
+
+    def resume(
+        self,
+        commands: Iterable[Command],
+        interrupted: dict[int, int],
+        now_ms: int,
+        after: Effects,
+    ) -> tuple[list[StepRecord], list[StepRecord]]:
+        """Take up, after a replay, the commands that the body waits for.
+
+        Returns:
+            The records that change, and the steps that are settled, in the order of delivery.
+        """
+        recorded, self._records = self._records, {}
+        changed: list[StepRecord] = []
+        settled: list[StepRecord] = []
+        for command in commands:
+            before = self._records[command.number] = recorded[command.number]
+            step = self._resume_step(before, command, interrupted, now_ms, after)
+            self._records[command.number] = step
+            if step.state.is_final:
+                settled.append(step)
+            elif step is not before:
+                changed.append(step)
+        settled.sort(key=lambda step: (step.finished_at_ms or 0, step.number))
+        return changed, settled
+
+    def _resume_step(
+        self,
+        step: StepRecord,
+        command: Command,
+        interrupted: dict[int, int],
+        now_ms: int,
+        after: Effects,
+    ) -> StepRecord:
+        if step.state.is_final:
+            return step
+        is_due = step.due_at_ms is None or step.due_at_ms <= now_ms
+        if step.kind is StepKind.SLEEP or (step.state is StepState.PENDING and not is_due):
+            after.append((self._set_alarm, step))
+            return step
+        work: Any = command.work
+        if step.state is StepState.RUNNING:
+            job = self._host.pool.begun(self._run_id, step.number)
+            if job is not None and job.attempt.number == step.attempts:
+                self._jobs[step.number] = job  # It outlived an outage of the journal.
+                return step
+            if interrupted.get(step.number) == step.interruptions:
+                step = replace(step, interruptions=step.interruptions + 1)
+                error = interruption_error(
+                    step,
+                    self._host.settings.max_interruptions,
+                    is_at_most_once=work.is_at_most_once,
+                )
+                if error is not None:
+                    return fail(step, encode_exception(error), now_ms)
+            step = interrupt(step)
+        return self._offer(step, work, now_ms, after)
+
+    def take_up_outcomes(self) -> None:
+        """Settle what ended while the run was not in memory."""
+        for job in [job for job in self._jobs.values() if job.outcome is not None]:
+            self.on_outcome(job)
+
+
+def _backoff_ms(job: Job, outcome: Failed) -> int | None:
+    retry = job.work.retry
+    if retry is None or outcome.is_final:
+        return None
+    return retry.backoff_ms(job.attempt.number, random.random())  # noqa: S311  no secret
