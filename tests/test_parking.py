@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from faults import WAIT_S_MAX, Disk, crashing, until, until_step
 
 import durable
 from durable import Engine, Retry, RunState, Step, StepState
+from durable.core.execution import Execution
 from durable.runtime.settings import LIVE_RUNS_MAX
 
 if TYPE_CHECKING:
@@ -276,3 +278,35 @@ async def test_delayed_starts_wait_in_the_journal(path: Path, clock: ManualClock
         assert (await run.status()).state is RunState.PENDING
         clock.advance(5)
         assert await run.result(timeout=WAIT_S_MAX) == 1
+
+
+@durable.workflow
+async def added(_: Step) -> int:
+    return await add(await add(0))
+
+
+@durable.workflow
+async def resting(step: Step) -> None:
+    await asyncio.gather(step.sleep(DAY_S), step.sleep(2 * DAY_S))
+
+
+def _executions() -> int:
+    return sum(type(found) is Execution for found in gc.get_objects())
+
+
+@pytest.mark.parametrize("call", [resting, added])
+async def test_a_run_that_leaves_memory_is_freed_without_the_garbage_collector(
+    call: durable.Workflow[[], Any], path: Path, clock: ManualClock
+) -> None:
+    """Runs by the thousand that it had to find would stop the application for a tenth of a second
+    now and then."""
+    async with opened(path, clock) as engine:
+        gc.collect()
+        before = _executions()
+        gc.disable()
+        try:
+            await engine.start(call())
+            await until(lambda: engine.statistics().live_runs == 0)
+            await until(lambda: _executions() == before)
+        finally:
+            gc.enable()

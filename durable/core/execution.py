@@ -36,6 +36,7 @@ from durable.core.commands import (
 from durable.core.errors import DeadlockError, NonDeterminismError
 from durable.core.loop import TurnTooLongError, WorkflowLoop
 from durable.core.records import StepKind, StepRecord, StepState
+from durable.core.tasks import unlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -164,6 +165,11 @@ class Execution:
     def close(self) -> None:
         """Drop the body from memory. Nothing in it can act any more."""
         self.loop.close()
+        # What refers to each other is freed without the collector.
+        self._root = None
+        for command in self._open.values():
+            unlink(command.future)
+            command.future = command.handle = None
         self._open.clear()
         self._timers.clear()
 

@@ -44,6 +44,7 @@ from durable.core.tasks import (
     WorkflowFuture,
     WorkflowTask,
     as_current,
+    unlink,
 )
 
 if TYPE_CHECKING:
@@ -269,15 +270,16 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
                 _silence(task)
                 with as_current(task, self):
                     _close_coroutine(task.get_coro())
+                unlink(task)
+                unlink(getattr(task, "_fut_waiter", None))  # What it waits for, as asyncio has it.
         finally:
             asyncio._set_running_loop(outer_loop)  # noqa: SLF001
         self._ready.clear()
         self._redeliveries.clear()
         self._tasks.clear()
         self._generators.clear()
-        self.host = (
-            _CLOSED_HOST  # Host and loop refer to each other: free them without the collector.
-        )
+        # Host and loop refer to each other: free them without the collector.
+        self.host = _CLOSED_HOST
 
     def refuse_when_closed(self) -> None:
         """Raise ``GeneratorExit`` when the body was dropped: no ``finally`` in it may act.

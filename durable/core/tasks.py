@@ -83,6 +83,16 @@ def as_current(task: WorkflowTask[Any], loop: WorkflowLoop) -> Generator[None, N
             asyncio.tasks._leave_task(loop, task)  # noqa: SLF001
 
 
+def unlink(future: Any) -> None:  # noqa: ANN401  the attribute is asyncio's own
+    """Let a future that nobody waits for any more not refer to who did.
+
+    They refer to each other: so they are freed without the collector.
+    """
+    if future is not None:
+        for callback, _ in future._callbacks or ():  # noqa: SLF001
+            future.remove_done_callback(callback)
+
+
 _Gathering: Any = cast("Any", asyncio.tasks._GatheringFuture)  # type: ignore[attr-defined]  # noqa: SLF001
 GATHERING_INIT: CodeType = _Gathering.__init__.__code__
 
