@@ -310,9 +310,13 @@ class Engine:
         """Start a run and wait for its result: ``start`` and ``Run.result`` in one."""
         runner, _ = self._opened("engine.run()")
         record, bound, due_ms = self._new_run(call, id, run_after, run_at)
-        with runner.expected.keep(record.run_id):
+        runner.expected.keep(record.run_id)
+        try:
             await runner.start(record, bound, wake_at_ms=due_ms, is_id_given=id is not None)
-            result: T = await self.wait_for_result(record.run_id, None)
+            ended = await runner.wait_until_final(record.run_id)
+        finally:
+            runner.expected.release(record.run_id)
+        result: T = _outcome(record.run_id, ended)
         return result
 
     def get(self, run_id: str) -> Run[Any]:
@@ -361,9 +365,7 @@ class Engine:
                         "status says where it stands"
                     )
                     raise TimeoutError(msg) from None
-        if record is None:
-            raise _not_found(run_id)
-        return outcome_of(record)
+        return _outcome(run_id, record)
 
     # --- observing -------------------------------------------------------------------------------
 
@@ -551,6 +553,12 @@ def _check_workflow(call: Call[Any]) -> Workflow[Any, Any]:
 def _new_id(now_ms: int) -> str:
     """Return an id that sorts by time, as UUIDv7 does: the journal's index grows at its end."""
     return f"{now_ms:012x}{os.urandom(10).hex()}"
+
+
+def _outcome(run_id: str, record: RunRecord | None) -> Any:  # noqa: ANN401
+    if record is None:
+        raise _not_found(run_id)
+    return outcome_of(record)
 
 
 def _not_found(run_id: str) -> RunNotFoundError:

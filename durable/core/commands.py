@@ -8,7 +8,6 @@ from durable.core.tasks import WorkflowFuture
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from durable.core.loop import WorkflowLoop
     from durable.core.records import StepKind, StepRecord
@@ -93,23 +92,29 @@ class Command:
         return f"<Command {self.number} {self.kind} {self.name!r} at {self.key}>"
 
 
+class Issuer(Protocol):
+    """Whose commands they are: the execution."""
+
+    def withdraw(self, command: Command) -> None:
+        """The body does not wait for ``command`` any more."""
+        ...
+
+
 @final
 class CommandFuture(WorkflowFuture[Any]):
     """What the body awaits. Cancelling it withdraws the command, at that moment."""
 
-    __slots__ = ("_command", "_withdraw")
+    __slots__ = ("_command", "_issuer")
 
-    def __init__(
-        self, loop: WorkflowLoop, withdraw: Callable[[Command], None], command: Command
-    ) -> None:
+    def __init__(self, loop: WorkflowLoop, issuer: Issuer, command: Command) -> None:
         super().__init__(loop)
-        self._withdraw = withdraw
+        self._issuer = issuer
         self._command = command
 
     def cancel(self, msg: Any | None = None) -> bool:  # noqa: ANN401  as asyncio has it
         if not super().cancel(msg):
             return False
-        self._withdraw(self._command)
+        self._issuer.withdraw(self._command)
         return True
 
 

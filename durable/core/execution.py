@@ -39,7 +39,7 @@ from durable.core.records import StepKind, StepRecord, StepState
 from durable.core.tasks import unlink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from durable.core.commands import Work
     from durable.core.records import RunRecord
@@ -76,7 +76,7 @@ class Execution:
         self.loop = WorkflowLoop(self, run.run_id)  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
         # What the layers above want to find again from inside the body.
         self.environment: object = None
-        self.failures: list[dict[str, Any]] = []
+        self.failures: Sequence[dict[str, Any]] = ()
         self._now_ms = started_at_ms
         self._recorded = {step.key: step for step in history}
         self._next_number = len(self._recorded)
@@ -87,7 +87,7 @@ class Execution:
         self._timers: dict[int, Command] = {}
         self._issued: list[Command] = []
         self._withdrawn: list[Command] = []
-        self._withdrawn_in_replay: list[Command] = []
+        self._withdrawn_too_early: Command | None = None
         self._refusal: NonDeterminismError | None = None
         self._phase = _Phase.BODY
         self._outcome: Returned | Raised | None = None
@@ -189,7 +189,7 @@ class Execution:
 
     def issue(self, command: Command) -> CommandFuture:
         """Take a command of the body; return the future of its outcome."""
-        command.future = CommandFuture(self.loop, self.withdraw, command)
+        command.future = CommandFuture(self.loop, self, command)
         if not self.loop.is_closed():
             self._issued.append(command)
         return command.future
@@ -203,7 +203,9 @@ class Execution:
             del self._open[command.number]
             self._withdrawn.append(command)
             if self.is_replaying:
-                self._withdrawn_in_replay.append(command)
+                assert command.record is not None
+                if not command.record.state.is_final:
+                    self._withdrawn_too_early = self._withdrawn_too_early or command
 
     # --- LoopHost --------------------------------------------------------------------------------
 
@@ -237,7 +239,7 @@ class Execution:
     def report_exception(self, context: dict[str, Any]) -> None:
         """Keep what no part of the body can catch, for the runtime to log."""
         if not self.is_replaying:
-            self.failures.append(context)
+            self.failures = (*self.failures, context)
 
     # --- turns -----------------------------------------------------------------------------------
 
@@ -399,14 +401,12 @@ class Execution:
         if self._recorded:
             msg = f"{self._describe_next_recorded()} The code does not issue it any more."
             raise Stuck(msg)
-        for command in self._withdrawn_in_replay:
-            assert command.record is not None
-            if not command.record.state.is_final:
-                msg = (
-                    f"the code now withdraws {_describe(command.record)}, for which the journal "
-                    "still waits."
-                )
-                raise Stuck(msg)
+        if self._withdrawn_too_early is not None:
+            msg = (
+                f"the code now withdraws {_describe(self._withdrawn_too_early)}, for which the "
+                "journal still waits."
+            )
+            raise Stuck(msg)
         for command in self._open.values():
             assert command.record is not None
             if command.record.state is StepState.CANCELED:
@@ -421,7 +421,6 @@ class Execution:
                     "time. Restore the journal from a backup."
                 )
                 raise Stuck(msg)
-        self._withdrawn_in_replay.clear()
         self.is_replaying = False
 
     def _describe_end(self) -> str:

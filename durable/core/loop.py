@@ -140,7 +140,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._tasks_kept = TASKS_KEPT_MIN
         self._siblings: dict[Any, WorkflowTask[Any]] = {}
         self._generators: dict[int, Callable[[], Any]] = {}
-        self._callbacks_scope = _Scope("*")
+        self._callbacks_scope: _Scope | None = None
         self._closed = False
         self._refusals_left = CLOSE_ATTEMPTS_MAX
         self._pumping = False
@@ -321,6 +321,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         task = asyncio.current_task(self)
         if isinstance(task, WorkflowTask):
             return task  # pyright: ignore[reportUnknownVariableType]
+        if self._callbacks_scope is None:
+            self._callbacks_scope = _Scope("*")
         return self._callbacks_scope
 
     def create_future(self) -> WorkflowFuture[Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, auto
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from msgspec.structs import replace
@@ -178,7 +177,7 @@ class LiveRun:
 
     def submit(self, change: Change, after: Effects) -> None:
         self._is_start = False
-        self._host.writer.submit(change, partial(self._committed, change, after))
+        self._host.writer.submit(change, self, after)
         self._steps.enqueue_queued()
 
     def on_slot(self, job: Job) -> None:
@@ -207,7 +206,7 @@ class LiveRun:
             self._report_failures()
 
     def _report_failures(self) -> None:
-        failures, self._execution.failures = self._execution.failures, []
+        failures, self._execution.failures = self._execution.failures, ()
         for context in failures:
             error = context.get("exception")
             self._host.log.warning(
@@ -300,7 +299,8 @@ class LiveRun:
 
     # --- commits ---------------------------------------------------------------------------------
 
-    def _committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
+    def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
+        """A change is in the journal, or another run has the id of its start."""
         if self.phase is Phase.GONE:
             return
         if change.is_start:

@@ -10,7 +10,6 @@ Rules:
 from __future__ import annotations
 
 import random
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
@@ -51,6 +50,14 @@ class StepsHost(Protocol):
     alarms: Alarms
     pool: Workpool
     settings: Settings
+
+    def launch(self, job: Job, /) -> None:
+        """The pool's, as an effect."""
+        ...
+
+    def withdraw(self, job: Job, /) -> None:
+        """The pool's, as an effect."""
+        ...
 
 
 class StepsOwner(Protocol):
@@ -102,7 +109,7 @@ class OpenSteps:
         }
         self._jobs: dict[int, Job] = {}
         self._alarms: dict[int, Alarm] = {}
-        self._queued: deque[Job] = deque()
+        self._queued: list[Job] = []
 
     def __len__(self) -> int:
         return len(self._records)
@@ -157,7 +164,7 @@ class OpenSteps:
             if job.state in (JobState.QUEUED, JobState.RESERVED):
                 self._host.pool.withdraw(job)  # At once: a queued step never starts.
             else:
-                after.append((self._host.pool.withdraw, job))
+                after.append((self._host.withdraw, job))
         return self._records.pop(number, None)
 
     def keep_running_only(self, after: Effects) -> None:
@@ -186,7 +193,7 @@ class OpenSteps:
         job = self._make_job(step, work)
         if self._host.pool.reserve():
             job.state = JobState.RESERVED
-            after.append((self._host.pool.launch, job))
+            after.append((self._host.launch, job))
             return begin_attempt(step, now_ms)
         if self._owner.is_starting:
             # Only after the commit: a start whose id is taken must not have asked for slots.
@@ -207,8 +214,10 @@ class OpenSteps:
 
     def enqueue_queued(self) -> None:
         """Let attempts that found no slot wait for one, now that their change is submitted."""
-        while self._queued:
-            self._enqueue(self._queued.popleft())
+        if self._queued:
+            queued, self._queued = self._queued, []
+            for job in queued:
+                self._enqueue(job)
 
     def _enqueue(self, job: Job) -> None:
         if job.state is JobState.QUEUED:
@@ -219,7 +228,7 @@ class OpenSteps:
         step = begin_attempt(self._records[job.number], self._host.clock.now_ms())
         self._records[job.number] = step
         change = Change(run_id=self._run_id, updated=[step])
-        self._owner.submit(change, [(self._host.pool.launch, job)])
+        self._owner.submit(change, [(self._host.launch, job)])
 
     def on_outcome(self, job: Job) -> None:
         """An attempt has ended: settle its step, or have it tried again later."""
@@ -239,9 +248,7 @@ class OpenSteps:
             return
         step = self._records[job.number] = back_off(step, now_ms + wait_ms, outcome.error)
         del self._jobs[job.number]
-        self._owner.put_off(
-            step, now_ms, [(self._host.pool.withdraw, job), (self._set_alarm, step)]
-        )
+        self._owner.put_off(step, now_ms, [(self._host.withdraw, job), (self._set_alarm, step)])
 
     def _settle(self, step: StepRecord, value: object = UNSET) -> None:
         self._records[step.number] = step

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.live import WorkflowSpec
+    from durable.runtime.open_steps import Effects
     from durable.runtime.workpool import Job
 
 
@@ -68,6 +69,9 @@ class Runner:
         self.log = log
         self.alarms = Alarms(clock)
         self.pool = Workpool(self, max_parallelism)
+        # Bound once: each step's change has them as its effects.
+        self.launch = self.pool.launch
+        self.withdraw = self.pool.withdraw
         self.writer = Writer(journal, self)
         self.pump = Pump(log, self._on_void_turn)
         self._journal = journal
@@ -174,9 +178,7 @@ class Runner:
         else:
             due_ms = self.clock.now_ms() if wake_at_ms is None else wake_at_ms
             change = Change(run_id=record.run_id, run=record, is_start=True, parked=Parked(due_ms))
-            self.writer.submit(
-                change, lambda taken_by: self._on_delayed_start(record.run_id, due_ms, taken_by)
-            )
+            self.writer.submit(change, self, [])
         # A cancelled caller stops waiting; the start goes on, its outcome is in the journal.
         taken_by = await self._wait_until_started(record.run_id)
         if taken_by is not None:
@@ -184,8 +186,11 @@ class Runner:
 
     async def _wait_until_started(self, run_id: str) -> RunRecord | None:
         """Return who has the id, once the start that is under way is committed."""
-        with self._start_waiters.join(run_id) as acked:
+        acked = self._start_waiters.join(run_id)
+        try:
             return await acked
+        finally:
+            self._start_waiters.leave(run_id, acked)
 
     async def _is_there(self, record: RunRecord) -> bool:
         while True:
@@ -216,10 +221,12 @@ class Runner:
             self._claim_if_room()
         self._acknowledge(live.record.run_id, taken_by)
 
-    def _on_delayed_start(self, run_id: str, due_ms: int, taken_by: RunRecord | None) -> None:
-        self._acknowledge(run_id, taken_by)
-        if taken_by is None:
-            self._wake_at(due_ms)
+    def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:  # noqa: ARG002
+        """A run that is not in memory was started, or parked."""
+        if change.is_start:
+            self._acknowledge(change.run_id, taken_by)
+        if taken_by is None and change.parked is not None and change.parked.wake_at_ms is not None:
+            self._wake_at(change.parked.wake_at_ms)
 
     def _acknowledge(self, run_id: str, taken_by: RunRecord | None) -> None:
         self._starting.remove(run_id)
@@ -235,14 +242,17 @@ class Runner:
                 return ended
             if self._is_closing:
                 raise self._closed_error()
-            with self._end_waiters.join(run_id) as waiter:
+            waiter = self._end_waiters.join(run_id)
+            try:
                 if run_id not in self._live and run_id not in self._starting:
                     is_over, record = await self._look_in_journal(run_id)
                     if is_over:
                         return record
                 record = await waiter
-                if record is not None:
-                    return record
+            finally:
+                self._end_waiters.leave(run_id, waiter)
+            if record is not None:
+                return record
 
     async def look_for_end(self, run_id: str) -> tuple[bool, RunRecord | None]:
         """Return whether there is nothing to wait for now, and the run's row."""
@@ -335,9 +345,6 @@ class Runner:
     def now_ms(self) -> int:
         return self.clock.now_ms()
 
-    def on_committed(self) -> None:
-        self.pool.start_launched()
-
     def on_claimed(self, claim: Claim) -> None:
         self._claiming_count = 0
         for record, error in claim.errors:
@@ -384,7 +391,8 @@ class Runner:
             state=advance_run(record.state, RunState.STUCK),
             error=encode_exception(error),
         )
-        self.writer.submit(Change(run_id=record.run_id, run=stuck, parked=Parked(None)))
+        change = Change(run_id=record.run_id, run=stuck, parked=Parked(None))
+        self.writer.submit(change, self, [])
 
     def on_defined(self, name: str, version: int) -> None:
         """The code has got a workflow: take up the runs that waited for it."""
@@ -393,8 +401,7 @@ class Runner:
         run_ids = self._undefined.pop((name, version), [])
         for run_id in run_ids:
             # Claimed once that is committed: a claim asked for now could be ahead of it.
-            change = Change(run_id=run_id, parked=Parked(0))
-            self.writer.submit(change, lambda _: self.writer.ask_claim())
+            self.writer.submit(Change(run_id=run_id, parked=Parked(0)), self, [])
 
     # --- outages ---------------------------------------------------------------------------------
 

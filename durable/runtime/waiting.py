@@ -6,11 +6,10 @@ A waiter is a future. It is told a run's row, or ``None`` to look in the journal
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
     from durable.core.records import RunRecord
 
@@ -24,17 +23,18 @@ class Waiters:
     def __init__(self) -> None:
         self._by_run: dict[str, set[Waiter]] = {}
 
-    @contextmanager
-    def join(self, run_id: str) -> Generator[Waiter]:
-        """Be among the waiters of a run; a cancelled one leaves nothing behind."""
+    def join(self, run_id: str) -> Waiter:
+        """Be among the waiters of a run. Whoever joins has to ``leave``, told or not."""
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        waiters: set[Waiter] = self._by_run.setdefault(run_id, set())
-        waiters.add(waiter)
-        try:
-            yield waiter
-        finally:
+        self._by_run.setdefault(run_id, set()).add(waiter)
+        return waiter
+
+    def leave(self, run_id: str, waiter: Waiter) -> None:
+        """Wait no more."""
+        waiters = self._by_run.get(run_id)
+        if waiters is not None:
             waiters.discard(waiter)
-            if not waiters and self._by_run.get(run_id) is waiters:
+            if not waiters:
                 del self._by_run[run_id]
 
     def tell(self, run_id: str, record: RunRecord | None) -> None:
@@ -66,17 +66,16 @@ class Expected:
         self._counts: dict[str, int] = {}
         self._ended: dict[str, RunRecord] = {}
 
-    @contextmanager
-    def keep(self, run_id: str) -> Generator[None]:
-        """Keep the row of that run, should it end meanwhile."""
+    def keep(self, run_id: str) -> None:
+        """Keep the row of that run, should it end before ``release``."""
         self._counts[run_id] = self._counts.get(run_id, 0) + 1
-        try:
-            yield
-        finally:
-            self._counts[run_id] -= 1
-            if not self._counts[run_id]:
-                del self._counts[run_id]
-                self._ended.pop(run_id, None)
+
+    def release(self, run_id: str) -> None:
+        """Keep it no more, unless others do."""
+        self._counts[run_id] -= 1
+        if not self._counts[run_id]:
+            del self._counts[run_id]
+            self._ended.pop(run_id, None)
 
     def add(self, record: RunRecord) -> None:
         """A run has ended."""

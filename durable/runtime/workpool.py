@@ -146,6 +146,7 @@ class Workpool:
         self._begun: dict[tuple[str, int], Job] = {}
         self._launched: list[Job] = []
         self._group: TaskGroup | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._crashed: asyncio.Future[BaseException] | None = None
         self._threads: anyio.CapacityLimiter | None = None
@@ -157,7 +158,8 @@ class Workpool:
     def open(self, group: TaskGroup) -> None:
         """Run attempts in ``group``: until it is cancelled, or one of them crashes."""
         self._group = group
-        self._crashed = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._crashed = self._loop.create_future()
         group.start_soon(self._hold_tasks, self._crashed)
         # The slots are the bound; the limiter of anyio's default would be a second one.
         self._threads = anyio.CapacityLimiter(float("inf"))
@@ -241,17 +243,21 @@ class Workpool:
         assert job.state is JobState.RESERVED
         job.state = JobState.RUNNING
         self._begun[job.id] = job
+        if not self._launched:
+            # Soon, so that the next commit can begin before what this one allows.
+            assert self._loop is not None
+            self._loop.call_soon(self._start_launched)
         self._launched.append(job)
 
-    def start_launched(self) -> None:
-        """Start what was launched since the last time."""
-        if not self._launched:
+    def _start_launched(self) -> None:
+        launched, self._launched = self._launched, []
+        assert self._loop is not None
+        assert self._group is not None
+        if self._group.cancel_scope.cancel_called:
             return
-        # Not tasks of the group, which cost more than all else that is done for a step.
-        create_task = asyncio.get_running_loop().create_task
-        for job in self._launched:
-            self._tasks.add(create_task(self._run(job)))
-        self._launched.clear()
+        for job in launched:
+            # Not tasks of the group, which cost more than all else that is done for a step.
+            self._tasks.add(self._loop.create_task(self._run(job)))
 
     async def _hold_tasks(self, crashed: asyncio.Future[BaseException]) -> None:
         """Be the group's task for all attempts: end with the first that crashes, end them all."""
@@ -294,7 +300,7 @@ class Workpool:
             del self._begun[job.id]
 
     async def _run(self, job: Job) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         try:
             if job.state is JobState.RUNNING:

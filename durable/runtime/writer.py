@@ -19,16 +19,16 @@ import anyio
 from durable.core.errors import JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from durable.core.records import RunRecord
     from durable.journal.base import Change, Claim, Journal
-
-    Committed = Callable[[RunRecord | None], None]
+    from durable.runtime.open_steps import Effects
 
 BATCH_BYTES_MAX = 32 * 1024 * 1024
 """A batch takes no more changes once their values are larger than this: it bounds the memory of a
 commit, and how long it holds the journal."""
+
+BATCH_WHOLE_MAX = 32
+"""A batch of so few changes takes all there are: its cost is that of the commit."""
 
 REOPEN_DELAY_MIN_S = 0.05
 REOPEN_DELAY_MAX_S = 1.0
@@ -46,10 +46,6 @@ class WriterHost(Protocol):
         """Return the time that due runs are claimed by."""
         ...
 
-    def on_committed(self) -> None:
-        """All that follows from the changes of a commit was called."""
-        ...
-
     def on_claimed(self, claim: Claim) -> None:
         """Work on these runs."""
         ...
@@ -63,6 +59,14 @@ class WriterHost(Protocol):
         ...
 
 
+class Submitter(Protocol):
+    """Who has a change committed."""
+
+    def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
+        """Do what follows from ``change``; of a start whose id is taken, hear who has it."""
+        ...
+
+
 @final
 class Writer:
     """The one that commits."""
@@ -70,8 +74,9 @@ class Writer:
     def __init__(self, journal: Journal, host: WriterHost) -> None:
         self._journal = journal
         self._host = host
-        self._pending: list[tuple[Change, Committed | None]] = []
+        self._pending: list[tuple[Change, Submitter, Effects]] = []
         self._is_claim_asked = False
+        self._previous_count = 0
         self._is_busy = False
         self._is_stopping = False
         self._wake: asyncio.Event = asyncio.Event()
@@ -80,10 +85,10 @@ class Writer:
         self.outage: JournalError | None = None
         self.commits_count = 0
 
-    def submit(self, change: Change, committed: Committed | None = None) -> None:
-        """Have ``change`` committed; ``committed`` is called after, with who has a taken id."""
+    def submit(self, change: Change, submitter: Submitter, after: Effects) -> None:
+        """Have ``change`` committed, and its submitter told then, with ``after``."""
         assert self.outage is None
-        self._pending.append((change, committed))
+        self._pending.append((change, submitter, after))
         self._wake.set()
 
     def ask_claim(self) -> None:
@@ -107,6 +112,7 @@ class Writer:
         while True:
             if not self._pending and not self._is_claim_asked:
                 self._idle.set()
+                self._previous_count = 0
                 if self._is_stopping:
                     return
                 self._wake.clear()
@@ -124,27 +130,32 @@ class Writer:
     async def _work(self) -> None:
         if self._pending:
             batch = self._take_batch()
-            taken = await self._journal.commit([change for change, _ in batch])
+            taken = await self._journal.commit([change for change, _, _ in batch])
             self.commits_count += 1
-            for change, committed in batch:
-                if committed is not None:
-                    committed(taken.get(change.run_id) if change.is_start else None)
-            self._host.on_committed()
+            for change, submitter, after in batch:
+                taken_by = taken.get(change.run_id) if change.is_start else None
+                submitter.on_committed(change, after, taken_by)
         if self._is_claim_asked:
             self._is_claim_asked = False
             limit = self._host.reserve_claim()
             if limit > 0 and not self._is_stopping:
                 self._host.on_claimed(await self._journal.claim(self._host.now_ms(), limit))
 
-    def _take_batch(self) -> list[tuple[Change, Committed | None]]:
+    def _take_batch(self) -> list[tuple[Change, Submitter, Effects]]:
+        pending = self._pending
+        count = len(pending)
+        if count > BATCH_WHOLE_MAX and 0 < self._previous_count < count:
+            # While one batch is written, the loop works on what follows from the one before. So two
+            # take turns, and each waits for the larger: they are to be of one size.
+            count = (count + self._previous_count + 1) // 2
         size = 0
-        for index, (change, _) in enumerate(self._pending):
-            size += change.size()
+        for index in range(count):
+            size += pending[index][0].size()
             if size > BATCH_BYTES_MAX:
-                batch = self._pending[: index + 1]
-                self._pending = self._pending[index + 1 :]
-                return batch
-        batch, self._pending = self._pending, []
+                count = index + 1
+                break
+        self._previous_count = count
+        batch, self._pending = pending[:count], pending[count:]
         return batch
 
     async def _recover(self, error: JournalError) -> None:
