@@ -24,7 +24,8 @@ class EngineLog:
 
         self._stdlib: logging.Logger | None = None
         if structlog.is_configured():
-            self._log: Any = structlog.get_logger("durable")
+            # Bound once: each event of the unbound one would configure a logger anew.
+            self._log: Any = structlog.get_logger("durable").bind()
         else:
             self._stdlib = logging.getLogger("durable")
             self._log = _through_stdlib(self._stdlib)
