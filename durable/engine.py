@@ -310,12 +310,12 @@ class Engine:
         """Start a run and wait for its result: ``start`` and ``Run.result`` in one."""
         runner, _ = self._opened("engine.run()")
         record, bound, due_ms = self._new_run(call, id, run_after, run_at)
-        runner.expected.keep(record.run_id)
+        runner.ends.expect(record.run_id)
         try:
             await runner.start(record, bound, wake_at_ms=due_ms, is_id_given=id is not None)
-            ended = await runner.wait_until_final(record.run_id)
+            ended = await runner.ends.wait(record.run_id)
         finally:
-            runner.expected.release(record.run_id)
+            runner.ends.forget(record.run_id)
         result: T = _outcome(record.run_id, ended)
         return result
 
@@ -350,15 +350,15 @@ class Engine:
         """Wait for a run's end and return its value: see ``Run.result``."""
         runner, _ = self._opened("run.result()")
         if timeout is None:
-            record = await runner.wait_until_final(run_id)
+            record = await runner.ends.wait(run_id)
         else:
             timeout_s = seconds(timeout, "timeout")
             try:
                 async with asyncio.timeout(timeout_s):
-                    record = await runner.wait_until_final(run_id)
+                    record = await runner.ends.wait(run_id)
             except TimeoutError:
                 # The time bounds the waiting alone: without any, nobody would have looked yet.
-                is_over, record = await runner.look_for_end(run_id)
+                is_over, record = await runner.ends.look(run_id)
                 if not is_over:
                     msg = (
                         f"run {run_id!r} did not end within {timeout_s:g} s. It is left alone; its "

@@ -4,7 +4,7 @@ Rules:
 
 - What one turn of one run writes is a ``Change``; a commit takes many, each whole or not at all.
 - Every commit is fenced by the owner's *epoch* in the same transaction: an owner that was replaced
-  writes nothing.
+  writes nothing, and cannot take the journal back.
 - A run is somebody's work when its wake time has come. Claiming it clears the wake time; parking it
   sets a new one, or none, and gives the claim back.
 - A commit that raised has an unknown outcome. The journal must be opened again before it is used.
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Literal, Protocol, final
 
 import msgspec
 
-from durable.core.errors import JournalError
+from durable.core.errors import JournalError, JournalLockedError
 from durable.core.records import RunRecord, RunState, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class OwnershipLostError(JournalError):
-    """Another owner has taken the journal over. Nothing was written."""
+class OwnershipLostError(JournalLockedError):
+    """Another owner has taken the journal over. Nothing was written, and nothing will be."""
 
 
 @final
@@ -117,7 +117,12 @@ class Journal(Protocol):
         ...
 
     async def reopen(self) -> None:
-        """Open again after a failed commit, as the same owner. Raises what ``open`` raises."""
+        """Open again after a failed commit, as the same owner.
+
+        Raises:
+            OwnershipLostError: Another owner has taken over meanwhile.
+            JournalError: What ``open`` raises.
+        """
         ...
 
     async def close(self) -> None:

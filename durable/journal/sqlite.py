@@ -152,11 +152,7 @@ class SqliteJournal:
         if not _is_journal(db, self._name):
             _run_script(db, files("durable.journal").joinpath("schema.sql").read_text("utf-8"))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        owner = db.execute(statements.NEW_EPOCH).fetchone()
-        if owner is None:
-            msg = f"{self._name} has lost the row of durable_owner. Restore it from a backup."
-            raise JournalCorruptError(msg)
-        (self._epoch,) = owner
+        self._epoch = statements.new_epoch(db, self._epoch)
         db.execute(statements.RELEASE_CLAIMS)
         db.execute(statements.RETRY_STUCK)
 

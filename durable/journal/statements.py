@@ -165,8 +165,33 @@ def check_fence(db: sqlite3.Connection, epoch: int) -> None:
     """Raise ``OwnershipLostError`` unless ``epoch`` is the present owner's."""
     (present,) = db.execute(FENCE).fetchone()
     if present != epoch:
-        msg = f"another owner has taken the journal over (epoch {present}, not {epoch})"
-        raise OwnershipLostError(msg)
+        raise ownership_lost(present, epoch)
+
+
+def new_epoch(db: sqlite3.Connection, epoch: int) -> int:
+    """Become the owner, again if ``epoch`` is not 0; return the new epoch.
+
+    Raises:
+        OwnershipLostError: Another one has become the owner since.
+        JournalCorruptError: The row with the epoch is gone.
+    """
+    owner = db.execute(NEW_EPOCH).fetchone()
+    if owner is None:
+        msg = "the journal has lost the row of durable_owner. Restore it from a backup."
+        raise JournalCorruptError(msg)
+    # The own last one, or, where the outcome of writing it was unknown, the one before.
+    if 0 < epoch < owner[0] - 1:
+        raise ownership_lost(owner[0] - 1, epoch)
+    return int(owner[0])
+
+
+def ownership_lost(present: int, epoch: int) -> OwnershipLostError:
+    """Return the error that says so."""
+    msg = (
+        f"another owner has taken the journal over (epoch {present}, not {epoch}). This engine "
+        "writes nothing any more: close it."
+    )
+    return OwnershipLostError(msg)
 
 
 def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:

@@ -157,3 +157,25 @@ class Alarms:
         while self._heap and self._heap[0].callback is None:
             heapq.heappop(self._heap)
             self._cancelled_count -= 1
+
+
+@final
+class EarliestAlarm:
+    """One alarm, at the earliest of the times that it was asked for since it last rang."""
+
+    def __init__(self, alarms: Alarms, callback: Callable[[], None]) -> None:
+        self._alarms = alarms
+        self._callback = callback
+        self._alarm: Alarm | None = None
+
+    def set(self, due_ms: int) -> None:
+        """Ring at that time, unless it rings sooner anyway."""
+        if self._alarm is not None:
+            if self._alarm.due_ms <= due_ms:
+                return
+            self._alarms.cancel(self._alarm)
+        self._alarm = self._alarms.set(due_ms, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._callback()

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from durable.runtime.instrumentation import EngineLog
+    from durable.runtime.job import Job
     from durable.runtime.open_steps import Effects
-    from durable.runtime.workpool import Job
     from durable.runtime.writer import Writer
 
 

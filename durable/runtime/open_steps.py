@@ -29,15 +29,16 @@ from durable.core.transitions import (
 )
 from durable.journal.base import Change
 from durable.runtime.attempt import Attempt
-from durable.runtime.workpool import Failed, Job, JobState, Succeeded
+from durable.runtime.job import Failed, Job, JobState, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from durable.core.commands import Command
     from durable.runtime.clock import Alarm, Alarms, Clock
+    from durable.runtime.job import ActionWork
     from durable.runtime.settings import Settings
-    from durable.runtime.workpool import ActionWork, Workpool
+    from durable.runtime.workpool import Workpool
 
 Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
 """What is to be called once a change is committed: functions, each with its argument."""

@@ -15,6 +15,7 @@ import anyio
 import anyio.lowlevel
 from msgspec.structs import replace
 
+from durable.core.codec import one_line
 from durable.core.errors import (
     EngineClosedError,
     JournalUnavailableError,
@@ -22,13 +23,14 @@ from durable.core.errors import (
     RunConflictError,
 )
 from durable.core.failures import encode_exception
-from durable.core.records import RunRecord, RunState, StepState, advance_run
+from durable.core.records import RunRecord, RunState, advance_run
 from durable.journal.base import Change, Parked
-from durable.runtime.clock import Alarm, Alarms
+from durable.runtime.clock import Alarms, EarliestAlarm
 from durable.runtime.live import LiveRun
+from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
-from durable.runtime.waiting import Expected, Waiters
+from durable.runtime.waiting import Ends, Waiters
 from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
@@ -37,9 +39,9 @@ if TYPE_CHECKING:
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
+    from durable.runtime.job import Job
     from durable.runtime.live import WorkflowSpec
     from durable.runtime.open_steps import Effects
-    from durable.runtime.workpool import Job
 
 
 class Catalog(Protocol):
@@ -80,12 +82,10 @@ class Runner:
         self._claiming_count = 0
         self._starting: set[str] = set()
         self._start_waiters = Waiters()
-        self._end_waiters = Waiters()
-        self.expected = Expected()
-        self._wake_alarm: Alarm | None = None
+        self.ends = Ends(journal, self)
+        self._wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
         self._undefined: dict[tuple[str, int], list[str]] = {}
-        self._dropped_in_outage: dict[str, dict[int, int]] = {}
-        self._outages_count = 0
+        self._orphans = Orphans(self.pool)
         self._is_closing = False
         self._drain_scope: anyio.CancelScope | None = None
         self._crash: BaseException | None = None
@@ -110,9 +110,12 @@ class Runner:
                     await self._drain()
                 self.writer.stop()
                 group.cancel_scope.cancel()
-        except BaseException as exc:
-            self._crash = exc
-            raise
+        except BaseException as exc:  # noqa: BLE001  it goes on, without the task group's wrapping
+            self._crash = _sole_error(exc)
+            if isinstance(self._crash, Exception):
+                reason = one_line(self._crash)
+                self.log.error("durable.engine_failed", reason=reason)  # noqa: TRY400  raised anyway
+            raise self._crash from self._crash.__cause__
         finally:
             self._is_closing = True
             ready.set()
@@ -143,10 +146,13 @@ class Runner:
         self.pump.clear()
         self._starting.clear()
         self._start_waiters.fail_all(self._closed_error)
-        self._end_waiters.fail_all(self._closed_error)
+        self.ends.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
-        error = EngineClosedError("the engine was closed; open it again and ask with the same id")
+        how = "was closed"
+        if self._crash is not None:
+            how = f"has failed ({one_line(self._crash)})"
+        error = EngineClosedError(f"the engine {how}; open it again and ask with the same id")
         error.__cause__ = self._crash
         return error
 
@@ -210,8 +216,7 @@ class Runner:
             return True
 
     def _check_open(self) -> None:
-        if self._is_closing:
-            raise self._closed_error()
+        self.check_working()
         if self.writer.outage is not None:
             raise _unavailable(self.writer.outage)
 
@@ -226,7 +231,7 @@ class Runner:
         if change.is_start:
             self._acknowledge(change.run_id, taken_by)
         if taken_by is None and change.parked is not None and change.parked.wake_at_ms is not None:
-            self._wake_at(change.parked.wake_at_ms)
+            self._wake.set(change.parked.wake_at_ms)
 
     def _acknowledge(self, run_id: str, taken_by: RunRecord | None) -> None:
         self._starting.remove(run_id)
@@ -234,45 +239,16 @@ class Runner:
 
     # --- waiting for the end ---------------------------------------------------------------------
 
-    async def wait_until_final(self, run_id: str) -> RunRecord | None:
-        """Return the run's row once it is final; ``None`` when there is no such run."""
-        while True:
-            ended = self.expected.get(run_id)
-            if ended is not None:
-                return ended
-            if self._is_closing:
-                raise self._closed_error()
-            waiter = self._end_waiters.join(run_id)
-            try:
-                if run_id not in self._live and run_id not in self._starting:
-                    is_over, record = await self._look_in_journal(run_id)
-                    if is_over:
-                        return record
-                record = await waiter
-            finally:
-                self._end_waiters.leave(run_id, waiter)
-            if record is not None:
-                return record
+    @property
+    def outage(self) -> JournalError | None:
+        return self.writer.outage
 
-    async def look_for_end(self, run_id: str) -> tuple[bool, RunRecord | None]:
-        """Return whether there is nothing to wait for now, and the run's row."""
-        if self._is_closing or run_id in self._starting:
-            return False, None
-        return await self._look_in_journal(run_id)
+    def check_working(self) -> None:
+        if self._is_closing:
+            raise self._closed_error()
 
-    async def _look_in_journal(self, run_id: str) -> tuple[bool, RunRecord | None]:
-        """Return whether there is nothing to wait for, and the run's row; wait out an outage."""
-        while True:
-            outages_count = self._outages_count
-            try:
-                record = await self._journal.load_run(run_id)
-            except JournalUnavailableError:
-                if self.writer.outage is not None:
-                    return False, None  # The waiters are told to look when it is over.
-                if self._outages_count == outages_count:
-                    raise
-            else:
-                return record is None or record.state.is_final, record
+    def is_here(self, run_id: str) -> bool:
+        return run_id in self._live or run_id in self._starting
 
     # --- bodies ----------------------------------------------------------------------------------
 
@@ -308,29 +284,15 @@ class Runner:
         if record.state.is_final:
             event = f"durable.run_{record.state}"
             self.log.info(event, run_id=record.run_id, workflow=record.name)
-            self.expected.add(record)
-            self._end_waiters.tell(record.run_id, record)
+            self.ends.tell(record)
         if wake_at_ms is not None:
-            self._wake_at(wake_at_ms)
+            self._wake.set(wake_at_ms)
         self._claim_if_room()
 
     def _claim_if_room(self) -> None:
         """Claim what waits in the journal for one of the runs in memory to leave."""
         if len(self._live) == self.settings.live_runs_max - 1:
             self.writer.ask_claim()
-
-    def _wake_at(self, due_ms: int) -> None:
-        """Claim what is due at that time, if nothing makes us look sooner."""
-        alarm = self._wake_alarm
-        if alarm is not None and not alarm.is_cancelled:
-            if alarm.due_ms <= due_ms:
-                return
-            self.alarms.cancel(alarm)
-        self._wake_alarm = self.alarms.set(due_ms, self._on_wake)
-
-    def _on_wake(self) -> None:
-        self._wake_alarm = None
-        self.writer.ask_claim()
 
     @property
     def _room(self) -> int:
@@ -353,8 +315,7 @@ class Runner:
                 self._park_stuck(record, error)
         next_ms = claim.next_wake_at_ms
         is_more_due = next_ms is not None and next_ms <= self.clock.now_ms()
-        if self._dropped_in_outage:
-            self._end_orphans(claim, is_more_due=is_more_due)
+        self._orphans.withdraw_unwanted(claim, self._live, is_more_due=is_more_due)
         for record, steps in claim.runs:
             stale = self._live.pop(record.run_id, None)
             if stale is not None:
@@ -363,14 +324,14 @@ class Runner:
             if spec is None:
                 self._park_undefined(record)
                 continue
-            interrupted = self._dropped_in_outage.pop(record.run_id, None)
+            interrupted = self._orphans.take(record.run_id)
             live = LiveRun(self, spec, record, steps, interrupted=interrupted)
             self._live[record.run_id] = live
             self.schedule(live)
         if is_more_due and self._room > 0:
             self.writer.ask_claim()
         elif next_ms is not None:
-            self._wake_at(next_ms)
+            self._wake.set(next_ms)
 
     # --- code that is not there ------------------------------------------------------------------
 
@@ -407,11 +368,11 @@ class Runner:
 
     def on_outage(self, error: JournalError) -> None:
         self.log.error("durable.journal_failed", reason=str(error))
-        self._outages_count += 1
+        self.ends.on_outage()
         self.pool.drop_unlaunched()
         self.pump.clear()
-        for run_id, live in self._live.items():
-            self._dropped_in_outage[run_id] = live.interrupted
+        for live in self._live.values():
+            self._orphans.add(live)
             live.drop()
         self._live.clear()
         self._claiming_count = 0
@@ -421,25 +382,15 @@ class Runner:
 
     def on_restored(self) -> None:
         self.log.warning("durable.journal_restored")
-        self._end_waiters.tell_all_to_look()
+        self.ends.on_restored()
 
-    def _end_orphans(self, claim: Claim, *, is_more_due: bool) -> None:
-        """End the attempts that nobody waits for, if the commit that said so was the failed one."""
-        known = {record.run_id for record, _ in claim.runs}
-        wanted = {
-            (record.run_id, step.number): step.attempts
-            for record, steps in claim.runs
-            for step in steps
-            if step.state is StepState.RUNNING
-        }
-        if not is_more_due:  # The others are over, asleep, or were started anew.
-            others = self._dropped_in_outage.keys() - known
-            known |= others - self._live.keys()
-            for run_id in others:
-                del self._dropped_in_outage[run_id]
-        self.pool.withdraw_unless(
-            lambda job: job.attempt.run_id not in known or wanted.get(job.id) == job.attempt.number
-        )
+
+def _sole_error(exc: BaseException) -> BaseException:
+    """Return what a task group wraps, when it is one error."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return exc
+    group: BaseExceptionGroup[BaseException] = exc  # pyright: ignore[reportUnknownVariableType]
+    return _sole_error(group.exceptions[0]) if len(group.exceptions) == 1 else group
 
 
 def _check_same(found: RunRecord, wanted: RunRecord) -> None:

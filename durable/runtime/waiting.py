@@ -6,12 +6,16 @@ A waiter is a future. It is told a run's row, or ``None`` to look in the journal
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Protocol, final
+
+from durable.core.errors import JournalUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from durable.core.errors import JournalError
     from durable.core.records import RunRecord
+    from durable.journal.base import Journal
 
     Waiter = asyncio.Future[RunRecord | None]
 
@@ -58,30 +62,100 @@ class Waiters:
                     waiter.exception()  # Its task may be gone: nobody has to retrieve it.
 
 
+class EndsHost(Protocol):
+    """What waiting for ends asks of the runner."""
+
+    @property
+    def outage(self) -> JournalError | None:
+        """Why the journal cannot be used now, if so."""
+        ...
+
+    def check_working(self) -> None:
+        """Raise ``EngineClosedError`` when the engine is closing."""
+        ...
+
+    def is_here(self, run_id: str) -> bool:
+        """Whether the run is in memory, or being started: its end will be told."""
+        ...
+
+
 @final
-class Expected:
-    """Rows of runs that have ended, kept for callers who will ask for them."""
+class Ends:
+    """Who waits for the end of a run, across outages of the journal."""
 
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        self._ended: dict[str, RunRecord] = {}
+    def __init__(self, journal: Journal, host: EndsHost) -> None:
+        self._journal = journal
+        self._host = host
+        self._waiters = Waiters()
+        self._expected: dict[str, int] = {}
+        self._kept: dict[str, RunRecord] = {}
+        self._outages_count = 0
 
-    def keep(self, run_id: str) -> None:
-        """Keep the row of that run, should it end before ``release``."""
-        self._counts[run_id] = self._counts.get(run_id, 0) + 1
+    def expect(self, run_id: str) -> None:
+        """Keep the row of that run, should it end before ``forget``."""
+        self._expected[run_id] = self._expected.get(run_id, 0) + 1
 
-    def release(self, run_id: str) -> None:
+    def forget(self, run_id: str) -> None:
         """Keep it no more, unless others do."""
-        self._counts[run_id] -= 1
-        if not self._counts[run_id]:
-            del self._counts[run_id]
-            self._ended.pop(run_id, None)
+        self._expected[run_id] -= 1
+        if not self._expected[run_id]:
+            del self._expected[run_id]
+            self._kept.pop(run_id, None)
 
-    def add(self, record: RunRecord) -> None:
+    async def wait(self, run_id: str) -> RunRecord | None:
+        """Return the run's row once it is final; ``None`` when there is no such run."""
+        while True:
+            ended = self._kept.get(run_id)
+            if ended is not None:
+                return ended
+            self._host.check_working()
+            waiter = self._waiters.join(run_id)
+            try:
+                if not self._host.is_here(run_id):
+                    is_over, record = await self._look_in_journal(run_id)
+                    if is_over:
+                        return record
+                record = await waiter
+            finally:
+                self._waiters.leave(run_id, waiter)
+            if record is not None:
+                return record
+
+    async def look(self, run_id: str) -> tuple[bool, RunRecord | None]:
+        """Return whether there is nothing to wait for now, and the run's row."""
+        self._host.check_working()
+        is_over, record = await self._look_in_journal(run_id)
+        # A run that is being started is not in the journal yet.
+        return is_over and (record is not None or not self._host.is_here(run_id)), record
+
+    async def _look_in_journal(self, run_id: str) -> tuple[bool, RunRecord | None]:
+        """Return whether there is nothing to wait for, and the run's row; wait out an outage."""
+        while True:
+            outages_count = self._outages_count
+            try:
+                record = await self._journal.load_run(run_id)
+            except JournalUnavailableError:
+                if self._host.outage is not None:
+                    return False, None  # The waiters are told to look when it is over.
+                if self._outages_count == outages_count:
+                    raise
+            else:
+                return record is None or record.state.is_final, record
+
+    def tell(self, record: RunRecord) -> None:
         """A run has ended."""
-        if record.run_id in self._counts:
-            self._ended[record.run_id] = record
+        if record.run_id in self._expected:
+            self._kept[record.run_id] = record
+        self._waiters.tell(record.run_id, record)
 
-    def get(self, run_id: str) -> RunRecord | None:
-        """Return the row of a run that has ended, if it was kept."""
-        return self._ended.get(run_id)
+    def on_outage(self) -> None:
+        """The journal has failed."""
+        self._outages_count += 1
+
+    def on_restored(self) -> None:
+        """The journal is there again: what has ended is to be read in it."""
+        self._waiters.tell_all_to_look()
+
+    def fail_all(self, make_error: Callable[[], Exception]) -> None:
+        """The engine is closed: nobody will be told any more."""
+        self._waiters.fail_all(make_error)

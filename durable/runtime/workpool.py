@@ -14,112 +14,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import anyio
-import anyio.to_thread
 
-from durable.core.codec import safe_text
-from durable.core.errors import NonRetryable, PayloadTooLarge, ReturnTypeError
-from durable.core.failures import encode_exception
-from durable.core.interrupts import is_from_signal
-from durable.runtime.attempt import CURRENT_ATTEMPT, Attempt
+from durable.runtime.attempt import CURRENT_ATTEMPT
+from durable.runtime.calling import call_async, call_sync
+from durable.runtime.job import Failed, JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from anyio.abc import TaskGroup
 
-    from durable.core.retry import Retry
-
-FINAL_ERRORS = (NonRetryable, ReturnTypeError, PayloadTooLarge)
-"""Trying again would not help, or is not wanted."""
-
-
-class ActionWork(Protocol):
-    """What an action's command stands for."""
-
-    retry: Retry | None
-    is_at_most_once: bool
-    is_async: bool
-    timeout_s: float | None
-
-    def decode(self, text: str) -> object:
-        """Return the result that JSON text stands for."""
-        ...
-
-    def rebuild(self, error: str) -> BaseException:
-        """Return the exception that a stored error stands for."""
-        ...
-
-    def call(self, args: str) -> Any:  # noqa: ANN401
-        """Call the function with recorded arguments: an awaitable, or a sync function's result."""
-        ...
-
-    def encode_result(self, result: object) -> tuple[str, object]:
-        """Return the result as JSON text, and what that decodes to."""
-        ...
-
-
-@final
-class Succeeded:
-    """An attempt returned: its result as JSON, and what that decodes to."""
-
-    __slots__ = ("text", "value")
-
-    def __init__(self, text: str, value: object) -> None:
-        self.text = text
-        self.value = value
-
-
-@final
-class Failed:
-    """An attempt raised."""
-
-    __slots__ = ("error", "is_final")
-
-    def __init__(self, exc: BaseException) -> None:
-        # Not isinstance: that asks the exception, whose __getattribute__ may raise anything.
-        self.is_final = issubclass(type(exc), FINAL_ERRORS)
-        if issubclass(type(exc), NonRetryable) and exc.__cause__ is not None and not exc.args:
-            exc.args = (safe_text(exc.__cause__),)  # ``raise NonRetryable from exc`` says no more.
-        self.error = encode_exception(exc)
-
-
-class JobState(Enum):
-    """Where an attempt stands in the pool."""
-
-    QUEUED = auto()
-    RESERVED = auto()
-    RUNNING = auto()
-    ENDED = auto()
-    WITHDRAWN = auto()
-    """It never ran, and never will."""
-    DROPPED = auto()
-    """It runs, and nobody wants its outcome any more."""
-
-
-@final
-class Job:
-    """One attempt that is to be made, or is under way.
-
-    Attributes:
-        id: Which step it is: the run's id, and the step's number.
-    """
-
-    __slots__ = ("args", "attempt", "id", "number", "outcome", "state", "task", "work")
-
-    def __init__(self, attempt: Attempt, number: int, work: ActionWork, args: str) -> None:
-        self.attempt = attempt
-        self.number = number
-        self.id = (attempt.run_id, number)
-        self.work = work
-        self.args = args
-        self.state = JobState.QUEUED
-        self.task: asyncio.Task[Any] | None = None
-        self.outcome: Succeeded | Failed | None = None
+    from durable.runtime.job import Job, Succeeded
 
 
 class WorkpoolHost(Protocol):
@@ -306,7 +215,12 @@ class Workpool:
             if job.state is JobState.RUNNING:
                 job.task = task
                 CURRENT_ATTEMPT.set(job.attempt)
-                outcome = await (self._run_async(job) if job.work.is_async else self._run_sync(job))
+                work = job.work
+                if work.is_async:
+                    outcome = await call_async(work, job.args)
+                else:
+                    late = partial(self._report, job)
+                    outcome = await call_sync(work, job.args, self._threads, late)
                 self._report(job, outcome)
         except asyncio.CancelledError as exc:
             assert self._group is not None
@@ -328,82 +242,3 @@ class Workpool:
         if job.outcome is None and self._begun.get(job.id) is job:
             job.outcome = outcome
             self._host.on_outcome(job)
-
-    async def _run_async(self, job: Job) -> Succeeded | Failed:
-        work = job.work
-        try:
-            if work.timeout_s is None:
-                result = await work.call(job.args)
-            else:
-                result = await _bounded_by(work.timeout_s, partial(work.call, job.args))
-            return Succeeded(*work.encode_result(result))
-        except BaseException as exc:  # noqa: BLE001  an action may raise anything
-            return self._failed(exc)
-
-    async def _run_sync(self, job: Job) -> Succeeded | Failed:
-        work = job.work
-        timer: asyncio.TimerHandle | None = None
-        if work.timeout_s is not None:
-            # A thread cannot be stopped: its time-out is reported, and the slot stays taken.
-            late = Failed(_timed_out(work.timeout_s))
-            timer = asyncio.get_running_loop().call_later(work.timeout_s, self._report, job, late)
-        try:
-            result = await anyio.to_thread.run_sync(
-                partial(_call_caught, work, job.args), limiter=self._threads, abandon_on_cancel=True
-            )
-            if isinstance(result, _Caught):
-                return self._failed(result.exc)
-            return Succeeded(*work.encode_result(result))
-        except BaseException as exc:  # noqa: BLE001  an action may raise anything
-            return self._failed(exc)
-        finally:
-            if timer is not None:
-                timer.cancel()
-
-    def _failed(self, exc: BaseException) -> Failed:
-        task = asyncio.current_task()
-        assert task is not None
-        if issubclass(type(exc), asyncio.CancelledError) and task.cancelling() > 0:
-            raise exc  # The pool or the host cancels; one that the action raised is its outcome.
-        if issubclass(type(exc), KeyboardInterrupt) and is_from_signal(exc):
-            raise exc
-        return Failed(exc)
-
-
-@final
-class _Caught:
-    """An exception out of a worker thread: some, such as StopIteration, no future can carry."""
-
-    def __init__(self, exc: BaseException) -> None:
-        self.exc = exc
-
-
-def _call_caught(work: ActionWork, args: str) -> object:
-    try:
-        return work.call(args)
-    except BaseException as exc:  # noqa: BLE001  an action may raise anything
-        return _Caught(exc)
-
-
-async def _bounded_by(timeout_s: float, call: Callable[[], Awaitable[object]]) -> object:
-    # Not anyio's: it cancels again at each await, so that nothing could be cleaned up.
-    bound = asyncio.timeout(timeout_s)
-    try:
-        async with bound:
-            result = await call()
-    except BaseException:
-        if bound.expired() and not _is_cancelled():
-            raise _timed_out(timeout_s) from None
-        raise
-    if bound.expired():  # It swallowed the cancellation: late is late.
-        raise _timed_out(timeout_s)
-    return result
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _timed_out(timeout_s: float) -> TimeoutError:
-    return TimeoutError(f"the attempt took longer than its timeout of {timeout_s:g} s")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, final
 import anyio
 
 from durable.core.errors import JournalError
+from durable.journal.base import OwnershipLostError
 
 if TYPE_CHECKING:
     from durable.core.records import RunRecord
@@ -122,6 +123,8 @@ class Writer:
                 await self._work()
                 # Not as soon as it opens: a file with a damaged page opens, and fails again.
                 self._reopen_delay_s = REOPEN_DELAY_MIN_S
+            except OwnershipLostError:
+                raise  # There is nothing to wait for: the engine ends.
             except JournalError as error:
                 await self._recover(error)
             finally:
@@ -168,6 +171,8 @@ class Writer:
             self._reopen_delay_s = min(self._reopen_delay_s * 2, REOPEN_DELAY_MAX_S)
             try:
                 await self._journal.reopen()
+            except OwnershipLostError:
+                raise
             except JournalError as again:
                 self.outage = again
                 continue
