@@ -22,6 +22,10 @@ layers:
 test *args:
     python -m pytest {{args}}
 
+# which lines and branches the fast tests reach; it fails when too few are
+coverage:
+    python -m pytest -q -m "not slow" --cov
+
 # all benchmarks; names of workloads restrict them
 bench *args:
     python -m benchmarks {{args}}

@@ -94,7 +94,7 @@ class Machine:
         connection = self._hop_connection
         # aiosqlite has no public call that runs one function on its thread, and one hop a
         # statement would measure three hops.
-        await self._hop._execute(commit)  # type: ignore[no-untyped-call] # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        await self._hop._execute(commit)  # type: ignore[no-untyped-call] # noqa: SLF001
 
     def _make_rows(self, count: int) -> list[Row]:
         first = self._rows_made

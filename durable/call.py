@@ -36,7 +36,8 @@ class Call(Coroutine[Any, Any, R_co]):
     _drives: dict[asyncio.Task[Any] | None, Coroutine[Any, Any, R_co]] | None
 
     def __init__(self, definition: Definition[Any, R_co], arguments: dict[str, Any]) -> None:
-        loop = asyncio._get_running_loop()  # noqa: SLF001  the fastest way to know whose code it is
+        # What body_loop() does, inline here and at the await: each step comes through both.
+        loop = asyncio._get_running_loop()  # noqa: SLF001
         number = loop.next_number() if type(loop) is WorkflowLoop else None
         set_slot = object.__setattr__
         set_slot(self, "definition", definition)
@@ -63,7 +64,7 @@ class Call(Coroutine[Any, Any, R_co]):
         return started
 
     def _start(self) -> Any:  # noqa: ANN401  something to await
-        loop = asyncio._get_running_loop()  # noqa: SLF001  the fastest way to know whose code it is
+        loop = asyncio._get_running_loop()  # noqa: SLF001
         if type(loop) is WorkflowLoop:
             from durable.issue import issue_call  # noqa: PLC0415  steps are made of calls
 

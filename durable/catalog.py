@@ -88,8 +88,7 @@ def outcome_of(record: RunRecord) -> Any:  # noqa: ANN401
             return (
                 decode_plain(text) if workflow is None else workflow.parameters.decode_result(text)
             )
-        assert record.error is not None
-        stored = decode_error(record.error)
+        stored = decode_error(record.error or "")
     except DecodeError as exc:
         msg = (
             f"the outcome of run {record.run_id!r} does not fit the code, or is damaged: {exc}. "

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 from durable.core.commands import DUE_MS_MAX
-from durable.core.records import RunState
 from durable.core.retry import Retry, seconds
 
 ID_CHARS_MAX = 512
 """The longest id of a run."""
-
-PAGE_ITEMS_MAX = 1_000
-"""A page holds no more than this, so that no reader holds the journal for long."""
-
-CURSOR_CHARS_MAX = 18
-"""A cursor is a place in the journal, which fits into 63 bits."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -43,48 +36,6 @@ def check_count(count: int, what: str) -> int:
     return count
 
 
-def check_limit(limit: int) -> int:
-    """Return the size of a page."""
-    if not 1 <= check_count(limit, "limit") <= PAGE_ITEMS_MAX:
-        msg = f"limit is from 1 to {PAGE_ITEMS_MAX}, not {limit}; use iter_... for all of them"
-        raise ValueError(msg)
-    return limit
-
-
-def check_order(order: Literal["asc", "desc"]) -> Literal["asc", "desc"]:
-    """Return the order of a list."""
-    if order not in ("asc", "desc"):
-        msg = f"order is 'asc' or 'desc', not {order!r}"
-        raise ValueError(msg)
-    return order
-
-
-def check_state(state: RunState | str | None) -> RunState | None:
-    """Return a state by which runs are listed."""
-    try:
-        return None if state is None else RunState(state)
-    except ValueError:
-        msg = f"state is one of {', '.join(RunState)}, not {state!r}"
-        raise ValueError(msg) from None
-
-
-def make_cursor(place: int, order: str) -> str:
-    """Return the cursor of a page that ends at ``place``."""
-    return f"{order}-{place}"
-
-
-def check_cursor(cursor: str | None, order: str) -> int | None:
-    """Return the place that a page's cursor stands for."""
-    if cursor is None:
-        return None
-    if isinstance(cursor, str):
-        made_for, _, place = cursor.partition("-")
-        if made_for == order and place.isdecimal() and len(place) <= CURSOR_CHARS_MAX:
-            return int(place)
-    msg = f"{cursor!r} is no cursor of such a page: pass Page.cursor as it is, in the same order"
-    raise ValueError(msg)
-
-
 def check_name(name: str | None, what: str) -> str | None:
     """Return a name that a journal can hold, or ``None``; raise for any other.
 
@@ -108,6 +59,22 @@ def check_name(name: str | None, what: str) -> str | None:
     return str(name)
 
 
+def check_flag(flag: bool, what: str) -> bool:
+    """Return what is True or False."""
+    if not isinstance(flag, bool):
+        msg = f"{what} is True or False, not {flag!r}"
+        raise TypeError(msg)
+    return flag
+
+
+def check_policy(retry: Retry, what: str) -> Retry:
+    """Return a retry policy."""
+    if not isinstance(retry, Retry):
+        msg = f"{what} is a durable.Retry, not {retry!r}"
+        raise TypeError(msg)
+    return retry
+
+
 def check_retry(retry: Retry | bool | None) -> Retry | bool | None:
     """Return ``retry``, or raise ``TypeError`` when it is none of what decides about retries."""
     if retry is None or isinstance(retry, bool | Retry):
@@ -123,6 +90,15 @@ def check_timeout(timeout: float | timedelta | None) -> float | None:
     timeout_s = seconds(timeout, "timeout=")
     if timeout_s <= 0:
         msg = f"timeout= is more than 0 seconds, not {timeout!r}"
+        raise ValueError(msg)
+    return timeout_s
+
+
+def check_drain_timeout(timeout: float | timedelta) -> float:
+    """Return it in seconds; 0 waits for nothing."""
+    timeout_s = seconds(timeout, "drain_timeout")
+    if timeout_s < 0:
+        msg = f"drain_timeout is not negative, but it is {timeout!r}"
         raise ValueError(msg)
     return timeout_s
 
@@ -167,7 +143,7 @@ def time_ms(when: datetime, what: str) -> int:
     if not isinstance(when, datetime):
         msg = f"{what} is a datetime, not {when!r}"
         raise TypeError(msg)
-    if when.tzinfo is None:
+    if when.utcoffset() is None:
         msg = f"{what} is an aware datetime: {when!r} has no time zone (datetime.now(UTC) has)"
         raise ValueError(msg)
     return -((_EPOCH - when) // timedelta(milliseconds=1))  # Rounded up: nothing is due early.

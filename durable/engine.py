@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import weakref
 from collections.abc import AsyncIterator
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
@@ -22,34 +20,33 @@ from durable.call import Call
 from durable.catalog import BoundWorkflow, Catalog, outcome_of
 from durable.checks import (
     check_count,
-    check_cursor,
-    check_delay,
+    check_drain_timeout,
+    check_flag,
     check_id,
-    check_limit,
-    check_name,
-    check_order,
-    check_state,
-    make_cursor,
+    check_policy,
 )
-from durable.core.errors import (
-    EngineClosedError,
-    NoEngineError,
-    NotInWorkflowError,
-    RunNotFoundError,
-)
-from durable.core.loop import WorkflowLoop
+from durable.core.errors import EngineClosedError, NoEngineError, RunNotFoundError
 from durable.core.records import RunRecord, RunState, StepKind
 from durable.core.retry import Retry, seconds
-from durable.definitions import Workflow
+from durable.current import (
+    add_open,
+    check_asyncio,
+    find_current,
+    own_engine,
+    refuse_in_body,
+    remove_open,
+    running_loop,
+)
 from durable.issue import Defaults
-from durable.journal.base import RunQuery, StepQuery
 from durable.journal.url import parse_url
 from durable.journal.whole import to_its_end
+from durable.paging import iterate, runs_page, runs_query, steps_page, steps_query
 from durable.run import Run
 from durable.runtime.clock import SystemClock
 from durable.runtime.instrumentation import EngineLog
-from durable.runtime.settings import Settings
-from durable.status import EngineStatistics, Page, RunStatus, StepInfo, run_status, step_info
+from durable.runtime.settings import MAX_INTERRUPTIONS, Settings
+from durable.starting import new_run
+from durable.status import EngineStatistics, Page, RunStatus, StepInfo, run_status
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -62,11 +59,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_URL = "sqlite:///durable.db"
-_open_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Engine]] = (
-    weakref.WeakKeyDictionary()
-)
-_own_engine: ContextVar[Engine | None] = ContextVar("durable_engine", default=None)
-"""The engine that runs the calling action."""
+MAX_PAYLOAD = 8 * 1024 * 1024
 
 
 @final
@@ -95,27 +88,22 @@ class Engine:
         retry: Retry = Retry(),  # noqa: B008  frozen
         retry_actions_by_default: bool = False,
         drain_timeout: float | timedelta = 10.0,
-        max_payload: int = 8 * 1024 * 1024,
-        max_interruptions: int = 100,
+        max_payload: int = MAX_PAYLOAD,
+        max_interruptions: int = MAX_INTERRUPTIONS,
     ) -> None:
         self._path = parse_url(url)
         self._max_parallelism = check_count(max_parallelism, "max_parallelism")
-        if not isinstance(retry, Retry):
-            msg = f"Engine(retry=) is a durable.Retry, not {retry!r}"
-            raise TypeError(msg)
-        self._drain_timeout_s = seconds(drain_timeout, "drain_timeout")
-        if self._drain_timeout_s < 0:
-            msg = f"drain_timeout is not negative, but it is {drain_timeout!r}"
-            raise ValueError(msg)
-        if not isinstance(retry_actions_by_default, bool):
-            msg = f"retry_actions_by_default is True or False, not {retry_actions_by_default!r}"
-            raise TypeError(msg)
+        self._drain_timeout_s = check_drain_timeout(drain_timeout)
+        self._max_payload = check_count(max_payload, "max_payload")
         self._settings = Settings(
-            max_interruptions=check_count(max_interruptions, "max_interruptions"),
-            max_payload=check_count(max_payload, "max_payload"),
+            max_interruptions=check_count(max_interruptions, "max_interruptions")
         )
         self._catalog = Catalog(
-            Defaults(retry, retry_actions_by_default, self._settings.max_payload)
+            Defaults(
+                check_policy(retry, "Engine(retry=)"),
+                check_flag(retry_actions_by_default, "retry_actions_by_default"),
+                self._max_payload,
+            )
         )
         self._clock: Clock = SystemClock()
         self._journal: Journal | None = None
@@ -128,6 +116,11 @@ class Engine:
     def __repr__(self) -> str:
         state = "closed" if self._runner is None else "open"
         return f"<Engine {self._path or 'in memory'} {state}>"
+
+    @property
+    def path(self) -> Path | None:
+        """The journal's file, absolute; ``None`` when it is in memory."""
+        return None if self._path is None else self._path.absolute()
 
     @classmethod
     def from_env(cls) -> Engine:
@@ -145,24 +138,13 @@ class Engine:
         Raises:
             NoEngineError: There is none; in a thread that is not an action's, there never is.
         """
-        engine = cls.find_current()
+        engine = find_current("Engine.current()")
         if engine is None:
             msg = "no engine is open on this event loop; open one with `async with Engine(url):`"
             raise NoEngineError(msg)
         return engine
 
-    @classmethod
-    def find_current(cls, what: str = "Engine.current()") -> Engine | None:
-        """Return what ``current`` does, or ``None``; ``what`` is the call that asks."""
-        _refuse_in_body(what)
-        loop = _running_loop()
-        own = _own_engine.get()
-        if own is not None and own._is_open_on(loop):  # noqa: SLF001  it is of this class
-            return own
-        engines = None if loop is None else _open_engines.get(loop)
-        return engines[-1] if engines else None
-
-    def _is_open_on(self, loop: asyncio.AbstractEventLoop | None) -> bool:
+    def is_open_on(self, loop: asyncio.AbstractEventLoop | None) -> bool:
         """Whether it is open, and works on that event loop; without one, it is a thread's."""
         return self._runner is not None and loop in (None, self._loop)
 
@@ -176,9 +158,10 @@ class Engine:
             JournalVersionError: It was written by a newer durable.
             JournalCorruptError: It is damaged, or not a journal.
             JournalUnavailableError: The file cannot be opened.
-            RuntimeError: The engine is open already.
+            RuntimeError: The engine is open already, or no event loop of asyncio runs.
         """
-        _refuse_in_body("an engine")
+        refuse_in_body("an engine")
+        check_asyncio()
         if self._journal is not None:
             msg = "this engine is open already; make another one, or leave its `async with` first"
             raise RuntimeError(msg)
@@ -208,7 +191,7 @@ class Engine:
         except BaseException:
             await to_its_end(self._close())
             raise
-        _open_engines.setdefault(self._loop, []).append(self)
+        add_open(self, self._loop)
         return self
 
     async def __aexit__(
@@ -219,12 +202,12 @@ class Engine:
     ) -> None:
         """Start no more steps, wait for those that run, and close the journal."""
         assert self._loop is not None
-        _open_engines[self._loop].remove(self)
+        remove_open(self, self._loop)
         await to_its_end(self._close())
 
     async def _serve(self, runner: Runner, ready: asyncio.Event, stop: asyncio.Event) -> None:
         # The context of this task is that of all attempts, and of their threads.
-        _own_engine.set(self)
+        own_engine.set(self)
         await runner.serve(ready, stop, self._drain_timeout_s)
 
     async def _close(self) -> None:
@@ -249,7 +232,7 @@ class Engine:
             loop.call_soon_threadsafe(runner.on_defined, name, version)
 
     def _opened(self, what: str) -> tuple[Runner, Journal]:
-        _refuse_in_body(what)
+        refuse_in_body(what)
         if self._runner is None or self._journal is None:
             msg = f"{what} needs an open engine: use it inside `async with Engine(...)`"
             raise EngineClosedError(msg)
@@ -257,7 +240,7 @@ class Engine:
         return self._runner, self._journal
 
     def _check_loop(self, what: str) -> None:
-        if _running_loop() is not self._loop:
+        if running_loop() is not self._loop:
             msg = (
                 f"{what}: this engine was opened on another event loop; use it on that one, from a "
                 "sync action by `anyio.from_thread.run`"
@@ -321,7 +304,7 @@ class Engine:
 
     def get(self, run_id: str) -> Run[Any]:
         """Return a handle of a run. It does no I/O; the run may not exist."""
-        _refuse_in_body("engine.get()")
+        refuse_in_body("engine.get()")
         return Run(self, check_id(run_id))
 
     def _new_run(
@@ -331,20 +314,11 @@ class Engine:
         run_after: float | timedelta | None,
         run_at: datetime | None,
     ) -> tuple[RunRecord, BoundWorkflow, int | None]:
-        workflow = _check_workflow(call)
-        delay_s, due_ms = check_delay(run_after, run_at)
-        now_ms = self._clock.now_ms()
-        if delay_s is not None:
-            due_ms = now_ms + round(delay_s * 1000)
-        record = RunRecord(
-            run_id=_new_id(now_ms) if run_id is None else check_id(run_id),
-            name=workflow.name,
-            version=workflow.version,
-            args=workflow.parameters.encode(call.arguments, self._settings.max_payload),
-            created_at_ms=now_ms,
+        now_ms, max_payload = self._clock.now_ms(), self._max_payload
+        workflow, record, due_ms = new_run(
+            call, run_id, run_after, run_at, now_ms=now_ms, max_payload=max_payload
         )
-        is_delayed = due_ms is not None and due_ms > now_ms
-        return record, self._catalog.bind(workflow), due_ms if is_delayed else None
+        return record, self._catalog.bind(workflow), due_ms
 
     async def wait_for_result(self, run_id: str, timeout: float | timedelta | None) -> Any:  # noqa: ANN401, ASYNC109
         """Wait for a run's end and return its value: see ``Run.result``."""
@@ -405,21 +379,10 @@ class Engine:
             ValueError: The order, limit, state or cursor is none.
         """
         _, journal = self._opened("engine.list_runs()")
-        limit = check_limit(limit)
-        query = RunQuery(
-            name=check_name(name, "name="),
-            state=check_state(state),
-            parent_id=None if parent is None else check_id(parent),
-            order=check_order(order),
-            limit=limit + 1,
-            after=check_cursor(cursor, order),
+        query = runs_query(
+            name=name, state=state, parent=parent, order=order, limit=limit, cursor=cursor
         )
-        rows = await journal.list_runs(query)
-        items = [run_status(record, steps) for _, record, steps in rows[:limit]]
-        return Page(
-            items=items,
-            cursor=make_cursor(rows[limit - 1][0], order) if len(rows) > limit else None,
-        )
+        return runs_page(await journal.list_runs(query), query)
 
     async def list_steps(
         self,
@@ -442,22 +405,13 @@ class Engine:
             ValueError: The order, limit or cursor is none.
         """
         _, journal = self._opened("engine.list_steps()")
-        limit = check_limit(limit)
-        query = StepQuery(
-            run_id=check_id(run_id),
-            order=check_order(order),
-            limit=limit + 1,
-            after=check_cursor(cursor, order),
-        )
+        query = steps_query(run_id, order, limit, cursor)
         rows = await journal.list_steps(query)
         if rows is None:
-            raise _not_found(run_id)
-        items = [step_info(run_id, record) for record in rows[:limit]]
-        return Page(
-            items=items, cursor=make_cursor(items[-1].number, order) if len(rows) > limit else None
-        )
+            raise _not_found(query.run_id)
+        return steps_page(rows, query)
 
-    async def iter_runs(
+    def iter_runs(
         self,
         *,
         name: str | None = None,
@@ -466,29 +420,17 @@ class Engine:
         order: Literal["asc", "desc"] = "asc",
     ) -> AsyncIterator[RunStatus]:
         """Iterate over the runs that ``list_runs`` would page through."""
-        cursor: str | None = None
-        while True:
-            page = await self.list_runs(
+        return iterate(
+            lambda cursor: self.list_runs(
                 name=name, state=state, parent=parent, order=order, cursor=cursor
             )
-            for status in page.items:
-                yield status
-            cursor = page.cursor
-            if cursor is None:
-                return
+        )
 
-    async def iter_steps(
+    def iter_steps(
         self, run_id: str, *, order: Literal["asc", "desc"] = "asc"
     ) -> AsyncIterator[StepInfo]:
         """Iterate over a run's steps."""
-        cursor: str | None = None
-        while True:
-            page = await self.list_steps(run_id, order=order, cursor=cursor)
-            for step in page.items:
-                yield step
-            cursor = page.cursor
-            if cursor is None:
-                return
+        return iterate(lambda cursor: self.list_steps(run_id, order=order, cursor=cursor))
 
     # --- settings --------------------------------------------------------------------------------
 
@@ -500,7 +442,7 @@ class Engine:
         Raises:
             ValueError: It is negative.
         """
-        _refuse_in_body("engine.set_max_parallelism()")
+        refuse_in_body("engine.set_max_parallelism()")
         count = check_count(count, "max_parallelism")
         if self._runner is not None:
             self._check_loop("engine.set_max_parallelism()")
@@ -520,39 +462,6 @@ class Engine:
 
 def _nothing() -> None:
     pass
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    return asyncio._get_running_loop()  # noqa: SLF001  the fastest way to know whose code it is
-
-
-def _refuse_in_body(what: str) -> None:
-    loop = _running_loop()
-    if type(loop) is WorkflowLoop:
-        loop.refuse(what, "call it in an action")
-
-
-def _check_workflow(call: Call[Any]) -> Workflow[Any, Any]:
-    if isinstance(call, Workflow):
-        msg = f"start a call: {call.__name__}(...), with its arguments, not {call!r} itself"
-        raise TypeError(msg)
-    if not isinstance(call, Call):
-        if asyncio.iscoroutine(call):
-            call.close()
-        msg = f"a run is started from a workflow's call, such as checkout('o-1'), not {call!r}"
-        raise TypeError(msg)
-    if not isinstance(call.definition, Workflow):
-        msg = (
-            f"{call!r} is a call of {call.definition.kind} {call.definition.name!r}, which is a "
-            "step: call it in a workflow's body, and start that"
-        )
-        raise NotInWorkflowError(msg)
-    return call.definition
-
-
-def _new_id(now_ms: int) -> str:
-    """Return an id that sorts by time, as UUIDv7 does: the journal's index grows at its end."""
-    return f"{now_ms:012x}{os.urandom(10).hex()}"
 
 
 def _outcome(run_id: str, record: RunRecord | None) -> Any:  # noqa: ANN401

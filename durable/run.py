@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar, final
 
+from durable.current import check_asyncio, find_current
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import timedelta
@@ -67,8 +69,9 @@ class Run(Generic[T]):
 async def run(call: Call[T], *, id: str | None = None, url: str | Path | None = None) -> T:  # noqa: A002
     """Run a workflow and return its result: ``await durable.run(checkout("o-1", 500))``.
 
-    It uses the engine that is open on this event loop, if there is one, else opens one for the
-    call. After a crash the same call with the same ``id`` goes on where it was.
+    It uses the engine that is open on this event loop, if there is one, else opens one, which calls
+    at the same time share, and the last of them closes. After a crash the same call with the same
+    ``id`` goes on where it was.
 
     Args:
         call: A workflow's call.
@@ -81,10 +84,16 @@ async def run(call: Call[T], *, id: str | None = None, url: str | Path | None = 
         JournalError: The journal cannot be opened.
     """
     from durable.engine import Engine  # noqa: PLC0415  engines are made of runs
+    from durable.shared import find_shared, share  # noqa: PLC0415  the same
 
-    current = Engine.find_current("durable.run()")
-    if current is not None and url is None:
-        return await current.run(call, id=id)
-    engine = Engine.from_env() if url is None else Engine(url)
-    async with engine:
+    check_asyncio()
+    current = find_current("durable.run()") if url is None else None
+    if current is not None:
+        shared = find_shared(engine=current)
+        if shared is None:
+            return await current.run(call, id=id)
+    else:
+        new = Engine.from_env() if url is None else Engine(url)
+        shared = find_shared(path=new.path) or share(new, new.path)
+    async with shared as engine:
         return await engine.run(call, id=id)

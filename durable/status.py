@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 import msgspec
 
 from durable.core.codec import DecodeError, decode_plain
-from durable.core.errors import JournalCorruptError
+from durable.core.errors import JournalCorruptError, damaged
 from durable.core.failures import decode_error
 from durable.core.records import ErrorInfo, RunState, StepKind, StepState
 
@@ -195,5 +195,4 @@ def _error(text: str | None, where: str) -> ErrorInfo | None:
 
 
 def _damaged(where: str, exc: Exception) -> JournalCorruptError:
-    msg = f"damaged value in the journal, {where}: {exc}. Restore the file from a backup."
-    return JournalCorruptError(msg)
+    return JournalCorruptError(damaged(where, exc))

@@ -1,4 +1,4 @@
-"""A disk that fails on demand, a stop that is as good as a crash, and what tests wait with."""
+"""A disk that fails on demand, who asks again after it, and a stop that is as good as a crash."""
 
 from __future__ import annotations
 
@@ -6,32 +6,29 @@ import asyncio
 import gc
 import threading
 from collections import Counter
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from enum import Enum, auto
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from clock import ManualClock
+from waiting import WAIT_S_MAX, until
 
 from durable import Engine, JournalUnavailableError, StepState
 from durable.journal.sqlite import SqliteJournal
 from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     import pytest
 
-    from durable import Call, Run, StepInfo
+    from durable import Call
     from durable.core.records import RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, StepQuery
 
 T = TypeVar("T")
-
-WAIT_S_MAX = 10
-"""No wait of a test takes longer than this."""
 
 MONTH_S = 30 * 86400.0
 """Who sleeps that long leaves memory."""
@@ -54,7 +51,7 @@ class Disk:
         reopen_failures: How many of the next reopenings fail.
         calls: How many ``commit``, ``claim`` and ``reopen`` there were.
         outages: How many writes failed.
-        reopened: Set once a journal was opened again.
+        reopened: Set while a journal has been opened again after the latest of them.
         runs: The runs that are in the journal.
         begun: The attempts, by run, key and number, that are in the journal as running.
         settled: The steps, by run and key, whose outcome is in the journal.
@@ -84,10 +81,17 @@ class Disk:
     async def write(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
         self.calls[what] += 1
         await self.answers.wait()
+        try:
+            return await self._try(what, work)
+        except JournalUnavailableError:  # The test's, or a true one.
+            self.outages += 1
+            self.reopened.clear()
+            raise
+
+    async def _try(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
         fault = self.broken or self.faults.get((what, self.calls[what]))
         if fault is None:
             return await work()
-        self.outages += 1
         if fault is Fault.KEPT:
             await work()
         msg = f"{what} {self.calls[what]} failed as the test wants it"
@@ -161,7 +165,20 @@ class FaultyJournal:
         return await self.inner.list_steps(query)
 
 
-# --- stopping, waiting ---------------------------------------------------------------------------
+async def acknowledged(disk: Disk, ask: Callable[[], Awaitable[T]]) -> T:
+    """Do what a user has to after an unknown outcome: ask again, here once the disk is back."""
+    outages = 0
+    async with asyncio.timeout(WAIT_S_MAX):
+        while True:
+            try:
+                return await ask()
+            except JournalUnavailableError:
+                assert disk.outages > outages, "refused, though nothing failed since it was back"
+                outages = disk.outages
+                await disk.reopened.wait()
+
+
+# --- stopping ------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -180,23 +197,6 @@ async def opened(
 
 crashing = partial(opened, drain_timeout=0)
 """Open an engine whose end is as good as a crash: nothing is drained, what runs is cut off."""
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the event loop go on until the condition holds."""
-    async with asyncio.timeout(WAIT_S_MAX):
-        while not condition():  # noqa: ASYNC110  it is any condition, and has no event
-            await asyncio.sleep(0)
-
-
-async def until_step(run: Run[Any], name: str, state: StepState) -> StepInfo:
-    """Wait until the run's latest step of that name is in that state, as committed."""
-    async with asyncio.timeout(WAIT_S_MAX):
-        while True:
-            steps = [step async for step in run.steps() if step.name == name]
-            if steps and steps[-1].state is state:
-                return steps[-1]
-            await asyncio.sleep(0)
 
 
 async def live_and_replayed(
@@ -220,31 +220,12 @@ async def live_and_replayed(
     return live, replayed
 
 
-# --- each cycle of the loop -----------------------------------------------------------------------
-
-
-@contextmanager
-def at_cycle(number: int, act: Callable[[], object]) -> Generator[None]:
-    """Call ``act`` in the running loop's ``number``-th cycle from here."""
-    selector: Any = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
-    left = count(number, -1)
-
-    def select(timeout: float | None = None) -> Any:  # noqa: ANN401
-        events: Any = type(selector).select(selector, timeout)
-        if next(left) == 0:
-            act()
-        return events
-
-    selector.select = select
-    try:
-        yield
-    finally:
-        del selector.select
+# --- what is left over ---------------------------------------------------------------------------
 
 
 def workers() -> set[threading.Thread]:
-    """Return the threads, but for those that anyio and asyncio keep for the next call."""
-    kept = ("AnyIO worker", "asyncio_")
+    """Return the threads, but for those that anyio and the loops keep for the next call."""
+    kept = ("AnyIO worker", "asyncio_", "uvloop_")
     return {thread for thread in threading.enumerate() if not thread.name.startswith(kept)}
 
 

@@ -8,7 +8,7 @@ import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from faults import WAIT_S_MAX
+from waiting import WAIT_S_MAX
 
 import durable
 from durable import Retry, Run, Step

@@ -7,12 +7,11 @@ import sqlite3
 from collections import Counter
 from contextlib import closing
 from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-import anyio
 import pytest
-from faults import at_cycle, leaving_nothing
+from cycles import WAYS, Way, cancel_at, sweep
+from faults import leaving_nothing
 
 import durable
 from durable import Engine, RunState, Step
@@ -22,15 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    Call = Callable[[], Awaitable[object]]
+    from cycles import Call
+
     Prepare = Callable[[Engine, str], Awaitable[Call]]
 
-Way = Literal["task", "timeout", "scope"]
-WAYS: tuple[Way, ...] = ("task", "timeout", "scope")
-
-UNREACHED_MAX = 2
-"""A call takes some cycles of the loop more or less, as its threads answer: a sweep ends when this
-many calls in a row were over before it was their turn to be cancelled."""
+pytestmark = pytest.mark.both_loops
 
 bodies: Counter[str] = Counter()
 """How often the action of each run was called."""
@@ -81,71 +76,6 @@ async def waiting(_: Step) -> int:
 @durable.workflow
 async def adding(_: Step, n: int) -> int:
     return await add_one(n)
-
-
-# --- cancelling at a cycle of the loop -----------------------------------------------------------
-
-
-async def cancel_at(cycle: int, way: Way, call: Call) -> bool:
-    """Cancel a call in that cycle; return ``False`` when it was over before.
-
-    A cancellation that was asked for has to come out of the call: nothing may swallow it.
-    """
-    asked = False
-
-    async def with_timeout() -> None:
-        nonlocal asked
-        raised = False
-        try:
-            async with asyncio.timeout(None) as timeout:
-                with at_cycle(cycle, lambda: timeout.reschedule(0)):
-                    await call()
-        except TimeoutError:
-            raised = True
-        asked = raised or timeout.when() is not None
-        assert raised is timeout.expired()
-
-    async def in_scope() -> None:
-        nonlocal asked
-        with anyio.CancelScope() as scope, at_cycle(cycle, scope.cancel):
-            await call()
-        asked = scope.cancel_called
-
-    async def as_task() -> None:
-        nonlocal asked
-
-        def cancel() -> None:
-            nonlocal asked
-            asked = task.cancel()
-
-        with at_cycle(cycle, cancel):
-            await call()
-
-    bodies_of = {"timeout": with_timeout, "scope": in_scope, "task": as_task}
-    task = asyncio.create_task(bodies_of[way]())
-    await asyncio.wait([task])
-    if way == "task":
-        assert task.cancelled() is asked, (cycle, way)
-    if not task.cancelled():
-        await task
-    return asked
-
-
-async def sweep(
-    way: Way, prepare: Callable[[str], Awaitable[Call]], check: Callable[[str], Awaitable[None]]
-) -> None:
-    """Cancel what ``prepare`` gives in cycle 0, 1, 2, and so on, and check after each."""
-    unreached = 0
-    for cycle in count():
-        run_id = f"{way}-{cycle}"
-        if await cancel_at(cycle, way, await prepare(run_id)):
-            unreached = 0
-        else:
-            unreached += 1
-        await check(run_id)
-        if unreached == UNREACHED_MAX:
-            assert cycle >= UNREACHED_MAX, "it was never cancelled"
-            return
 
 
 # --- what has to be as before --------------------------------------------------------------------

@@ -21,7 +21,7 @@ import pytest
 from crashes import load
 from crashes.child import TOMORROW_MS, Options
 from crashes.lives import Lives, end_all
-from faults import until_step
+from waiting import until_step
 
 import durable
 from durable import Engine, Step, StepState

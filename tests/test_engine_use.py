@@ -20,6 +20,7 @@ from durable import (
     RunState,
     Step,
 )
+from durable.current import find_current
 
 
 @durable.action
@@ -160,7 +161,7 @@ found: dict[str, Engine | None] = {}
 
 
 def look(place: str) -> None:
-    found[place] = Engine.find_current()
+    found[place] = find_current("a test")
 
 
 @durable.action

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import outage_program as program
 import pytest
-from faults import WAIT_S_MAX, Disk, FaultyJournal, until
+from faults import Disk, FaultyJournal, acknowledged
+from waiting import WAIT_S_MAX, until
 
 from durable import Engine, JournalUnavailableError
 
@@ -23,15 +23,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 TEXT = "x" * 100_000
 
 
-async def measured(engine: Engine, run_id: str) -> int:
-    """Ask until it is acknowledged, always with the same id."""
-    async with asyncio.timeout(WAIT_S_MAX):
-        while True:
-            try:
-                return await engine.run(program.measure_it(TEXT), id=run_id)
-            except JournalUnavailableError:
-                # Not 0: a loop that spins takes the interpreter from the journal's threads.
-                await asyncio.sleep(0.005)
+async def measured(engine: Engine, disk: Disk, run_id: str) -> int:
+    return await acknowledged(disk, lambda: engine.run(program.measure_it(TEXT), id=run_id))
 
 
 @pytest.mark.slow
@@ -40,7 +33,7 @@ async def test_a_full_database_acknowledges_nothing_and_is_worked_on_afterwards(
 ) -> None:
     """SQLite's own SQLITE_FULL: the bound ends with the connection, so when it is opened again."""
     async with Engine(path) as engine:
-        assert await measured(engine, "first") == len(TEXT)
+        assert await measured(engine, disk, "first") == len(TEXT)
         run = await engine.start(program.wait_at_the_gate(1))
         await until(lambda: program.world.begun)
         for number in range(3):
@@ -51,19 +44,19 @@ async def test_a_full_database_acknowledges_nothing_and_is_worked_on_afterwards(
             await (await writer.execute("PRAGMA max_page_count = 1")).close()
             with pytest.raises(JournalUnavailableError, match="SQLITE_FULL"):
                 await engine.start(program.measure_it(TEXT), id=f"big-{number}")
-            assert await measured(engine, f"big-{number}") == len(TEXT)
+            assert await measured(engine, disk, f"big-{number}") == len(TEXT)
         program.world.may_go_on.set()
         assert await run.result(timeout=WAIT_S_MAX) == 2
     assert disk.calls["reopen"] == 3
     assert set(program.world.begun.values()) == {1}
 
 
-async def fill_the_disk(path: Path) -> None:
+async def fill_the_disk(path: Path, disk: Disk) -> None:
     """In a process of its own: forbid it to write further into files, then allow it again."""
     import resource  # noqa: PLC0415  not on Windows
 
     async with Engine(path) as engine:
-        assert await measured(engine, "small") == len(TEXT)
+        assert await measured(engine, disk, "small") == len(TEXT)
         written = max(file.stat().st_size for file in path.parent.iterdir())
         resource.setrlimit(resource.RLIMIT_FSIZE, (written, resource.RLIM_INFINITY))
         for _ in range(3):
@@ -71,15 +64,16 @@ async def fill_the_disk(path: Path) -> None:
                 await engine.start(program.measure_it(TEXT), id="big")
         assert [run.id for run in (await engine.list_runs()).items] == ["small"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        assert await measured(engine, "big") == len(TEXT)
+        assert await measured(engine, disk, "big") == len(TEXT)
 
 
 @pytest.mark.slow
 def test_a_process_that_may_write_no_more_goes_on_when_it_may(path: Path) -> None:
     pytest.importorskip("resource")
     code = (
-        "import asyncio, pathlib, sys, test_full_disks as t;"
-        "asyncio.run(t.fill_the_disk(pathlib.Path(sys.argv[1])))"
+        "import asyncio, pathlib, sys, pytest, test_full_disks as t;"
+        "disk = t.program.new_disk(pytest.MonkeyPatch());"
+        "asyncio.run(t.fill_the_disk(pathlib.Path(sys.argv[1]), disk))"
     )
     places = os.pathsep.join(sys.path)
     child = subprocess.run(

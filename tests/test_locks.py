@@ -1,7 +1,6 @@
 """One owner at a time; and what happens when somebody else holds SQLite's own lock."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import sqlite3
@@ -9,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
 import pytest
+from faults import Disk, acknowledged
 
 import durable
 from durable import Engine, JournalLockedError, JournalUnavailableError, Step
@@ -125,17 +126,14 @@ async def test_a_lock_that_is_held_too_long_is_an_unknown_outcome(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    disk = Disk()
+    disk.install(monkeypatch)
     async with Engine(path) as engine, locked_by_an_outsider(path) as unlock:
         with pytest.raises(JournalUnavailableError, match=r"locked .*ask again with the same id"):
             await engine.start(echoing("a"), id="r")
         await unlock()
-        async with asyncio.timeout(5):
-            run = None
-            while run is None:
-                await asyncio.sleep(0)
-                with contextlib.suppress(JournalUnavailableError):
-                    run = await engine.start(echoing("a"), id="r")
-        assert await run.result(timeout=5) == "a"
+        again = partial(engine.run, echoing("a"), id="r")
+        assert await acknowledged(disk, again) == "a"
 
 
 async def test_opening_a_locked_file_fails_and_can_be_tried_again(

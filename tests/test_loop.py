@@ -17,8 +17,10 @@ import anyio.lowlevel
 import pytest
 from bare_loop import NOW_MS, Host, begin, current, new_loop, nothing, run
 
+from durable.core import closing
 from durable.core import loop as loop_module
 from durable.core.loop import TurnTooLongError, WorkflowLoop
+from durable.core.tasks import PATH_CHARS_MAX
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_tasks_have_paths_for_names_and_short_ones_however_deep(loop: WorkflowLo
     assert shallow == ["0.0", "0.0.0", "0.0.0.0"]  # noqa: S104  no address
     assert deep[0] == "0.1"
     assert len({*deep}) == 51
-    assert all(len(path) <= loop_module.PATH_CHARS_MAX for path in deep)
+    assert all(len(path) <= PATH_CHARS_MAX for path in deep)
 
 
 async def test_a_pump_in_a_running_loop_leaves_it_as_it_was(loop: WorkflowLoop) -> None:
@@ -337,7 +339,7 @@ def test_a_body_that_swallows_everything_for_ever_is_dropped_too(
 ) -> None:
     """The process must not hang with it when a sleeping run leaves memory."""
     kept: list[Any] = []
-    monkeypatch.setattr(loop_module, "_unclosable", kept)
+    monkeypatch.setattr(closing, "_unclosable", kept)
     tries, is_over = 0, False
 
     async def body() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -11,16 +12,9 @@ import outage_program as program
 import pytest
 import structlog
 from clock import ManualClock
-from faults import (
-    WAIT_S_MAX,
-    Disk,
-    Fault,
-    at_cycle,
-    crashing,
-    leaving_nothing,
-    until,
-    until_step,
-)
+from cycles import at_cycle
+from faults import Disk, Fault, acknowledged, crashing, leaving_nothing
+from waiting import WAIT_S_MAX, until, until_step
 
 import durable
 from durable import Engine, JournalUnavailableError, RunState, Step, StepState
@@ -38,24 +32,19 @@ def _logs_go_to_the_standard_library() -> None:
     structlog.reset_defaults()
 
 
-async def start_until_acknowledged(engine: Engine, disk: Disk, n: int) -> int:
-    """Do what a user has to after an unknown outcome: ask again with the same id."""
-    while True:
-        try:
-            run = await engine.start(program.everything(n), id=f"run-{n}")
-        except JournalUnavailableError:
-            await asyncio.sleep(0)
-            continue
-        assert run.id in disk.runs, "acknowledged, but not written"
-        result = await run.result()
-        assert run.id in disk.ended, "told its end, but that is not written"
-        return result
+async def result_of_everything(engine: Engine, disk: Disk, n: int) -> int:
+    start = partial(engine.start, program.everything(n), id=f"run-{n}")
+    run = await acknowledged(disk, start)
+    assert run.id in disk.runs, "acknowledged, but not written"
+    result = await run.result()
+    assert run.id in disk.ended, "told its end, but that is not written"
+    return result
 
 
 async def run_everything(path: Path | str, disk: Disk) -> None:
     async with Engine(path, max_parallelism=4) as engine, asyncio.timeout(WAIT_S_MAX):
         results = await asyncio.gather(
-            start_until_acknowledged(engine, disk, 1), start_until_acknowledged(engine, disk, 2)
+            result_of_everything(engine, disk, 1), result_of_everything(engine, disk, 2)
         )
         assert [*results] == [6, 12]
         # Also what the failed commit was to end: the loser of the race, the task left over.
@@ -254,6 +243,23 @@ async def test_a_timer_that_fell_due_during_an_outage_fires_after_it(
         clock.advance(60)
         disk.broken = None
         assert await run.result(timeout=WAIT_S_MAX) == 60
+
+
+async def test_a_journal_whose_file_was_removed_acknowledges_nothing(
+    path: Path, disk: Disk
+) -> None:
+    """SQLite would go on, in a file that nobody finds."""
+    moved = path.with_name("moved.db")
+    async with Engine(path) as engine:
+        await engine.run(program.measure_it("a"), id="before")
+        await asyncio.to_thread(path.rename, moved)
+        with pytest.raises(JournalUnavailableError, match="removed"):
+            await engine.run(program.measure_it("a"), id="while it is gone")
+        await asyncio.to_thread(moved.rename, path)
+        again = partial(engine.run, program.measure_it("a"), id="when it is back")
+        assert await acknowledged(disk, again) == 1
+        found = [run.id async for run in engine.iter_runs()]
+    assert found == ["before", "when it is back"]
 
 
 # --- closing -------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from clock import ManualClock
-from faults import WAIT_S_MAX, Disk, crashing, until, until_step
+from faults import Disk, crashing
+from waiting import WAIT_S_MAX, until, until_step
 
 import durable
 from durable import Engine, Retry, RunState, Step, StepState

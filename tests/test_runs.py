@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from clock import START_MS, ManualClock
-from faults import until
+from waiting import until
 
 import durable
 from durable import (

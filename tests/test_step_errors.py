@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import MONTH_S, WAIT_S_MAX, live_and_replayed
+from faults import MONTH_S, live_and_replayed
+from waiting import WAIT_S_MAX
 
 import durable
 from durable import Engine, RunFailed, Step, StepFailed

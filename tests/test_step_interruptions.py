@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import WAIT_S_MAX, crashing, until, until_step
+from faults import crashing
+from waiting import WAIT_S_MAX, until, until_step
 
 import durable
 from durable import (

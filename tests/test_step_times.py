@@ -13,7 +13,8 @@ import anyio
 import pytest
 import structlog
 from clock import START_MS, ManualClock
-from faults import MONTH_S, WAIT_S_MAX, crashing, opened, until, until_step
+from faults import MONTH_S, crashing, opened
+from waiting import WAIT_S_MAX, until, until_step
 
 import durable
 from durable import Engine, Step, StepState

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import msgspec
 import pytest
 from clock import ManualClock
-from faults import MONTH_S, WAIT_S_MAX, live_and_replayed, until, until_step
+from faults import MONTH_S, live_and_replayed
+from waiting import WAIT_S_MAX, until, until_step
 
 import durable
 from durable import Engine, RunFailed, Step, StepState

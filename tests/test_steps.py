@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from clock import START_MS, ManualClock
-from faults import WAIT_S_MAX, crashing, opened, until, until_step
+from faults import crashing, opened
+from waiting import WAIT_S_MAX, until, until_step
 
 import durable
 from durable import (

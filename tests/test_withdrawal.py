@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from clock import ManualClock
-from faults import WAIT_S_MAX, opened, until, until_step
+from faults import opened
 from floor import (
     ACTIONS,
     all_gated,
@@ -21,6 +21,7 @@ from floor import (
     slow_to_end,
     states_of,
 )
+from waiting import WAIT_S_MAX, until, until_step
 
 import durable
 from durable import Engine, Step, StepFailed, StepState

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from clock import ManualClock
-from faults import WAIT_S_MAX, crashing, opened, until, until_step
+from faults import crashing, opened
 from floor import (
     ACTIONS,
     all_gated,
@@ -21,6 +21,7 @@ from floor import (
     quick,
     states_of,
 )
+from waiting import WAIT_S_MAX, until, until_step
 
 import durable
 from durable import Engine, EngineClosedError, Step, StepState

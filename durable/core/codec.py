@@ -132,13 +132,18 @@ def _encode(value: object, *, canonical: bool) -> str:
         raise EncodeError(one_line(exc)) from exc
 
 
+def safe_utf8(text: str) -> str:
+    """Return ``text`` in a form that can be stored: UTF-8 has no lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def safe_text(exc: BaseException) -> str:
     """Return ``str(exc)``, whatever its ``__str__`` does, in a form that can be stored."""
     try:
         text = str(exc)
     except BaseException as broken:  # noqa: BLE001  a user's __str__ may raise anything
         text = f"<its __str__ raised {type(broken).__name__}>"
-    return text.encode("utf-8", "backslashreplace").decode()[:MESSAGE_CHARS_MAX]
+    return safe_utf8(text)[:MESSAGE_CHARS_MAX]
 
 
 def one_line(exc: BaseException) -> str:

@@ -155,6 +155,16 @@ class JournalUnavailableError(JournalError):
     """
 
 
+def damaged(where: str, why: str | Exception) -> str:
+    """Return what is said of a row that cannot be what ``durable`` wrote.
+
+    Args:
+        where: What it is of, such as ``run 'r-1'``.
+        why: What is wrong with it.
+    """
+    return f"damaged row in the journal, {where}: {why}. Restore the file from a backup."
+
+
 PUBLIC: tuple[type[BaseException], ...] = (
     DurableError,
     NonDeterminismError,

@@ -22,7 +22,6 @@ import math
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, final
 
-from durable.core.codec import safe_text
 from durable.core.commands import (
     DUE_MS_MAX,
     UNSET,
@@ -33,13 +32,14 @@ from durable.core.commands import (
     Stuck,
     Turn,
 )
-from durable.core.errors import DeadlockError, NonDeterminismError
+from durable.core.errors import DeadlockError, NonDeterminismError, damaged
+from durable.core.history import History, describe, shorten
 from durable.core.loop import TurnTooLongError, WorkflowLoop
 from durable.core.records import StepKind, StepRecord, StepState
 from durable.core.tasks import unlink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Sequence
 
     from durable.core.commands import Work
     from durable.core.records import RunRecord
@@ -48,11 +48,10 @@ if TYPE_CHECKING:
 PLACES_SHOWN_MAX = 10
 """How many of a body's tasks a message shows."""
 
-ARGS_SHOWN_CHARS = 400
-"""How much of a step's arguments a divergence message shows."""
 
+class _Ending(Enum):
+    """What of a body is to end next."""
 
-class _Phase(Enum):
     BODY = auto()
     TASKS = auto()
     GENERATORS = auto()
@@ -70,7 +69,7 @@ class Execution:
     """
 
     def __init__(
-        self, run: RunRecord, history: Iterable[StepRecord] = (), *, started_at_ms: int
+        self, run: RunRecord, history: Collection[StepRecord] = (), *, started_at_ms: int
     ) -> None:
         self.run = run
         self.loop = WorkflowLoop(self, run.run_id)  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
@@ -78,22 +77,22 @@ class Execution:
         self.environment: object = None
         self.failures: Sequence[dict[str, Any]] = ()
         self._now_ms = started_at_ms
-        self._recorded = {step.key: step for step in history}
-        self._next_number = len(self._recorded)
-        self._deliveries = [step for step in history if step.position is not None]
-        self._deliveries.sort(key=_position_of, reverse=True)
-        self._next_position = len(self._deliveries)
+        self._next_number = self._next_position = 0
+        # What is replayed; none of it is left once the body is live. A run that has begun has at
+        # least its first turn in the journal.
+        self._history: History | None = None
+        if run.started_at_ms is not None:
+            self._history = History(run.run_id, history)
+            self._next_number = len(self._history.steps)
+            self._next_position = len(self._history.deliveries)
         self._open: dict[int, Command] = {}
         self._timers: dict[int, Command] = {}
         self._issued: list[Command] = []
         self._withdrawn: list[Command] = []
-        self._withdrawn_too_early: Command | None = None
         self._refusal: NonDeterminismError | None = None
-        self._phase = _Phase.BODY
+        self._ending = _Ending.BODY
         self._outcome: Returned | Raised | None = None
         self._root: WorkflowTask[Any] | None = None
-        # A run that has begun has at least its first turn in the journal.
-        self.is_replaying = run.started_at_ms is not None
 
     # --- what the runtime does -------------------------------------------------------------------
 
@@ -113,13 +112,16 @@ class Execution:
         Raises:
             Stuck: The body does not do what the journal says it did.
         """
+        history = self._history
+        assert history is not None
         for _ in range(deliveries_max):
-            if not self._deliveries:
+            if not history.deliveries:
                 break
-            self._deliver_recorded(self._deliveries.pop())
-        if self._deliveries:
+            self._take_turn(history.pop_delivery(self._open))
+        if history.deliveries:
             return True
-        self._end_replay()
+        history.check_end(self._open.values())
+        self._history = None
         return False
 
     def deliver(self, record: StepRecord, value: object = UNSET) -> Turn:
@@ -132,10 +134,15 @@ class Execution:
         Raises:
             Stuck: The body did what cannot be replayed, or the recorded result does not fit.
         """
-        assert not self.is_replaying
+        assert self._history is None
         assert record.position == self._next_position
         self._next_position += 1
         return self._take_turn(record, value)
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the body does again what the journal has of it."""
+        return self._history is not None
 
     @property
     def next_position(self) -> int:
@@ -185,7 +192,7 @@ class Execution:
 
     def recorded(self, key: str) -> StepRecord | None:
         """Return what the journal holds of the command with that key."""
-        return self._recorded.get(key)
+        return None if self._history is None else self._history.steps.get(key)
 
     def issue(self, command: Command) -> CommandFuture:
         """Take a command of the body; return the future of its outcome."""
@@ -202,10 +209,8 @@ class Execution:
         if command.number >= 0:
             del self._open[command.number]
             self._withdrawn.append(command)
-            if self.is_replaying:
-                assert command.record is not None
-                if not command.record.state.is_final:
-                    self._withdrawn_too_early = self._withdrawn_too_early or command
+            if self._history is not None:
+                self._history.note_withdrawn(command)
 
     # --- LoopHost --------------------------------------------------------------------------------
 
@@ -238,7 +243,7 @@ class Execution:
 
     def report_exception(self, context: dict[str, Any]) -> None:
         """Keep what no part of the body can catch, for the runtime to log."""
-        if not self.is_replaying:
+        if self._history is None:
             self.failures = (*self.failures, context)
 
     # --- turns -----------------------------------------------------------------------------------
@@ -285,7 +290,7 @@ class Execution:
             return work.decode(record.result or "null")
         except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
             msg = (
-                f"the recorded result of {_describe(record)} does not fit the code's annotation "
+                f"the recorded result of {describe(record)} does not fit the code's annotation "
                 f"any more: {exc}. Annotate it so that both fit, or give the workflow a new "
                 "version."
             )
@@ -296,18 +301,18 @@ class Execution:
             assert record.state is StepState.FAILED
             return work.rebuild(record.error or "")
         except Exception as exc:
-            msg = (
-                f"the recorded outcome of {_describe(record)} is damaged: it is {record.state}, "
-                f"with the error {(record.error or '')[:ARGS_SHOWN_CHARS]!r}. Restore the journal "
-                "from a backup."
+            error = shorten(record.error or "")
+            why = (
+                f"the recorded outcome of {describe(record)} is damaged: it is {record.state}, "
+                f"with the error {error!r}"
             )
-            raise Stuck(msg) from exc
+            raise Stuck(damaged(f"run {self.run.run_id!r}", why)) from exc
 
     def _close_turn(self) -> Turn:
         issued = [command for command in self._issued if not command.is_withdrawn]
         if self._refusal is not None:
             self._check_refusal()
-        if self._phase is not _Phase.DONE:
+        if self._ending is not _Ending.DONE:
             if issued or self._open:
                 for command in issued:
                     self._enter(command)
@@ -317,12 +322,8 @@ class Execution:
             if self._outcome is None:
                 self._outcome = Raised(DeadlockError(self._describe_deadlock()))
         assert self._outcome is not None
-        if self.is_replaying:
-            msg = (
-                f"the body now {self._describe_end()}, where the journal goes on. "
-                f"{self._describe_next_recorded()}"
-            )
-            raise Stuck(msg)
+        if self._history is not None:
+            self._history.refuse_end(self._outcome)
         left = list(self._open.values())
         for command in left:
             command.is_withdrawn = True
@@ -332,12 +333,12 @@ class Execution:
     def _check_refusal(self) -> None:
         """A refusal that did not end the body was swallowed: what the body did is unknown."""
         refusal, self._refusal = self._refusal, None
-        if not (self._phase is _Phase.DONE and isinstance(self._outcome, Raised)):
+        if not (self._ending is _Ending.DONE and isinstance(self._outcome, Raised)):
             raise Stuck(str(refusal))
 
     def _enter(self, command: Command) -> None:
-        if self.is_replaying:
-            self._match(command)
+        if self._history is not None:
+            self._history.match(command)
         else:
             command.number = self._next_number
             self._next_number += 1
@@ -347,19 +348,19 @@ class Execution:
         """Once the body has ended, end its tasks and then its async generators."""
         root = self._root
         assert root is not None
-        if self._phase is _Phase.BODY and root.done():
+        if self._ending is _Ending.BODY and root.done():
             self._outcome = _outcome_of(root)
-            self._phase = _Phase.TASKS
+            self._ending = _Ending.TASKS
             left = self.loop.unfinished_tasks()
             if left:
                 self.loop.pump(lambda: [task.cancel() for task in left])
-        if self._phase is _Phase.TASKS and not self.loop.unfinished_tasks():
-            self._phase = _Phase.GENERATORS
+        if self._ending is _Ending.TASKS and not self.loop.unfinished_tasks():
+            self._ending = _Ending.GENERATORS
             generators = self.loop.open_generators()
             if generators:
                 self.loop.pump(self._close_generators, generators)
-        if self._phase is _Phase.GENERATORS and not self.loop.unfinished_tasks():
-            self._phase = _Phase.DONE
+        if self._ending is _Ending.GENERATORS and not self.loop.unfinished_tasks():
+            self._ending = _Ending.DONE
 
     def _close_generators(self, generators: list[Any]) -> None:
         async def close_all() -> None:
@@ -369,75 +370,11 @@ class Execution:
 
         self.loop.create_task(close_all(), context=self.loop.context)
 
-    # --- replay ----------------------------------------------------------------------------------
-
-    def _deliver_recorded(self, record: StepRecord) -> None:
-        if record.number not in self._open:
-            msg = (
-                f"the journal goes on with the outcome of {_describe(record)}, which the code does "
-                "not wait for at this point."
-            )
-            raise Stuck(msg)
-        self._take_turn(record)
-
-    def _match(self, command: Command) -> None:
-        record = self._recorded.pop(command.key, None)
-        if record is None:
-            msg = (
-                f"the code now issues {_describe(command)}, which the journal does not have. "
-                f"{self._describe_next_recorded()}"
-            )
-            raise Stuck(msg)
-        is_same = (record.kind, record.name) == (command.kind, command.name)
-        if not is_same or (command.compares_args and record.args != command.args):
-            msg = f"the journal has {_describe(record)}; the code now issues {_describe(command)}."
-            raise Stuck(msg)
-        command.number = record.number
-        command.record = record
-        command.due_ms = record.due_at_ms
-
-    def _end_replay(self) -> None:
-        """Check that the body has come to where the journal ends, from here on it is live."""
-        if self._recorded:
-            msg = f"{self._describe_next_recorded()} The code does not issue it any more."
-            raise Stuck(msg)
-        if self._withdrawn_too_early is not None:
-            msg = (
-                f"the code now withdraws {_describe(self._withdrawn_too_early)}, for which the "
-                "journal still waits."
-            )
-            raise Stuck(msg)
-        for command in self._open.values():
-            assert command.record is not None
-            if command.record.state is StepState.CANCELED:
-                msg = (
-                    f"the journal says that the body withdrew {_describe(command.record)}, for "
-                    "which the code now waits."
-                )
-                raise Stuck(msg)
-            if command.kind is StepKind.SLEEP and command.due_ms is None:
-                msg = (
-                    f"the recorded timer {_describe(command.record)} is damaged: it has no due "
-                    "time. Restore the journal from a backup."
-                )
-                raise Stuck(msg)
-        self.is_replaying = False
-
-    def _describe_end(self) -> str:
-        if isinstance(self._outcome, Raised):
-            error = self._outcome.error
-            return f"ends with {type(error).__name__}: {safe_text(error)}"
-        return "returns"
-
-    def _describe_next_recorded(self) -> str:
-        if not self._recorded:
-            return "The journal holds no further step."
-        return f"The journal has {_describe(min(self._recorded.values(), key=_number_of))}."
-
     def _describe_deadlock(self) -> str:
         return (
             f"the body of {self.run.name!r} waits for something that nothing can bring about: no "
-            f"step and no timer is open. It waits at {', '.join(self.places())}"
+            f"step and no timer is open. It waits at {', '.join(self.places())}. Await only "
+            "what a step, a timer or another task of the body completes."
         )
 
 
@@ -453,20 +390,3 @@ def _due_ms(when: float) -> int:
     if when >= DUE_MS_MAX / 1000:
         return DUE_MS_MAX
     return math.ceil(when * 1000 - 0.001)
-
-
-def _describe(step: StepRecord | Command) -> str:
-    args = step.args
-    if len(args) > ARGS_SHOWN_CHARS:
-        args = args[:ARGS_SHOWN_CHARS] + "[...]"
-    number = f"{step.number} " if step.number >= 0 else ""
-    return f"step {number}{step.name!r} ({step.kind}, key {step.key}) with arguments {args}"
-
-
-def _position_of(step: StepRecord) -> int:
-    assert step.position is not None
-    return step.position
-
-
-def _number_of(step: StepRecord) -> int:
-    return step.number

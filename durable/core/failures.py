@@ -25,6 +25,7 @@ from durable.core.codec import (
     encode_canonical,
     one_line,
     safe_text,
+    safe_utf8,
 )
 from durable.core.records import ErrorInfo, StoredError
 
@@ -47,7 +48,7 @@ def type_name_of(cls: type) -> str:
     """Return how a class is named in the journal: a builtin by its bare name."""
     module, name = _module_of(cls), _qualname_of(cls)
     full_name = name if module == "builtins" else f"{module}.{name}"
-    return full_name.encode("utf-8", "backslashreplace").decode()
+    return safe_utf8(full_name)
 
 
 def _safe_traceback(exc: BaseException) -> str:
@@ -55,7 +56,7 @@ def _safe_traceback(exc: BaseException) -> str:
         text = "".join(traceback.format_exception(exc, limit=-40))
     except BaseException as broken:  # noqa: BLE001  a user's __str__ may raise anything
         text = f"<the traceback could not be formatted: {type(broken).__name__}>"
-    text = text.encode("utf-8", "backslashreplace").decode()
+    text = safe_utf8(text)
     if len(text) > TRACEBACK_CHARS_MAX:
         text = "[...]" + text[-TRACEBACK_CHARS_MAX:]
     return text

@@ -18,56 +18,47 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
-import hashlib
 import math
 import sys
-import weakref
 from collections import deque
-from collections.abc import Set as AbstractSet
-from operator import itemgetter
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 
+from durable.core.closing import CLOSE_ATTEMPTS_MAX, close_frames, silence
 from durable.core.errors import NonDeterminismError
+from durable.core.generators import BegunGenerators
+from durable.core.host import CLOSED_HOST, LoopHost
 from durable.core.interrupts import is_from_signal
 from durable.core.ordering import (
     ANYIO_REDELIVERY,
+    REDELIVERIES_PER_TURN_MAX,
+    coroutines_of,
     given_to_as_completed,
     is_cancelled_by_anyio,
     number_of_waiter,
+    order_cancelled,
 )
-from durable.core.refusals import ANYIO_WORKER, refuse_all
+from durable.core.refusals import ANYIO_WORKER, TOUCHED_FROM_OUTSIDE, no_replay_of, refuse_all
 from durable.core.tasks import (
     GATHERING_INIT,
+    CallbacksScope,
     NumberedGathering,
     WorkflowFuture,
     WorkflowTask,
-    as_current,
-    unlink,
+    awaiting,
+    first_number,
+    is_native,
+    next_child_path,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+    from collections.abc import Callable, Coroutine, Generator, Iterable
 
 T = TypeVar("T")
 
 HANDLES_PER_TURN_MAX = 1_000_000
 """A body that runs more callbacks than this without waiting for anything is taken to be caught in
 an endless loop: the host's loop would hang with it."""
-
-REDELIVERIES_PER_TURN_MAX = 100
-"""How often anyio may do that in one turn; then it is only now and then, while something is ready.
-While a cancelled task waits for others that clean up, it would go on for ever, and the body would
-never be quiescent. But a task may spin until its cancellation comes, as ``checkpoint_if_cancelled``
-does."""
-
-CLOSE_ATTEMPTS_MAX = 100
-"""How often a coroutine that answers ``GeneratorExit`` with another await is closed again, and how
-often what it tries then is refused."""
-
-PATH_CHARS_MAX = 64
-"""Task paths longer than this are shortened to a digest, so that recursion stays cheap."""
 
 TIME_ROUNDING_S = 0.000_01
 """How far a due time in milliseconds and the sum of floats that it stands for can be apart."""
@@ -78,53 +69,6 @@ TASKS_KEPT_MIN = 64
 
 class TurnTooLongError(Exception):
     """The body ran ``HANDLES_PER_TURN_MAX`` callbacks without waiting for anything."""
-
-
-class LoopHost(Protocol):
-    """What the loop asks of the execution it belongs to."""
-
-    def time_ms(self) -> int:
-        """Return the run's own time."""
-        ...
-
-    def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
-        """Issue a durable timer that runs ``handle`` at ``when`` (seconds since the epoch)."""
-        ...
-
-    def cancel_timer(self, handle: asyncio.TimerHandle) -> None:
-        """Withdraw a timer."""
-        ...
-
-    def report_refusal(self, error: NonDeterminismError) -> None:
-        """Take note that the body tried what cannot be replayed."""
-        ...
-
-    def report_exception(self, context: dict[str, Any]) -> None:
-        """Take note of an exception that nobody can catch, such as a callback's."""
-        ...
-
-
-async def _await(awaitable: Awaitable[T]) -> T:
-    return await awaitable
-
-
-def _is_native(coro: object) -> bool:
-    return hasattr(coro, "cr_code") or hasattr(coro, "gi_code")
-
-
-def _shorten(path: str) -> str:
-    if len(path) <= PATH_CHARS_MAX:
-        return path
-    return "~" + hashlib.blake2b(path.encode(), digest_size=12).hexdigest()
-
-
-class _Scope:
-    """Issues numbers to what is done outside of any task: in callbacks."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.commands_count = 0
-        self.children_count = 0
 
 
 @final
@@ -139,15 +83,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._tasks: list[WorkflowTask[Any]] = []
         self._tasks_kept = TASKS_KEPT_MIN
         self._siblings: dict[Any, WorkflowTask[Any]] = {}
-        self._generators: dict[int, Callable[[], Any]] = {}
-        self._callbacks_scope: _Scope | None = None
+        self._generators = BegunGenerators()
+        self._on_generator = self._generators.add
+        self._callbacks_scope: CallbacksScope | None = None
         self._closed = False
         self._refusals_left = CLOSE_ATTEMPTS_MAX
         self._pumping = False
         self._fired_at = 0.0
         self.context = contextvars.Context()
-        digest = hashlib.blake2b(run_id.encode(), digest_size=5).digest()
-        self._number = int.from_bytes(digest, "big") << 20
+        self._number = first_number(run_id)
 
     # --- pumping ---------------------------------------------------------------------------------
 
@@ -219,23 +163,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
             if is_from_signal(exc):
                 raise
         if self._cancelled_by_anyio:
-            self._order_cancelled()
-
-    # --- anyio -----------------------------------------------------------------------------------
-
-    def _order_cancelled(self) -> None:
-        """Let what anyio has cancelled at one go run in the order of the tasks' creation.
-
-        A cancel scope keeps its child scopes in a set that hashes by address: the order in which
-        it cancels them is not the same on replay.
-        """
-        handles = [handle for _, handle in sorted(self._cancelled_by_anyio, key=itemgetter(0))]
-        places = {id(handle) for handle in handles}
-        in_order = iter(handles)
-        ready = [next(in_order) if id(h) in places else h for h in self._ready]
-        self._ready.clear()
-        self._ready.extend(ready)
-        self._cancelled_by_anyio.clear()
+            order_cancelled(self._ready, self._cancelled_by_anyio)
 
     def fire(self, handle: asyncio.TimerHandle) -> None:
         """Run a timer's handle at the next pump, not a hair before its time.
@@ -255,31 +183,20 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
 
     def open_generators(self) -> list[Any]:
         """Return the async generators that were begun and still exist, in that order."""
-        found = (ref() for ref in self._generators.values())
-        return [generator for generator in found if generator is not None]
+        return self._generators.existing()
 
     def close(self) -> None:
         """Drop the body from memory: its frames are closed, and whatever they try is refused."""
         if self._closed:
             return
         self._closed = True
-        outer_loop = asyncio._get_running_loop()  # noqa: SLF001  the documented hook for loops
-        asyncio._set_running_loop(self)  # noqa: SLF001
-        try:
-            for task in reversed(self.unfinished_tasks()):
-                _silence(task)
-                with as_current(task, self):
-                    _close_coroutine(task.get_coro())
-                unlink(task)
-                unlink(getattr(task, "_fut_waiter", None))  # What it waits for, as asyncio has it.
-        finally:
-            asyncio._set_running_loop(outer_loop)  # noqa: SLF001
+        close_frames(self.unfinished_tasks(), self)
         self._ready.clear()
         self._redeliveries.clear()
         self._tasks.clear()
         self._generators.clear()
         # Host and loop refer to each other: free them without the collector.
-        self.host = _CLOSED_HOST
+        self.host = CLOSED_HOST
 
     def refuse_when_closed(self) -> None:
         """Raise ``GeneratorExit`` when the body was dropped: no ``finally`` in it may act.
@@ -296,7 +213,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     def get_debug(self) -> bool:
         # Every future asks, while it is made: the moment to give a number to gather's, too, and to
         # see that anyio is about to start a thread.
-        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+        frame = sys._getframe(1)  # noqa: SLF001
         if frame.f_code is GATHERING_INIT:
             gathering: Any = frame.f_locals["self"]
             gathering.__class__ = NumberedGathering
@@ -316,13 +233,13 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         # Only that hair: the clock may have been set back between two lives.
         return self._fired_at if 0 < self._fired_at - now < TIME_ROUNDING_S else now
 
-    def scope(self) -> WorkflowTask[Any] | _Scope:
+    def scope(self) -> WorkflowTask[Any] | CallbacksScope:
         """Return the task that runs now, or what stands for it in a callback."""
         task = asyncio.current_task(self)
         if isinstance(task, WorkflowTask):
             return task  # pyright: ignore[reportUnknownVariableType]
         if self._callbacks_scope is None:
-            self._callbacks_scope = _Scope("*")
+            self._callbacks_scope = CallbacksScope("*")
         return self._callbacks_scope
 
     def create_future(self) -> WorkflowFuture[Any]:
@@ -341,7 +258,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self.refuse_when_closed()
         if eager_start:
             self.refuse("an eagerly started task", "create the task without eager_start")
-        given = given_to_as_completed(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+        given = given_to_as_completed(sys._getframe(1))  # noqa: SLF001
         if given is not None:
             return self._spawn_given(coro, given)
         return self._spawn_child(coro, None if name is None else str(name), context)
@@ -349,17 +266,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     def _spawn_given(
         self, coro: Coroutine[Any, Any, T] | Generator[Any, None, T], given: Iterable[object]
     ) -> WorkflowTask[T]:
-        """Return the task of ``coro``; make all of as_completed's when it asks for the first.
-
-        It has put the coroutines into a set, where they hash by address: the order in which it asks
-        for their tasks is not the same on replay. That in which they were given is.
-        """
+        """Return the task of ``coro``; make all of as_completed's when it asks for the first."""
         if coro not in self._siblings:
-            ordered = () if isinstance(given, AbstractSet) else given
-            coros = dict.fromkeys(each for each in ordered if asyncio.iscoroutine(each))
+            coros = coroutines_of(given)
             if coro in coros:
                 self._siblings = {each: self._spawn_child(each, None, None) for each in coros}
-            elif _is_native(coro):
+            elif is_native(coro):
                 self.refuse(
                     "as_completed() with coroutines of an iterator or a set",
                     "give it a list of coroutines, or tasks",
@@ -373,9 +285,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         context: contextvars.Context | None,
     ) -> WorkflowTask[T]:
         scope = self.scope()
-        path = _shorten(f"{scope.path}.{scope.children_count}")
-        scope.children_count += 1
-        native: Any = coro if _is_native(coro) else _await(coro)  # type: ignore[arg-type]
+        path = next_child_path(scope)
+        native: Any = coro if is_native(coro) else awaiting(coro)  # type: ignore[arg-type]
         return self._spawn(native, path, name, context)
 
     def _spawn(
@@ -387,7 +298,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     ) -> WorkflowTask[T]:
         task = WorkflowTask(coro, loop=self, path=path, name=name, context=context)
         if self._closed:
-            _silence(task)
+            silence(task)
             coro.close()
             return task
         # Strong references: a task that only its own waiting holds must not be collected.
@@ -412,14 +323,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
                 self._redeliveries.append(handle)
                 return handle
             self._ready.append(handle)
-            if is_cancelled_by_anyio(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+            if is_cancelled_by_anyio(sys._getframe(1)):  # noqa: SLF001
                 self._cancelled_by_anyio.append((number_of_waiter(callback, args), handle))
         elif not self._closed:
-            msg = (
-                "a future or task of a workflow's body was touched from outside of it. Send the "
-                "value as the result of an action."
-            )
-            raise NonDeterminismError(msg)
+            raise NonDeterminismError(TOUCHED_FROM_OUTSIDE)
         return handle
 
     def call_later(  # type: ignore[override]
@@ -466,24 +373,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     def get_exception_handler(self) -> None:
         return None
 
-    # --- async generators ------------------------------------------------------------------------
-
-    def _on_generator(self, generator: Any) -> None:  # noqa: ANN401  AsyncGenerator of anything
-        # An ended one may have left its entry at the same address: this one was begun last.
-        self._generators.pop(id(generator), None)
-        self._generators[id(generator)] = weakref.ref(generator)
-
-    def _on_generator_dropped(self, generator: Any) -> None:  # noqa: ANN401
-        if self._closed:
-            return
-        if gc.is_finalized(generator):
-            # Part of a garbage cycle, collected at a moment that no replay repeats: it is kept, and
-            # closed when the body has ended, as it is when the collector does not run.
-            self._generators[id(generator)] = lambda: generator
-            return
-        self._generators.pop(id(generator), None)
+    def _on_generator_dropped(self, generator: Any) -> None:  # noqa: ANN401  of anything
         # Dropped by the body: as asyncio, close it in a task. At any other time: forget it.
-        if self._pumping:
+        if not self._closed and self._generators.drop(generator) and self._pumping:
             self.create_task(generator.aclose(), context=self.context)
 
     # --- what bodies may not do ------------------------------------------------------------------
@@ -491,57 +383,18 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     def refuse(self, what: str, instead: str = "put it in an action") -> NoReturn:
         """Refuse what a body tried: raise ``NonDeterminismError`` and remember it."""
         self.refuse_when_closed()
-        error = NonDeterminismError(
-            f"a workflow's body may not use {what}: it could not be replayed. Do this instead: "
-            f"{instead}."
-        )
+        error = NonDeterminismError(no_replay_of(what, instead))
         if asyncio._get_running_loop() is self and not self._closed:  # noqa: SLF001  this thread's
             self.host.report_refusal(error)
         raise error
 
 
-@final
-class _ClosedHost:
-    """What stands for the execution of a body that was dropped."""
-
-    def time_ms(self) -> int:
-        return 0
-
-    def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
-        pass
-
-    def cancel_timer(self, handle: asyncio.TimerHandle) -> None:
-        pass
-
-    def report_refusal(self, error: NonDeterminismError) -> None:
-        pass
-
-    def report_exception(self, context: dict[str, Any]) -> None:
-        pass
-
-
-_CLOSED_HOST = _ClosedHost()
-
-
-_unclosable: list[Any] = []
-"""Bodies that swallow ``GeneratorExit`` for ever. Freed, they would go on outside of their loop."""
-
-
-def _silence(task: Any) -> None:  # noqa: ANN401  the attribute is asyncio's own
-    """Let a task be freed that has not ended, without a report."""
-    task._log_destroy_pending = False  # noqa: SLF001
-
-
-def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine
-    for _ in range(CLOSE_ATTEMPTS_MAX):
-        try:
-            coro.close()
-        except RuntimeError:
-            continue  # It answered with another await: close that too.
-        except BaseException:  # noqa: BLE001  its attributes may be properties that raise anything
-            return
-        return
-    _unclosable.append(coro)
+def body_loop() -> WorkflowLoop | None:
+    """Return the loop of the body whose code this is, or ``None`` outside of any body."""
+    # A body's own loop is the running one while the body's code runs, and only then. To ask asyncio
+    # is the fastest way to know, and this function of it does not raise where no loop runs.
+    loop = asyncio._get_running_loop()  # noqa: SLF001  the documented hook for loops
+    return loop if type(loop) is WorkflowLoop else None
 
 
 refuse_all(WorkflowLoop)

@@ -200,7 +200,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=
 
     Attributes:
         number: The order of issue in the run, from 0.
-        key: The body's task that issued it and the how-manieth of that task: ``0.2:3``.
+        key: The body's task that issued it and its ordinal in that task: ``0.2:3``.
         args: A JSON object from parameter name to value, in canonical form.
         attempts: How many attempts have begun; an interrupted one counts once.
         interruptions: How often the process died during an attempt.

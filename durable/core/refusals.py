@@ -19,6 +19,12 @@ class Refusing(Protocol):
 ANYIO_WORKER = "run_sync_in_worker_thread"
 """What in anyio starts a thread, past the loop: it makes a future just before."""
 
+TOUCHED_FROM_OUTSIDE = (
+    "a future or task of a workflow's body was touched from outside of it. Send the value as the "
+    "result of an action."
+)
+"""What is said when other code schedules something on a body's loop."""
+
 REFUSED = (
     "add_reader",
     "remove_reader",
@@ -62,6 +68,14 @@ REFUSED = (
     "shutdown_default_executor",
 )
 """The methods of ``asyncio.AbstractEventLoop`` for I/O, threads, processes, signals and policy."""
+
+
+def no_replay_of(what: str, instead: str) -> str:
+    """Return what is said when a body tries ``what``."""
+    return (
+        f"a workflow's body may not use {what}: it could not be replayed. Do this instead: "
+        f"{instead}."
+    )
 
 
 def refuse_all(cls: type[Any]) -> None:

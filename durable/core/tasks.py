@@ -7,18 +7,31 @@ like are iterated in the same order on replay.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Awaitable, Coroutine, Generator
     from types import CodeType
 
     from durable.core.loop import WorkflowLoop
 
 T = TypeVar("T")
+
+PATH_CHARS_MAX = 64
+"""Task paths longer than this are shortened to a digest, so that recursion stays cheap."""
+
+
+def first_number(run_id: str) -> int:
+    """Return where the creation numbers of a run's objects begin, far from other runs' ones.
+
+    asyncio keeps the tasks of all loops in one set, in which equal hashes collide.
+    """
+    digest = hashlib.blake2b(run_id.encode(), digest_size=5).digest()
+    return int.from_bytes(digest, "big") << 20
 
 
 class WorkflowFuture(asyncio.Future[T]):
@@ -63,6 +76,35 @@ class WorkflowTask(asyncio.Task[T]):
 
     def __hash__(self) -> int:
         return self.number
+
+
+@final
+class CallbacksScope:
+    """Issues numbers to what is done outside of any task: in callbacks."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.commands_count = 0
+        self.children_count = 0
+
+
+def next_child_path(scope: WorkflowTask[Any] | CallbacksScope) -> str:
+    """Return the path of the task that ``scope`` creates now, and count it."""
+    path = f"{scope.path}.{scope.children_count}"
+    scope.children_count += 1
+    if len(path) <= PATH_CHARS_MAX:
+        return path
+    return "~" + hashlib.blake2b(path.encode(), digest_size=12).hexdigest()
+
+
+def is_native(coro: object) -> bool:
+    """Whether a task can take it as it is: a coroutine or generator of a function."""
+    return hasattr(coro, "cr_code") or hasattr(coro, "gi_code")
+
+
+async def awaiting(awaitable: Awaitable[T]) -> T:
+    """Await what is no native coroutine, for a task."""
+    return await awaitable
 
 
 @contextmanager

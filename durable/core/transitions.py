@@ -1,11 +1,57 @@
-"""What a step's record becomes when something happens to it."""
+"""What a run's or a step's record becomes when something happens to it."""
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
 from durable.core.errors import OutcomeUnknown, StepInterrupted
-from durable.core.records import StepKind, StepRecord, StepState, advance_step
+from durable.core.failures import encode_exception
+from durable.core.records import (
+    RunRecord,
+    RunState,
+    StepKind,
+    StepRecord,
+    StepState,
+    advance_run,
+    advance_step,
+)
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def begin_run(record: RunRecord, started_at_ms: int) -> RunRecord:
+    """The body begins, or goes on with code that fits again."""
+    running = advance_run(record.state, RunState.RUNNING)
+    return replace(record, state=running, started_at_ms=started_at_ms, error=None)
+
+
+def end_run(
+    record: RunRecord, *, result: str | None, error: BaseException | None, now_ms: int
+) -> RunRecord:
+    """The body has ended: with an error, or else with its result as JSON."""
+    state = RunState.COMPLETED if error is None else RunState.FAILED
+    return replace(
+        record,
+        state=advance_run(record.state, state),
+        result=result,
+        error=None if error is None else encode_exception(error),
+        finished_at_ms=now_ms,
+    )
+
+
+def make_stuck(record: RunRecord, error: BaseException) -> RunRecord:
+    """The body cannot go on with the code as it is."""
+    stuck = advance_run(record.state, RunState.STUCK)
+    return replace(record, state=stuck, error=encode_exception(error))
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+def start_timer(step: StepRecord, now_ms: int) -> StepRecord:
+    """A timer runs from its issue on."""
+    running = advance_step(step.state, StepState.RUNNING)
+    return replace(step, state=running, started_at_ms=now_ms)
 
 
 def begin_attempt(step: StepRecord, now_ms: int) -> StepRecord:
@@ -25,8 +71,13 @@ def back_off(step: StepRecord, due_at_ms: int, error: str) -> StepRecord:
     return replace(step, state=pending, due_at_ms=due_at_ms, error=error)
 
 
+def count_interruption(step: StepRecord) -> StepRecord:
+    """The process died during an attempt: one more time."""
+    return replace(step, interruptions=step.interruptions + 1)
+
+
 def interrupt(step: StepRecord) -> StepRecord:
-    """The process died during an attempt, which is to be made again under its number."""
+    """An attempt was interrupted, and is to be made again under its number."""
     pending = advance_step(step.state, StepState.PENDING)
     return replace(step, state=pending, attempts=step.attempts - 1, due_at_ms=None)
 
@@ -66,6 +117,7 @@ def interruption_error(
     if step.interruptions > interruptions_max:
         return StepInterrupted(
             f"the process died {step.interruptions} times while step {step.name!r} ran, more than "
-            f"Engine(max_interruptions={interruptions_max}) allows"
+            f"Engine(max_interruptions={interruptions_max}) allows. If the step is what kills it, "
+            "mend its action; if it died of something else, raise max_interruptions."
         )
     return None

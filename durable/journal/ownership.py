@@ -2,12 +2,16 @@
 
 The lock is held on ``<file>.lock``, by the operating system: it ends with the process, however that
 ends. The file holds the owner's process id, for the error of the one who is refused.
+
+A forked child, such as a worker of a process pool, shares the lock with its parent, and would hold
+it longer: each child gives its share up as it begins.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import weakref
 from typing import TYPE_CHECKING, final
 
 from durable.core.errors import JournalLockedError, JournalUnavailableError
@@ -30,6 +34,22 @@ else:
 
     def _lock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_held: weakref.WeakSet[OwnershipLock] = weakref.WeakSet()
+_is_fork_watched = False
+
+
+def _drop_in_child() -> None:
+    for lock in list(_held):
+        lock.release()
+
+
+def _watch_forks() -> None:
+    global _is_fork_watched  # noqa: PLW0603  it is the process that forks
+    if not _is_fork_watched and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_drop_in_child)
+        _is_fork_watched = True
 
 
 @final
@@ -70,12 +90,15 @@ class OwnershipLock:
         os.lseek(fd, 0, os.SEEK_SET)
         os.write(fd, str(os.getpid()).encode())
         self._fd = fd
+        _held.add(self)
+        _watch_forks()
 
     def release(self) -> None:
         """Give the lock back. The file stays: removing it would race with the next owner."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+            _held.discard(self)
 
 
 def _read_pid(fd: int) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from durable.core.errors import JournalCorruptError
+from durable.core.errors import JournalCorruptError, damaged
 from durable.core.records import RunRecord, RunState, StepRecord
 from durable.journal.base import Change, Claim, OwnershipLostError, RunQuery, StepQuery
 
@@ -320,6 +320,7 @@ def read_runs(
     order, after = _keyset("seq", query.order, query.after, where, values)
     sql = f"SELECT seq, CAST({_RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: E501
     rows = db.execute(sql, [*values, query.limit]).fetchall()
+    _check_order([seq for seq, _ in rows], query.order, "the list of runs")
     runs = [(seq, _decode_run(data)) for seq, data in rows]
     steps = _read_open_steps(db, [run.run_id for _, run in runs if not run.state.is_final])
     return [(seq, run, steps.get(run.run_id, [])) for seq, run in runs]
@@ -337,6 +338,7 @@ def read_steps(db: sqlite3.Connection, query: StepQuery) -> list[StepRecord] | N
     """
     (data,) = db.execute(sql, [*values, query.limit]).fetchone()
     steps = _decode_steps(query.run_id, data)
+    _check_order([step.number for step in steps], "asc", f"the steps of run {query.run_id!r}")
     if not steps and read_run(db, query.run_id) is None:
         return None
     return steps if query.order == "asc" else steps[::-1]
@@ -356,6 +358,17 @@ def _keyset(
     return f"{column} {'ASC' if order == 'asc' else 'DESC'}", " AND ".join(where)
 
 
+def _check_order(places: list[int], order: str, what: str) -> None:
+    """See that no damaged page leads back: who reads on would never come to the end.
+
+    Raises:
+        JournalCorruptError: It does.
+    """
+    in_order = sorted(set(places), reverse=order == "desc")
+    if places != in_order:
+        raise JournalCorruptError(damaged(what, "they are not in the order of their keys"))
+
+
 def _text(values: Sequence[str]) -> str:
     return msgspec.json.encode(values).decode()
 
@@ -363,11 +376,8 @@ def _text(values: Sequence[str]) -> str:
 def _decode_history(run: RunRecord, data: bytes) -> list[StepRecord]:
     steps = _decode_steps(run.run_id, data)
     if steps and run.started_at_ms is None:
-        msg = (
-            f"damaged row in the journal, run {run.run_id!r}: it has steps, but no time at which "
-            "it was started. Restore the file from a backup."
-        )
-        raise JournalCorruptError(msg)
+        why = "it has steps, but no time at which it was started"
+        raise JournalCorruptError(damaged(f"run {run.run_id!r}", why))
     return steps
 
 
@@ -400,8 +410,7 @@ def decode_row(decoder: msgspec.json.Decoder[Any], data: Any, what: str) -> Any:
     try:
         return decoder.decode(data)
     except UNREADABLE as exc:
-        msg = f"damaged row in the journal, {what}: {exc}. Restore the file from a backup."
-        raise JournalCorruptError(msg) from exc
+        raise JournalCorruptError(damaged(what, exc)) from exc
 
 
 def probes() -> list[str]:

@@ -20,8 +20,8 @@ from durable.core.codec import safe_text
 from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
 from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import Execution
-from durable.core.failures import encode_exception
-from durable.core.records import RunRecord, RunState, StepRecord, StepState, advance_run
+from durable.core.records import RunRecord, RunState, StepRecord, StepState
+from durable.core.transitions import begin_run, end_run, make_stuck
 from durable.journal.base import Change, Parked
 from durable.runtime.open_steps import OpenSteps, StepsHost
 
@@ -222,16 +222,8 @@ class LiveRun:
             self.phase = Phase.REPLAYING
             return
         self.phase = Phase.STARTING if self._is_start else Phase.LIVE
-        self.record = self._running(self.record)
+        self.record = begin_run(self.record, self._started_at_ms)
         self._commit_turn(turn, None, run=self.record)
-
-    def _running(self, record: RunRecord) -> RunRecord:
-        return replace(
-            record,
-            state=advance_run(record.state, RunState.RUNNING),
-            started_at_ms=self._started_at_ms,
-            error=None,
-        )
 
     def _deliver(self, deliveries_max: int) -> None:
         count = 0
@@ -279,14 +271,7 @@ class LiveRun:
                 error = exc
         else:
             error = end.error
-        state = RunState.COMPLETED if error is None else RunState.FAILED
-        return replace(
-            self.record,
-            state=advance_run(self.record.state, state),
-            result=result,
-            error=None if error is None else encode_exception(error),
-            finished_at_ms=now_ms,
-        )
+        return end_run(self.record, result=result, error=error, now_ms=now_ms)
 
     def _park_if_idle(self, now_ms: int, change: Change) -> None:
         """Let a run leave memory that has nothing to do for long, in the commit of its turn."""
@@ -347,7 +332,7 @@ class LiveRun:
         change = Change(run_id=self.record.run_id)
         after: Effects = []
         if self.record.state is RunState.STUCK:
-            self.record = change.run = self._running(self.record)
+            self.record = change.run = begin_run(self.record, self._started_at_ms)
         commands = self._execution.open_commands()
         changed, settled = self._steps.resume(commands, self.interrupted, now_ms, after)
         change.updated += changed
@@ -362,7 +347,7 @@ class LiveRun:
             "durable.run_stuck",
             run_id=self.record.run_id,
             workflow=self.record.name,
-            reason=str(exc),
+            reason=safe_text(exc),
             exc_info=None if isinstance(exc, Stuck) else exc,
         )
         error = (
@@ -370,11 +355,7 @@ class LiveRun:
             if isinstance(exc, Stuck)
             else _unexpected(exc)
         )
-        self.record = replace(
-            self.record,
-            state=advance_run(self.record.state, RunState.STUCK),
-            error=encode_exception(error),
-        )
+        self.record = make_stuck(self.record, error)
         change = Change(run_id=self.record.run_id, run=self.record, is_start=self._is_start)
         after: Effects = []
         # Outcomes that were waiting for their delivery are kept for the code that can take them.
@@ -390,8 +371,8 @@ class LiveRun:
 
 def _unexpected(exc: Exception) -> DurableError:
     msg = (
-        f"durable could not go on with the run: {type(exc).__name__}: {exc}. Either the run's rows "
-        "in the journal are damaged, or this is a bug of durable: please report it."
+        f"durable could not go on with the run: {type(exc).__name__}: {safe_text(exc)}. Either the "
+        "run's rows in the journal are damaged, or this is a bug of durable: please report it."
     )
     error = DurableError(msg)
     error.__cause__ = exc

@@ -13,8 +13,6 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
-from msgspec.structs import replace
-
 from durable.core.commands import UNSET
 from durable.core.failures import encode_exception
 from durable.core.records import StepKind, StepRecord, StepState
@@ -22,9 +20,11 @@ from durable.core.transitions import (
     back_off,
     begin_attempt,
     complete,
+    count_interruption,
     fail,
     interrupt,
     interruption_error,
+    start_timer,
     withdraw,
 )
 from durable.journal.base import Change
@@ -141,7 +141,7 @@ class OpenSteps:
         )
         if command.kind is StepKind.SLEEP:
             after.append((self._set_alarm, step))
-            step = replace(step, state=StepState.RUNNING, started_at_ms=now_ms)
+            step = start_timer(step, now_ms)
         elif step.due_at_ms is not None and step.due_at_ms > now_ms:
             after.append((self._set_alarm, step))
         else:
@@ -330,7 +330,7 @@ class OpenSteps:
                 self._jobs[step.number] = job  # It outlived an outage of the journal.
                 return step
             if interrupted.get(step.number) == step.interruptions:
-                step = replace(step, interruptions=step.interruptions + 1)
+                step = count_interruption(step)
                 error = interruption_error(
                     step,
                     self._host.settings.max_interruptions,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol, final
 
 import anyio
 import anyio.lowlevel
-from msgspec.structs import replace
 
 from durable.core.codec import one_line
 from durable.core.errors import (
@@ -22,8 +21,8 @@ from durable.core.errors import (
     NonDeterminismError,
     RunConflictError,
 )
-from durable.core.failures import encode_exception
-from durable.core.records import RunRecord, RunState, advance_run
+from durable.core.history import shorten
+from durable.core.transitions import make_stuck
 from durable.journal.base import Change, Parked
 from durable.runtime.clock import Alarms, EarliestAlarm
 from durable.runtime.live import LiveRun
@@ -36,6 +35,7 @@ from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
     from durable.core.errors import JournalError
+    from durable.core.records import RunRecord
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
@@ -311,12 +311,17 @@ class Runner:
         self._claiming_count = 0
         for record, error in claim.errors:
             self.log.error("durable.run_unreadable", reason=str(error))
-            if record is not None:
+            if record is not None and record.state.is_final:
+                self._park(record)
+            elif record is not None:
                 self._park_stuck(record, error)
         next_ms = claim.next_wake_at_ms
         is_more_due = next_ms is not None and next_ms <= self.clock.now_ms()
         self._orphans.withdraw_unwanted(claim, self._live, is_more_due=is_more_due)
         for record, steps in claim.runs:
+            if record.state.is_final:  # In a damaged journal only: nothing is due of it.
+                self._park(record)
+                continue
             stale = self._live.pop(record.run_id, None)
             if stale is not None:
                 stale.drop()
@@ -347,12 +352,10 @@ class Runner:
         self._park_stuck(record, error)
 
     def _park_stuck(self, record: RunRecord, error: BaseException) -> None:
-        stuck = replace(
-            record,
-            state=advance_run(record.state, RunState.STUCK),
-            error=encode_exception(error),
-        )
-        change = Change(run_id=record.run_id, run=stuck, parked=Parked(None))
+        self._park(record, make_stuck(record, error))
+
+    def _park(self, record: RunRecord, changed: RunRecord | None = None) -> None:
+        change = Change(run_id=record.run_id, run=changed, parked=Parked(None))
         self.writer.submit(change, self, [])
 
     def on_defined(self, name: str, version: int) -> None:
@@ -397,8 +400,8 @@ def _check_same(found: RunRecord, wanted: RunRecord) -> None:
     if (found.name, found.args) != (wanted.name, wanted.args):
         msg = (
             f"the id {wanted.run_id!r} belongs to a run of {found.name!r} with arguments "
-            f"{found.args[:400]}; this start is of {wanted.name!r} with {wanted.args[:400]}. Use "
-            "another id, or the same arguments."
+            f"{shorten(found.args)}; this start is of {wanted.name!r} with "
+            f"{shorten(wanted.args)}. Use another id, or the same arguments."
         )
         raise RunConflictError(msg)
 

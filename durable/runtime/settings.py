@@ -15,6 +15,9 @@ PARK_AFTER_CROWDED_MS = 1_000
 LIVE_RUNS_MAX = 10_000
 """With so many live runs, idle ones leave memory sooner and new ones wait in the journal."""
 
+MAX_INTERRUPTIONS = 100
+"""How often the process may die during one step before the step fails."""
+
 CLAIM_RUNS_MAX = 500
 """How many due runs are claimed in one transaction, which holds the journal meanwhile."""
 
@@ -23,8 +26,7 @@ CLAIM_RUNS_MAX = 500
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine was made with."""
 
-    max_interruptions: int = 100
-    max_payload: int = 8 * 1024 * 1024
+    max_interruptions: int = MAX_INTERRUPTIONS
     park_after_ms: int = PARK_AFTER_MS
     live_runs_max: int = LIVE_RUNS_MAX
     claim_runs_max: int = CLAIM_RUNS_MAX

@@ -1,0 +1,57 @@
+"""What a body's loop asks of the execution it belongs to, and what answers after the body's end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from durable.core.errors import NonDeterminismError
+
+
+class LoopHost(Protocol):
+    """What the loop asks of the execution it belongs to."""
+
+    def time_ms(self) -> int:
+        """Return the run's own time."""
+        ...
+
+    def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
+        """Issue a durable timer that runs ``handle`` at ``when`` (seconds since the epoch)."""
+        ...
+
+    def cancel_timer(self, handle: asyncio.TimerHandle) -> None:
+        """Withdraw a timer."""
+        ...
+
+    def report_refusal(self, error: NonDeterminismError) -> None:
+        """Take note that the body tried what cannot be replayed."""
+        ...
+
+    def report_exception(self, context: dict[str, Any]) -> None:
+        """Take note of an exception that nobody can catch, such as a callback's."""
+        ...
+
+
+@final
+class _ClosedHost:
+    """What stands for the execution of a body that was dropped."""
+
+    def time_ms(self) -> int:
+        return 0
+
+    def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
+        pass
+
+    def cancel_timer(self, handle: asyncio.TimerHandle) -> None:
+        pass
+
+    def report_refusal(self, error: NonDeterminismError) -> None:
+        pass
+
+    def report_exception(self, context: dict[str, Any]) -> None:
+        pass
+
+
+CLOSED_HOST = _ClosedHost()
