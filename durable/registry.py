@@ -6,11 +6,10 @@ for code that is imported later.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from durable.core.errors import DuplicateDefinitionError
+from durable.core.naming import importable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,16 +74,7 @@ def listen(listener: Callable[[str, str, int], None]) -> Callable[[], None]:
 
 def default_name(fn: Callable[..., Any]) -> str:
     """Return ``module:qualname``; a script's ``__main__`` is replaced by what would be imported."""
-    module = fn.__module__
-    if module == "__main__":
-        main = sys.modules["__main__"]
-        spec = getattr(main, "__spec__", None)
-        path = getattr(main, "__file__", None)
-        if spec is not None:
-            module = spec.name
-        elif path is not None:
-            module = Path(path).stem
-    return f"{module}:{fn.__qualname__}"
+    return f"{importable(fn.__module__)}:{fn.__qualname__}"
 
 
 def _place(definition: Registered) -> tuple[str, int, str]:

@@ -3,13 +3,26 @@
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from odd import (
+    BrokenAttributes,
+    BrokenClass,
+    BrokenDict,
+    BrokenStr,
+    OddInit,
+    containing_itself,
+    cyclic,
+    generator,
+    nested,
+    unawaited,
+    with_surrogate_attribute,
+)
 
 import durable
 from durable import (
@@ -23,7 +36,6 @@ from durable import (
     StepState,
 )
 
-DEPTH = 10_000
 PAYLOAD_MAX = 1_000
 
 
@@ -51,26 +63,6 @@ async def surviving(path: Path, **options: Any) -> AsyncIterator[Engine]:  # noq
 # --- values --------------------------------------------------------------------------------------
 
 
-def _deep() -> list[object]:
-    value: list[object] = []
-    for _ in range(DEPTH):
-        value = [value]
-    return value
-
-
-def _cycle() -> list[object]:
-    value: list[object] = []
-    value.append(value)
-    return value
-
-
-async def _coroutine() -> None: ...
-
-
-def _generator() -> Iterator[int]:
-    yield 1
-
-
 async def _async_generator() -> AsyncIterator[int]:
     yield 1
 
@@ -78,12 +70,12 @@ async def _async_generator() -> AsyncIterator[int]:
 VALUES: dict[str, tuple[Callable[[], object], str]] = {
     "NaN": (lambda: [math.nan], "NaN and infinity have no JSON form"),
     "surrogate": (lambda: {"a": "\ud800"}, "surrogates not allowed"),
-    "deep": (_deep, "nested too deeply"),
-    "cycle": (_cycle, "nested too deeply, or contains itself"),
+    "deep": (nested, "nested too deeply"),
+    "cycle": (containing_itself, "nested too deeply, or contains itself"),
     "object": (object, "type object have no JSON form"),
-    "lambda": (lambda: _deep, "type function have no JSON form"),
-    "coroutine": (_coroutine, "was an await forgotten"),
-    "generator": (_generator, "type generator have no JSON form"),
+    "lambda": (lambda: nested, "type function have no JSON form"),
+    "coroutine": (unawaited, "was an await forgotten"),
+    "generator": (generator, "type generator have no JSON form"),
     "async generator": (_async_generator, "type async_generator have no JSON form"),
     "too large": (lambda: "x" * PAYLOAD_MAX, r"more than Engine\(max_payload=1,000\)"),
 }
@@ -188,47 +180,6 @@ async def test_odd_text_comes_back_as_it_was(value: object, path: Path) -> None:
 # --- exceptions ----------------------------------------------------------------------------------
 
 
-class OddInit(Exception):
-    def __init__(self, a: int, *, b: int) -> None:
-        super().__init__(f"{a} and {b}")
-
-
-class BrokenStr(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError
-
-
-class BrokenDict(Exception):
-    __dict__ = 5  # type: ignore[assignment]
-
-
-class BrokenAttributes(Exception):
-    def __getattribute__(self, name: str) -> object:
-        raise RuntimeError
-
-
-class _BrokenMeta(type):
-    @property
-    def __module__(cls) -> str:  # type: ignore[override]
-        raise RuntimeError
-
-
-class BrokenClass(Exception, metaclass=_BrokenMeta):
-    pass
-
-
-def _cyclic() -> Exception:
-    one, two = ValueError("cyclic"), ValueError("two")
-    one.__cause__, two.__cause__ = two, one
-    return one
-
-
-def _with_surrogate_attribute() -> Exception:
-    exc = ValueError("x")
-    setattr(exc, "\udc80", 1)
-    return exc
-
-
 EXCEPTIONS: dict[str, Callable[[], BaseException]] = {
     "SystemExit": lambda: SystemExit(3),
     "KeyboardInterrupt": KeyboardInterrupt,
@@ -244,12 +195,12 @@ EXCEPTIONS: dict[str, Callable[[], BaseException]] = {
     "broken __dict__": BrokenDict,
     "broken attributes": BrokenAttributes,
     "broken class": BrokenClass,
-    "surrogate attribute": _with_surrogate_attribute,
-    "cyclic cause": _cyclic,
+    "surrogate attribute": with_surrogate_attribute,
+    "cyclic cause": cyclic,
     "NUL": lambda: ValueError("a\0b"),
     "surrogate": lambda: ValueError("\ud800"),
     "NaN": lambda: ValueError(math.nan),
-    "deep": lambda: ValueError(_deep()),
+    "deep": lambda: ValueError(nested()),
     "huge": lambda: ValueError("x" * 5_000_000),
 }
 
@@ -301,6 +252,27 @@ async def test_an_action_cannot_end_the_engine_nor_unwind_the_body(kind: str, pa
     async with surviving(path) as engine:
         for where in ("action", "thread"):
             assert await engine.run(raising(kind, where)) == "StepFailed"
+
+
+@durable.workflow
+async def raise_in_callbacks(step: Step) -> str:
+    loop = asyncio.get_running_loop()
+    loop.call_soon(lambda: 1 / 0)
+    task = asyncio.create_task(odd_raise("NUL"))
+    task.add_done_callback(lambda done: done.result())
+    await step.sleep(0)
+    await asyncio.wait([task])
+    return "went on"
+
+
+async def test_exceptions_in_a_body_s_callbacks_are_logged_and_the_run_goes_on(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with surviving(path) as engine:
+        run = await engine.start(raise_in_callbacks())
+        assert await run.result(timeout=5) == "went on"
+    assert "ZeroDivisionError: division by zero" in caplog.text
+    assert "ValueError: a\0b" in caplog.text
 
 
 # --- misused in a body ---------------------------------------------------------------------------
@@ -367,7 +339,8 @@ async def test_a_step_works_only_in_its_own_body(path: Path) -> None:
     expected = "this step works only in its own workflow's body: hand values to other code"
     async with surviving(path) as engine:
         assert (await engine.run(keeping())).startswith(expected)
-        with pytest.raises((NotInWorkflowError, GeneratorExit)):
-            await kept["step"].run(echo(1))
+        for call in (kept["step"].sleep(1), kept["step"].run(echo(1))):
+            with pytest.raises(NotInWorkflowError, match=expected):
+                await call
     with pytest.raises(NotInWorkflowError, match=r"durable\.attempt\(\) works in an action"):
         durable.attempt()

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import anyio
 import anyio.to_thread
 import pytest
+from waiting import until_state, until_step
 
 import durable
 from durable import (
@@ -23,9 +24,11 @@ from durable import (
     JournalError,
     JournalUnavailableError,
     JournalVersionError,
+    Run,
     RunFailed,
     RunState,
     Step,
+    StepState,
 )
 from durable.journal.base import Claim
 from durable.journal.sqlite import SqliteJournal
@@ -89,6 +92,11 @@ def test_a_journal_needs_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(JournalUnavailableError, match=r"/file of the journal a\.db does not exist"):
         asyncio.run(_open(tmp_path / "file" / "a.db"))
+
+
+async def test_a_file_name_that_is_too_long_is_told() -> None:
+    with pytest.raises(JournalUnavailableError, match="too long"):
+        await _open(Path("a" * 300 + ".db"))
 
 
 @pytest.mark.parametrize("content", [b"these are my notes\n" * 500, b"SQLite format 3\0" * 500])
@@ -216,12 +224,12 @@ async def test_a_run_with_a_damaged_step_is_stuck_and_the_others_go_on(
     damage: str, message: str, path: Path
 ) -> None:
     async with Engine(path) as engine:
-        await engine.start(resting([86_400]), id="r")
-        await _until_asleep(engine)
+        run = await engine.start(resting([86_400]), id="r")
+        await until_step(run, "sleep", StepState.RUNNING)
     statement = f"UPDATE durable_step SET {damage} WHERE number = 0"  # noqa: S608
     await anyio.to_thread.run_sync(in_file, path, statement, "UPDATE durable_run SET wake_at_ms=0")
     async with Engine(path) as engine:
-        error = await _until_stuck(engine)
+        error = await error_of_the_stuck(engine.get("r"))
         assert re.search(message, error.message)
         assert await engine.run(echoing("new")) == "new"
 
@@ -231,12 +239,12 @@ async def test_a_run_with_steps_that_was_never_started_is_stuck_and_the_others_g
 ) -> None:
     """Taken for a new one, it would issue its first step again, and fail every commit."""
     async with Engine(path) as engine:
-        await engine.start(resting([86_400]), id="r")
-        await _until_asleep(engine)
+        run = await engine.start(resting([86_400]), id="r")
+        await until_step(run, "sleep", StepState.RUNNING)
     statement = "UPDATE durable_run SET started_at_ms = NULL, wake_at_ms = 0"
     await anyio.to_thread.run_sync(in_file, path, statement)
     async with Engine(path) as engine:
-        error = await _until_stuck(engine)
+        error = await error_of_the_stuck(engine.get("r"))
         assert re.search("damaged row .* run 'r': it has steps, but no time", error.message)
         assert await engine.run(echoing("new")) == "new"
 
@@ -246,12 +254,12 @@ async def test_a_run_with_a_timer_without_a_due_time_is_stuck_and_the_others_go_
     naps: list[float], path: Path
 ) -> None:
     async with Engine(path) as engine:
-        await engine.start(resting(naps), id="r")
-        await _until_asleep(engine)
+        run = await engine.start(resting(naps), id="r")
+        await until_step(run, "sleep", StepState.RUNNING)
     damage = "UPDATE durable_step SET due_at_ms = NULL WHERE kind = 'sleep' AND number = 1"
     await anyio.to_thread.run_sync(in_file, path, damage, "UPDATE durable_run SET wake_at_ms=0")
     async with Engine(path) as engine:
-        error = await _until_stuck(engine)
+        error = await error_of_the_stuck(engine.get("r"))
         expected = r"step 1 'sleep' .* is damaged: it has no due time\. Restore .* from a backup"
         assert re.search(expected, error.message)
         assert await engine.run(echoing("new")) == "new"
@@ -260,28 +268,20 @@ async def test_a_run_with_a_timer_without_a_due_time_is_stuck_and_the_others_go_
 
 async def test_damage_that_nobody_thought_of_is_told_too(path: Path) -> None:
     async with Engine(path) as engine:
-        await engine.start(resting([86_400]), id="r")
-        await _until_asleep(engine)
+        run = await engine.start(resting([86_400]), id="r")
+        await until_step(run, "sleep", StepState.RUNNING)
     damage = "UPDATE durable_step SET state = 'failed', position = 1 WHERE kind = 'sleep'"
     await anyio.to_thread.run_sync(in_file, path, damage, "UPDATE durable_run SET wake_at_ms=0")
     async with Engine(path) as engine:
-        error = await _until_stuck(engine)
+        error = await error_of_the_stuck(engine.get("r"))
         assert "in the journal are damaged, or this is a bug of durable: please" in error.message
         assert await engine.run(echoing("new")) == "new"
 
 
-async def _until_asleep(engine: Engine) -> None:
-    async with asyncio.timeout(5):
-        while {step.kind for step in (await engine.status("r")).running} != {"sleep"}:
-            pass
-
-
-async def _until_stuck(engine: Engine) -> ErrorInfo:
-    async with asyncio.timeout(5):
-        while (status := await engine.status("r")).state is not RunState.STUCK:
-            pass
-    assert status.error is not None
-    return status.error
+async def error_of_the_stuck(run: Run[object]) -> ErrorInfo:
+    error = (await until_state(run, RunState.STUCK)).error
+    assert error is not None
+    return error
 
 
 @durable.workflow

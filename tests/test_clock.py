@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import durable
 from durable import Engine, Retry, Run, Step, StepInfo, StepState
-from durable.runtime.clock import LOOK_AGAIN_MS_MAX, Alarm, Alarms, SystemClock
+from durable.runtime.clock import LOOK_AGAIN_MS_MAX, Alarm, Alarms
 
 HOUR_MS = 3_600_000
 HOUR_S = 3_600
@@ -201,16 +201,6 @@ def test_whatever_the_clock_does_nothing_rings_early_or_twice_or_never(
                 assert len(ring.times_ms) == 1
             else:
                 assert len(ring.times_ms) <= 1
-
-
-async def test_the_machines_clock_tells_milliseconds_and_calls_back() -> None:
-    clock, called = SystemClock(), asyncio.Event()
-    before_ms = clock.now_ms()
-    alarms = Alarms(clock)
-    alarms.set(before_ms + 20, called.set)
-    await asyncio.wait_for(called.wait(), 5)
-    assert clock.now_ms() >= before_ms + 20
-    alarms.stop()
 
 
 # --- with an engine ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd import containing_itself, generator, nested, unawaited
 
 from durable.core.codec import (
     DecodeError,
@@ -26,8 +27,6 @@ from durable.core.codec import (
     encode_canonical,
 )
 from durable.core.failures import decode_error
-
-DEPTH = 10_000
 
 
 class Color(enum.Enum):
@@ -193,26 +192,6 @@ def _or_refusal(value: object) -> str | None:
         return None
 
 
-def _nested(depth: int) -> list[object]:
-    value: list[object] = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def _containing_itself() -> list[object]:
-    value: list[object] = []
-    value.append(value)
-    return value
-
-
-async def _coroutine() -> None: ...
-
-
-def _generator() -> Iterator[int]:
-    yield 1
-
-
 REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: math.nan, r"NaN and infinity .* at `\$`"),
     (lambda: -math.inf, r"NaN and infinity .* at `\$`"),
@@ -220,10 +199,10 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Point(1, math.inf), r"at `\$\.y`"),
     (lambda: "a\ud800", "surrogates not allowed"),
     (lambda: {"\ud800": 1}, "surrogates not allowed"),
-    (lambda: _nested(DEPTH), "nested too deeply"),
-    (_containing_itself, "nested too deeply, or contains itself"),
+    (nested, "nested too deeply"),
+    (containing_itself, "nested too deeply, or contains itself"),
     (object, "type object have no JSON form"),
-    (lambda: [_generator()], "type generator have no JSON form"),
+    (lambda: [generator()], "type generator have no JSON form"),
     (lambda: 1j, "type complex have no JSON form"),
     (lambda: {(1, 2): 3}, "key"),
     (lambda: {None: 3}, "key"),
@@ -240,7 +219,7 @@ def test_what_has_no_faithful_json_is_refused(
 
 
 def test_a_forgotten_await_is_named() -> None:
-    coroutine = _coroutine()
+    coroutine = unawaited()
     with pytest.raises(EncodeError, match="was an await forgotten"):
         encode({"a": coroutine})
     coroutine.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio.from_thread
 import pytest
+from waiting import until, until_state
 
 import durable
 from durable import (
@@ -226,16 +227,10 @@ async def test_a_thread_that_outlives_its_engine_has_none(path: Path) -> None:
     may_look.clear()
     async with Engine(path, drain_timeout=0) as engine:
         await engine.start(looking_late())
-        await _until(has_begun.is_set)
+        await until(has_begun.is_set)
     may_look.set()
-    await _until(lambda: not has_begun.is_set())
+    await until(lambda: not has_begun.is_set())
     assert found == {"late": None}
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  a thread's event
-            await asyncio.sleep(0)
 
 
 # --- from a body ---------------------------------------------------------------------------------
@@ -275,9 +270,7 @@ async def test_a_body_may_not_use_the_engine(what: str, swallow: bool, path: Pat
         shared["engine"], shared["run"] = engine, engine.get("r")
         run = await engine.start(misusing(what, swallow=swallow))
         if swallow:
-            async with asyncio.timeout(5):
-                while (await run.status()).state is not RunState.STUCK:
-                    pass
+            await until_state(run, RunState.STUCK)
         else:
             with pytest.raises(RunFailed):
                 await run.result(timeout=5)

@@ -9,6 +9,17 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd import (
+    DEPTH,
+    BrokenAttributes,
+    BrokenClass,
+    BrokenDict,
+    BrokenStr,
+    OddInit,
+    cyclic,
+    nested,
+    with_surrogate_attribute,
+)
 
 from durable import ErrorInfo, RunFailed, StepFailed
 from durable.core.codec import MESSAGE_CHARS_MAX, safe_text
@@ -23,8 +34,6 @@ from durable.core.failures import (
     type_name_of,
 )
 
-DEPTH = 10_000
-
 
 class Known(Exception):
     """An exception with attributes."""
@@ -35,27 +44,9 @@ class Known(Exception):
         self.details = {"a": [1]}
 
 
-class OddInit(Exception):
-    """Its constructor does not take its ``args``."""
-
-    def __init__(self, a: int, *, b: int) -> None:
-        super().__init__(f"{a} and {b}")
-        self.b = b
-
-
-class BrokenStr(Exception):
-    def __str__(self) -> str:
-        msg = "no text"
-        raise RuntimeError(msg)
-
-
 class NoText(Exception):
     def __str__(self) -> str:
         return 5  # type: ignore[return-value]  # noqa: PLE0307  that is the point
-
-
-class BrokenDict(Exception):
-    __dict__ = 5  # type: ignore[assignment]
 
 
 class BrokenArgs(Exception):
@@ -67,12 +58,6 @@ class BrokenArgs(Exception):
     def args(self, value: object) -> None: ...
 
 
-class BrokenAttributes(Exception):
-    def __getattribute__(self, name: str) -> object:
-        msg = "no attribute"
-        raise RuntimeError(msg)
-
-
 class BrokenIdentity(Exception):
     def __eq__(self, other: object) -> bool:
         raise RuntimeError
@@ -82,16 +67,6 @@ class BrokenIdentity(Exception):
 
     def __repr__(self) -> str:
         raise RuntimeError
-
-
-class _BrokenMeta(type):
-    @property
-    def __module__(cls) -> str:  # type: ignore[override]
-        raise RuntimeError
-
-
-class BrokenClass(Exception, metaclass=_BrokenMeta):
-    pass
 
 
 class OddModule(Exception):
@@ -217,18 +192,6 @@ def test_a_class_is_taken_by_its_own_name_only() -> None:
     assert type(rebuilt) is StepFailed
 
 
-def _with_surrogate_attribute() -> Exception:
-    exc = ValueError("x")
-    setattr(exc, "\udc80", 1)
-    return exc
-
-
-def _cyclic() -> Exception:
-    one, two = ValueError("one"), ValueError("two")
-    one.__cause__, two.__cause__ = two, one
-    return one
-
-
 def _in_its_own_args() -> Exception:
     exc = ValueError()
     exc.args = (exc,)
@@ -243,13 +206,6 @@ def _long_chain() -> Exception:
     return exc
 
 
-def _nested(depth: int) -> list[object]:
-    value: list[object] = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -261,11 +217,11 @@ def _nested(depth: int) -> list[object]:
         BrokenIdentity,
         BrokenClass,
         OddModule,
-        _with_surrogate_attribute,
-        _cyclic,
+        with_surrogate_attribute,
+        cyclic,
         _in_its_own_args,
         _long_chain,
-        lambda: ValueError(_nested(DEPTH)),
+        lambda: ValueError(nested()),
         lambda: ValueError("x" * 20_000_000),
     ],
 )

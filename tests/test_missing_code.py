@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from clock import ManualClock
+from waiting import until_open, until_state
 
 import durable
-from durable import Engine, Run, RunState, Step, StepState, registry
+from durable import Engine, RunState, Step, StepState, registry
 from durable.core.records import RunRecord
 from durable.journal.base import Change
 from durable.journal.sqlite import SqliteJournal
@@ -51,19 +52,6 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> Forget:
     return forget
 
 
-async def _until(run: Run[Any], state: RunState) -> durable.RunStatus:
-    async with asyncio.timeout(5):
-        while (status := await run.status()).state is not state:
-            pass
-    return status
-
-
-async def _until_asleep(run: Run[Any]) -> None:
-    async with asyncio.timeout(5):
-        while not (await run.status()).running:
-            pass
-
-
 @pytest.mark.parametrize("workflow", [napping, napping_v1])
 @pytest.mark.parametrize("defined", ["while open", "in a thread", "before the next opening"])
 @pytest.mark.parametrize("delayed", [False, True])
@@ -79,11 +67,11 @@ async def test_a_run_without_its_code_waits_and_says_so(
     async with engine:
         run = await engine.start(workflow("slept"), id="r", run_after=60 if delayed else None)
         if not delayed:
-            await _until_asleep(run)
+            await until_open(run)
     forget(workflow)
     clock.advance(60)
     async with engine:
-        status = await _until(run, RunState.STUCK)
+        status = await until_state(run, RunState.STUCK)
         assert status.error is not None
         assert "the code has no workflow 'test_missing_code:napping'" in status.error.message
         assert ("version 1" in status.error.message) == (workflow is napping_v1)
@@ -98,16 +86,16 @@ async def test_a_run_without_its_code_waits_and_says_so(
             waiter.cancel()
         if not waiter.cancelling():
             if delayed:
-                await _until_asleep(run)
+                await until_open(run)
                 clock.advance(60)
             assert await asyncio.wait_for(waiter, 5) == workflow_result(workflow)
     if defined == "before the next opening":
         async with engine:
-            await _until(run, RunState.STUCK)
+            await until_state(run, RunState.STUCK)
         registry.register(workflow)
         async with engine:
             if delayed:
-                await _until_asleep(run)
+                await until_open(run)
                 clock.advance(60)
             assert await run.result(timeout=5) == workflow_result(workflow)
     async with engine:
@@ -128,7 +116,7 @@ async def test_a_run_interrupted_in_its_work_waits_for_its_code_too(
     forget(fine)
     async with Engine(path) as engine:
         run = engine.get("r")
-        await _until(run, RunState.STUCK)
+        await until_state(run, RunState.STUCK)
         registry.register(fine)
         assert await run.result(timeout=5) == "fine"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from clock import START_MS, ManualClock
-from waiting import until
+from odd import unawaited
+from waiting import until, until_open
 
 import durable
 from durable import (
@@ -62,12 +63,6 @@ def now() -> datetime:
     return datetime.fromtimestamp(START_MS / 1000, UTC)
 
 
-async def _until_asleep(run: Run[Any]) -> None:
-    async with asyncio.timeout(5):
-        while not (await run.status()).running:
-            pass
-
-
 # --- ids -----------------------------------------------------------------------------------------
 
 
@@ -86,7 +81,7 @@ async def test_the_same_start_gives_the_same_run_at_any_time(path: Path) -> None
     async with engine:
         run = await engine.start(waiting(), id="same")
         assert (await engine.start(waiting(), id="same")).id == "same"
-        await _until_asleep(run)
+        await until_open(run)
         assert (await engine.start(waiting(), id="same")).id == "same"
         clock.advance(60)
         assert await run.result(timeout=5) == "woken"
@@ -175,15 +170,12 @@ async def test_an_id_may_be_any_printable_text(run_id: str, path: Path) -> None:
 # --- what is started -----------------------------------------------------------------------------
 
 
-async def _coroutine() -> None: ...
-
-
 async def test_only_a_workflows_call_can_be_started(path: Path) -> None:
     async with Engine(path) as engine:
         wrong: list[tuple[Any, type[Exception], str]] = [
             (reserve("a", 1), NotInWorkflowError, "call it in a workflow's body, and start that"),
             (other, TypeError, r"start a call: other\(\.\.\.\), with its arguments"),
-            (_coroutine(), TypeError, r"a workflow's call, such as checkout\('o-1'\)"),
+            (unawaited(), TypeError, r"a workflow's call, such as checkout\('o-1'\)"),
             (None, TypeError, "a run is started from a workflow's call"),
             ("test_runs:other", TypeError, "a run is started from a workflow's call"),
         ]
@@ -293,7 +285,7 @@ async def test_a_result_that_is_late_leaves_the_run_alone(path: Path) -> None:
         waiter.cancel()
         await asyncio.wait([waiter])
         waiters = [asyncio.create_task(engine.get("r").result()) for _ in range(5)]
-        await _until_asleep(run)
+        await until_open(run)
         clock.advance(60)
         assert await asyncio.gather(*waiters) == ["woken"] * 5
         assert await run.result(timeout=5) == "woken"

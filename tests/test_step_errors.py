@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from faults import MONTH_S, live_and_replayed
+from odd import cyclic
 from waiting import WAIT_S_MAX
 
 import durable
@@ -65,12 +66,6 @@ def broken_error() -> Exception:
     return BrokenTextError("x")
 
 
-def cyclic_error() -> Exception:
-    first, second = ValueError("first"), ValueError("second")
-    first.__cause__, second.__cause__ = second, first
-    return first
-
-
 def noted_error() -> Exception:
     error = ValueError("noted")
     error.add_note("a note")
@@ -89,7 +84,7 @@ AS_ITSELF: dict[str, Callable[[], BaseException]] = {
     "raises": lambda: decimal.InvalidOperation("declared"),
     "timeout": lambda: TimeoutError("late"),
     "durable": lambda: durable.NonRetryable("never"),
-    "cyclic": cyclic_error,
+    "cyclic": cyclic,
     "noted": noted_error,
 }
 

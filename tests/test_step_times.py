@@ -14,7 +14,7 @@ import pytest
 import structlog
 from clock import START_MS, ManualClock
 from faults import MONTH_S, crashing, opened
-from waiting import WAIT_S_MAX, until, until_step
+from waiting import WAIT_S_MAX, until, until_open, until_step
 
 import durable
 from durable import Engine, Step, StepState
@@ -124,12 +124,6 @@ async def test_a_timer_is_due_when_it_was_however_long_the_engine_was_away(
 @durable.workflow
 async def noting(_: Step) -> int:
     return await note(1)
-
-
-async def until_open(run: durable.Run[Any]) -> None:
-    async with asyncio.timeout(WAIT_S_MAX):
-        while not (await run.status()).running:
-            pass
 
 
 async def test_jumps_of_the_clock_fire_nothing_twice_and_hang_nothing(

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from clock import ManualClock
 from faults import MONTH_S, live_and_replayed
+from odd import containing_itself, nested, unawaited
 from waiting import WAIT_S_MAX, until, until_step
 
 import durable
@@ -131,23 +132,6 @@ async def test_the_result_of_a_run_is_decoded_too(path: Path) -> None:
 # --- what cannot be a result ---------------------------------------------------------------------
 
 
-def deep() -> list[Any]:
-    value: list[Any] = []
-    for _ in range(10_000):
-        value = [value]
-    return value
-
-
-def endless() -> list[Any]:
-    value: list[Any] = []
-    value.append(value)
-    return value
-
-
-async def unawaited() -> int:
-    return 1
-
-
 NO_RESULTS: dict[str, Callable[[], object]] = {
     "NaN": lambda: float("nan"),
     "infinity in a list": lambda: [1.0, float("-inf")],
@@ -158,8 +142,8 @@ NO_RESULTS: dict[str, Callable[[], object]] = {
     "call": pair,
     "function": lambda: unawaited,
     "exception": lambda: ValueError("returned"),
-    "deep": deep,
-    "endless": endless,
+    "deep": nested,
+    "endless": containing_itself,
 }
 
 

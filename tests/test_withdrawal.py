@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Generator
 from pathlib import Path
 
@@ -143,7 +144,7 @@ async def test_the_losers_of_a_race_are_withdrawn_also_when_the_body_ends(path: 
         await until(lambda: engine.statistics().running_actions == 0)
 
 
-# --- time-outs of sync actions -------------------------------------------------------------------
+# --- time-outs -----------------------------------------------------------------------------------
 
 
 @durable.workflow
@@ -166,6 +167,27 @@ async def test_a_thread_that_is_late_keeps_its_slot(path: Path) -> None:
         result = await run.result(timeout=WAIT_S_MAX)
         assert result == "the attempt took longer than its timeout of 0.01 s next"
         assert floor.at_work_max == 1
+
+
+@durable.action
+async def swallow_its_timeout() -> str:
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    return "late"
+
+
+@durable.workflow
+async def bounding(step: Step) -> str:
+    try:
+        return await step.run(swallow_its_timeout(), timeout=0.01)
+    except TimeoutError:
+        return "timed out"
+
+
+async def test_an_attempt_that_swallows_its_time_out_has_timed_out_all_the_same(path: Path) -> None:
+    async with Engine(path) as engine:
+        run = await engine.start(bounding())
+        assert await run.result(timeout=WAIT_S_MAX) == "timed out"
 
 
 # --- what an action does to its own task ---------------------------------------------------------
@@ -193,3 +215,31 @@ async def test_an_action_that_cancels_its_own_task_has_failed(path: Path, count:
         run = await engine.start(with_self_cancelling(count))
         assert len(await run.result(timeout=2)) == count
         assert await engine.run(all_quick(["after"])) == ["after"]
+
+
+@durable.action
+async def cancel_itself_and_end(how: str) -> str:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    if how == "raise":
+        raise ValueError("after the cancel")
+    return "returned"
+
+
+@durable.workflow
+async def ending_after_its_cancel(_: Step, how: str) -> str:
+    try:
+        return await cancel_itself_and_end(how)
+    except ValueError as exc:
+        return str(exc)
+
+
+@pytest.mark.parametrize(("how", "result"), [("return", "returned"), ("raise", "after the cancel")])
+async def test_how_an_action_ends_after_it_cancelled_its_own_task_is_its_outcome(
+    path: Path, how: str, result: str
+) -> None:
+    async with Engine(path) as engine:
+        for _ in range(2):
+            run = await engine.start(ending_after_its_cancel(how))
+            assert await run.result(timeout=WAIT_S_MAX) == result

@@ -41,7 +41,7 @@ class DecodeError(Exception):
 def _encode_foreign(value: object) -> object:
     dump = getattr(type(value), "model_dump", None)
     if dump is not None:
-        return dump(value, mode="json")
+        return _with_sorted_sets(dump(value, mode="json"), value)
     name = type(value).__qualname__
     if value is None or isinstance(value, tuple | frozenset):
         # msgspec asks about these only where JSON has no place for them.
@@ -107,9 +107,54 @@ def _refuse_unfaithful_floats(value: object) -> None:
 
 
 def _to_plain(value: object) -> object:
-    return msgspec.to_builtins(
-        value, enc_hook=_encode_foreign, order="deterministic", str_keys=True
-    )
+    try:
+        return msgspec.to_builtins(
+            value, enc_hook=_encode_foreign, order="deterministic", str_keys=True
+        )
+    except TypeError:  # A set whose elements have no order of their own.
+        plain = msgspec.to_builtins(value, enc_hook=_encode_foreign, str_keys=True)
+        return _with_sorted_sets(plain, value)
+
+
+def _with_sorted_sets(plain: Any, value: Any) -> Any:  # noqa: ANN401  any value, as plain JSON
+    """Return ``plain``, with the sets in ``value``, whose order is that of hashes, sorted."""
+    parts = _parts_of(value, plain)
+    if parts is None:
+        return plain
+    if isinstance(plain, dict):
+        by_key: dict[str, Any] = plain  # pyright: ignore[reportUnknownVariableType]
+        pairs = zip(by_key.items(), parts, strict=True)
+        return {key: _with_sorted_sets(element, part) for (key, element), part in pairs}
+    elements = [_with_sorted_sets(*pair) for pair in zip(plain, parts, strict=True)]
+    if isinstance(value, set | frozenset):
+        elements.sort(key=_canonical_encoder.encode)
+    return elements
+
+
+def _parts_of(value: Any, plain: Any) -> list[Any] | None:  # noqa: ANN401
+    """Return what each element of ``plain`` was made of, as far as that can be told."""
+    parts: list[Any]
+    if isinstance(value, msgspec.Struct):
+        names = dict(zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True))
+    else:
+        names = dict[str, str]()
+    if isinstance(plain, dict):
+        keys: list[str] = list(plain)  # pyright: ignore[reportUnknownArgumentType]
+        if isinstance(value, dict):
+            parts = list(value.values())  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            parts = [getattr(value, names.get(key, key), None) for key in keys]
+    elif not isinstance(plain, list):
+        return None
+    elif names:
+        # A tag, where there is one, comes first.
+        parts = [getattr(value, name) for name in names.values()]
+        parts = [None] * (len(plain) - len(parts)) + parts  # pyright: ignore[reportUnknownArgumentType]
+    elif isinstance(value, set | frozenset | list | tuple):
+        parts = list(value)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+    else:
+        return None
+    return parts if len(parts) == len(plain) else None  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _encode(value: object, *, canonical: bool) -> str:

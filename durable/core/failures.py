@@ -27,6 +27,7 @@ from durable.core.codec import (
     safe_text,
     safe_utf8,
 )
+from durable.core.naming import importable
 from durable.core.records import ErrorInfo, StoredError
 
 if TYPE_CHECKING:
@@ -45,9 +46,12 @@ _qualname_of: Callable[[type], str] = type.__dict__["__qualname__"].__get__
 
 
 def type_name_of(cls: type) -> str:
-    """Return how a class is named in the journal: a builtin by its bare name."""
+    """Return how a class is named in the journal: a builtin by its bare name.
+
+    A script's own classes by what would be imported: the run may go on in another process.
+    """
     module, name = _module_of(cls), _qualname_of(cls)
-    full_name = name if module == "builtins" else f"{module}.{name}"
+    full_name = name if module == "builtins" else f"{importable(str(module))}.{name}"
     return safe_utf8(full_name)
 
 
