@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from durable.core.tasks import as_current, unlink
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
 CLOSE_ATTEMPTS_MAX = 100
 """How often a coroutine that answers ``GeneratorExit`` with another await is closed again, and how
 often what it tries then is refused."""
+
+CHAIN_MAX = 100_000
+"""How many coroutines wait for each other at most; no stack is as deep."""
+
+_SUSPENDABLE = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 _unclosable: list[Any] = []
 """Bodies that swallow ``GeneratorExit`` for ever. Freed, they would go on outside of their loop."""
@@ -27,7 +34,8 @@ def close_frames(tasks: list[WorkflowTask[Any]], loop: WorkflowLoop) -> None:
         for task in reversed(tasks):
             silence(task)
             with as_current(task, loop):
-                _close_coroutine(task.get_coro())
+                for suspended in reversed(_chain(task.get_coro())):
+                    _close_coroutine(suspended)
             unlink(task)
             unlink(getattr(task, "_fut_waiter", None))  # What it waits for, as asyncio has it.
     finally:
@@ -37,6 +45,37 @@ def close_frames(tasks: list[WorkflowTask[Any]], loop: WorkflowLoop) -> None:
 def silence(task: Any) -> None:  # noqa: ANN401  the attribute is asyncio's own
     """Let a task be freed that has not ended, without a report."""
     task._log_destroy_pending = False  # noqa: SLF001
+
+
+def _chain(coro: Any) -> list[Any]:  # noqa: ANN401  any coroutine
+    """Return a coroutine and those that it waits for, the innermost last.
+
+    Closing the outermost does not always close the others: an async generator may be in between,
+    which is not closed, or an awaitable of a user's own. What is left would be closed by the
+    collector, outside of the loop that refuses what it then does.
+    """
+    chain: list[Any] = []
+    while coro is not None and len(chain) < CHAIN_MAX:
+        chain.append(coro)
+        coro = _next(coro)
+    # An async generator that is waited for cannot be closed, and does nothing when it is freed.
+    return [each for each in chain if not isinstance(each, AsyncGeneratorType)]
+
+
+def _next(coro: Any) -> Any:  # noqa: ANN401
+    """Return the coroutine or generator that the given one waits for."""
+    for attribute in ("cr_await", "gi_yieldfrom", "ag_await"):
+        awaited = getattr(coro, attribute, None)
+        if awaited is not None:
+            break
+    else:
+        return None
+    if isinstance(awaited, _SUSPENDABLE):
+        return awaited  # pyright: ignore[reportUnknownVariableType]
+    # What hides one: ``asend`` its generator, ``__await__`` its coroutine, a user's own iterator.
+    inside = gc.get_referents(awaited)
+    inside += gc.get_referents(*(each for each in inside if isinstance(each, dict)))
+    return next((each for each in inside if isinstance(each, _SUSPENDABLE)), None)  # pyright: ignore[reportUnknownVariableType]
 
 
 def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine

@@ -29,6 +29,7 @@ from durable.core.errors import NonDeterminismError
 from durable.core.generators import BegunGenerators
 from durable.core.host import CLOSED_HOST, LoopHost
 from durable.core.interrupts import is_from_signal
+from durable.core.makers import check_maker
 from durable.core.ordering import (
     ANYIO_REDELIVERY,
     REDELIVERIES_PER_TURN_MAX,
@@ -38,11 +39,12 @@ from durable.core.ordering import (
     number_of_waiter,
     order_cancelled,
 )
-from durable.core.refusals import ANYIO_WORKER, TOUCHED_FROM_OUTSIDE, no_replay_of, refuse_all
+from durable.core.refusals import TOUCHED_FROM_OUTSIDE, no_replay_of, refuse_all
 from durable.core.tasks import (
-    GATHERING_INIT,
+    FUTURE_INIT,
+    HANDLE_INIT,
+    TASK_INIT,
     CallbacksScope,
-    NumberedGathering,
     WorkflowFuture,
     WorkflowTask,
     awaiting,
@@ -211,15 +213,11 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     # --- asyncio: what bodies may do -------------------------------------------------------------
 
     def get_debug(self) -> bool:
-        # Every future asks, while it is made: the moment to give a number to gather's, too, and to
-        # see that anyio is about to start a thread.
+        # Every future and handle asks, while it is made: the moment to look at who makes it.
         frame = sys._getframe(1)  # noqa: SLF001
-        if frame.f_code is GATHERING_INIT:
-            gathering: Any = frame.f_locals["self"]
-            gathering.__class__ = NumberedGathering
-            gathering.number = self.next_number()
-        elif frame.f_code.co_name == ANYIO_WORKER:
-            self.refuse("anyio.to_thread.run_sync()")
+        code = frame.f_code
+        if code is not HANDLE_INIT and code is not FUTURE_INIT and code is not TASK_INIT:
+            check_maker(self, frame)
         return False
 
     def is_running(self) -> bool:

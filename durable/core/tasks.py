@@ -135,14 +135,6 @@ def unlink(future: Any) -> None:  # noqa: ANN401  the attribute is asyncio's own
             future.remove_done_callback(callback)
 
 
-_Gathering: Any = cast("Any", asyncio.tasks._GatheringFuture)  # type: ignore[attr-defined]  # noqa: SLF001
-GATHERING_INIT: CodeType = _Gathering.__init__.__code__
-
-
-class NumberedGathering(_Gathering):  # type: ignore[misc]
-    """What ``asyncio.gather`` returns, in a body."""
-
-    number: int
-
-    def __hash__(self) -> int:
-        return self.number
+HANDLE_INIT: CodeType = asyncio.Handle.__init__.__code__
+FUTURE_INIT: CodeType = cast("Any", WorkflowFuture).__init__.__code__
+TASK_INIT: CodeType = cast("Any", WorkflowTask).__init__.__code__
