@@ -11,6 +11,8 @@ from durable.core.retry import Retry, seconds
 ID_CHARS_MAX = 512
 """The longest id of a run."""
 
+VERSION_MAX = 2**31 - 1
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -57,6 +59,17 @@ def check_name(name: str | None, what: str) -> str | None:
         msg = f"{what} has a NUL character in it, where SQLite's texts end: {name!r}"
         raise ValueError(msg)
     return str(name)
+
+
+def check_version(version: int) -> int:
+    """Return a workflow's version."""
+    if isinstance(version, bool) or not isinstance(version, int):
+        msg = f"workflow(version=) is a whole number, not {version!r}"
+        raise TypeError(msg)
+    if not 0 <= version <= VERSION_MAX:
+        msg = f"workflow(version=) is from 0 to {VERSION_MAX}, not {version}"
+        raise ValueError(msg)
+    return version
 
 
 def check_flag(flag: bool, what: str) -> bool:

@@ -4,8 +4,6 @@ Rules:
 
 - A decorated function called gives a ``Call``. It does nothing by itself: who awaits it decides.
 - A ``Call`` is immutable. Each await of it in a body is a step of its own.
-- Which of step, action, workflow and engine decides about retries is said in one place:
-  ``resolve_retry``.
 """
 
 from __future__ import annotations
@@ -26,7 +24,14 @@ from typing import (
 
 from durable import registry
 from durable.call import Call
-from durable.checks import check_name, check_raises, check_retry, check_timeout
+from durable.checks import (
+    check_flag,
+    check_name,
+    check_raises,
+    check_retry,
+    check_timeout,
+    check_version,
+)
 from durable.core.records import StepKind
 from durable.core.retry import Retry
 from durable.parameters import Parameters, callers_frame
@@ -40,7 +45,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-VERSION_MAX = 2**31 - 1
 """The highest version of a workflow."""
 
 
@@ -138,14 +142,10 @@ class Workflow(Definition[P, R]):
                 f"{getattr(fn, '__qualname__', fn)!r} is not"
             )
             raise TypeError(msg)
-        if isinstance(version, bool) or not isinstance(version, int):
-            msg = f"workflow(version=) is a whole number, not {version!r}"
-            raise TypeError(msg)
-        if not 0 <= version <= VERSION_MAX:
-            msg = f"workflow(version=) is from 0 to {VERSION_MAX}, not {version}"
-            raise ValueError(msg)
-        super().__init__(fn, name, version)
+        super().__init__(fn, name, check_version(version))
         self.retry = check_retry(retry)
+        if retry_actions_by_default is not None:
+            check_flag(retry_actions_by_default, "workflow(retry_actions_by_default=)")
         self.retry_actions_by_default = retry_actions_by_default
         registry.register(self)
 

@@ -16,7 +16,7 @@ from durable.core.commands import Command
 from durable.core.errors import ArgumentError
 from durable.core.execution import Execution
 from durable.core.failures import decode_error, rebuild_error, type_name_of
-from durable.core.retry import resolve_retry
+from durable.core.retry import RetryDefault, resolve_retry
 from durable.definitions import Action, Workflow
 from durable.parameters import globals_of
 
@@ -74,11 +74,11 @@ class ActionStep:
         self, action: Action[Any, Any], environment: Environment, options: StepOptions
     ) -> None:
         workflow, defaults = environment.workflow, environment.defaults
-        by_default = workflow.retry_actions_by_default
-        if by_default is None:
-            by_default = defaults.retry_actions_by_default
         self.retry, self.is_at_most_once = resolve_retry(
-            options.retry, action.retry, workflow.retry, defaults.retry, by_default=by_default
+            options.retry,
+            action.retry,
+            RetryDefault(workflow.retry, workflow.retry_actions_by_default),
+            RetryDefault(defaults.retry, defaults.retry_actions_by_default),
         )
         self.timeout_s = action.timeout_s if options.timeout_s is None else options.timeout_s
         self.is_async = action.is_async

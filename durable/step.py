@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from durable.call import Call
 from durable.checks import (
     check_delay,
+    check_flag,
     check_name,
     check_retry,
     check_timeout,
@@ -148,7 +149,7 @@ class Step:
             check_retry(retry),
             check_timeout(timeout),
             *check_delay(run_after, run_at),
-            unstable_args,
+            check_flag(unstable_args, "unstable_args="),
         )
         result: T = await issue(self._in_body(), call, options)
         return result

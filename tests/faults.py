@@ -165,8 +165,8 @@ class FaultyJournal:
         return await self.inner.list_steps(query)
 
 
-async def acknowledged(disk: Disk, ask: Callable[[], Awaitable[T]]) -> T:
-    """Do what a user has to after an unknown outcome: ask again, here once the disk is back."""
+async def once_available(disk: Disk, ask: Callable[[], Awaitable[T]]) -> T:
+    """Do what a user has to in an outage: ask again, with the same id, once the disk is back."""
     outages = 0
     async with asyncio.timeout(WAIT_S_MAX):
         while True:

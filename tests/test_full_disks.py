@@ -9,7 +9,7 @@ from pathlib import Path
 
 import outage_program as program
 import pytest
-from faults import Disk, FaultyJournal, acknowledged
+from faults import Disk, FaultyJournal, once_available
 from waiting import WAIT_S_MAX, until
 
 from durable import Engine, JournalUnavailableError
@@ -24,7 +24,7 @@ TEXT = "x" * 100_000
 
 
 async def measured(engine: Engine, disk: Disk, run_id: str) -> int:
-    return await acknowledged(disk, lambda: engine.run(program.measure_it(TEXT), id=run_id))
+    return await once_available(disk, lambda: engine.run(program.measure_it(TEXT), id=run_id))
 
 
 @pytest.mark.slow
@@ -62,7 +62,8 @@ async def fill_the_disk(path: Path, disk: Disk) -> None:
         for _ in range(3):
             with pytest.raises(JournalUnavailableError):
                 await engine.start(program.measure_it(TEXT), id="big")
-        assert [run.id for run in (await engine.list_runs()).items] == ["small"]
+        page = await once_available(disk, engine.list_runs)
+        assert [run.id for run in page.items] == ["small"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         assert await measured(engine, disk, "big") == len(TEXT)
 

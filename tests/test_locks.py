@@ -13,7 +13,7 @@ from pathlib import Path
 
 import anyio.to_thread
 import pytest
-from faults import Disk, acknowledged
+from faults import Disk, once_available
 
 import durable
 from durable import Engine, JournalLockedError, JournalUnavailableError, Step
@@ -133,7 +133,7 @@ async def test_a_lock_that_is_held_too_long_is_an_unknown_outcome(
             await engine.start(echoing("a"), id="r")
         await unlock()
         again = partial(engine.run, echoing("a"), id="r")
-        assert await acknowledged(disk, again) == "a"
+        assert await once_available(disk, again) == "a"
 
 
 async def test_opening_a_locked_file_fails_and_can_be_tried_again(

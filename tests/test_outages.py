@@ -13,7 +13,7 @@ import pytest
 import structlog
 from clock import ManualClock
 from cycles import at_cycle
-from faults import Disk, Fault, acknowledged, crashing, leaving_nothing
+from faults import Disk, Fault, crashing, leaving_nothing, once_available
 from waiting import WAIT_S_MAX, until, until_step
 
 import durable
@@ -34,7 +34,7 @@ def _logs_go_to_the_standard_library() -> None:
 
 async def result_of_everything(engine: Engine, disk: Disk, n: int) -> int:
     start = partial(engine.start, program.everything(n), id=f"run-{n}")
-    run = await acknowledged(disk, start)
+    run = await once_available(disk, start)
     assert run.id in disk.runs, "acknowledged, but not written"
     result = await run.result()
     assert run.id in disk.ended, "told its end, but that is not written"
@@ -257,7 +257,7 @@ async def test_a_journal_whose_file_was_removed_acknowledges_nothing(
             await engine.run(program.measure_it("a"), id="while it is gone")
         await asyncio.to_thread(moved.rename, path)
         again = partial(engine.run, program.measure_it("a"), id="when it is back")
-        assert await acknowledged(disk, again) == 1
+        assert await once_available(disk, again) == 1
         found = [run.id async for run in engine.iter_runs()]
     assert found == ["before", "when it is back"]
 

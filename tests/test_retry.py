@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from durable import Retry
-from durable.core.retry import MAX_DELAY_S, resolve_retry, seconds
+from durable.core.retry import DELAY_S_MAX, RetryDefault, resolve_retry, seconds
 
 ATTEMPTS = st.integers(1, 10_000)
 DRAWS = st.floats(0, 1, exclude_max=True)
@@ -36,8 +36,8 @@ def test_it_gives_up_after_the_last_attempt_and_not_before(
 def test_the_wait_stays_in_its_bounds(retry: Retry, attempt: int, draw: float) -> None:
     wait_ms = retry.backoff_ms(attempt, draw)
     if wait_ms is not None:
-        bound_s = MAX_DELAY_S if retry.max_backoff is None else retry.max_backoff
-        assert 0 <= wait_ms <= min(bound_s, MAX_DELAY_S) * 1000 + 0.5
+        bound_s = DELAY_S_MAX if retry.max_backoff is None else retry.max_backoff
+        assert 0 <= wait_ms <= min(bound_s, DELAY_S_MAX) * 1000 + 0.5
 
 
 @given(RETRIES, st.integers(1, 5_000), DRAWS)
@@ -66,7 +66,7 @@ def test_the_wait_is_the_documented_formula(
         retry = Retry(30, initial, base, bound, jitter)
         expected_s = min(exact_s * factor, math.inf if bound is None else bound)
         wait_ms = retry.backoff_ms(attempt, draw)
-        assert wait_ms == pytest.approx(min(expected_s, MAX_DELAY_S) * 1000, abs=0.51)
+        assert wait_ms == pytest.approx(min(expected_s, DELAY_S_MAX) * 1000, abs=0.51)
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -154,8 +154,20 @@ def test_who_decides_about_retries(  # noqa: PLR0917  the table's columns
     policy: Retry | None,
     at_most_once: bool,
 ) -> None:
-    decided = resolve_retry(step, action, workflow, ENGINE, by_default=by_default)
+    engine = RetryDefault(ENGINE, by_default)
+    decided = resolve_retry(step, action, RetryDefault(workflow, None), engine)
     assert decided == (policy, at_most_once)
+
+
+@pytest.mark.parametrize("workflows", [True, False])
+@pytest.mark.parametrize("engines", [True, False])
+@pytest.mark.parametrize("policy", [None, WORKFLOW])
+def test_a_workflow_says_over_the_engine_whether_its_actions_are_retried(
+    policy: Retry | None, workflows: bool, engines: bool
+) -> None:
+    said = RetryDefault(policy, workflows), RetryDefault(ENGINE, engines)
+    decided, _ = resolve_retry(None, None, *said)
+    assert decided == ((policy or ENGINE) if workflows else None)
 
 
 @given(st.integers() | st.floats(allow_nan=False) | st.timedeltas())
@@ -164,9 +176,9 @@ def test_who_decides_about_retries(  # noqa: PLR0917  the table's columns
 @settings(deadline=None)
 def test_any_duration_fits_into_the_journal(value: float | timedelta) -> None:
     duration_s = seconds(value, "it")
-    assert abs(duration_s) <= MAX_DELAY_S
+    assert abs(duration_s) <= DELAY_S_MAX
     exact_s = value.total_seconds() if isinstance(value, timedelta) else value
-    if abs(exact_s) <= MAX_DELAY_S:
+    if abs(exact_s) <= DELAY_S_MAX:
         assert duration_s == exact_s
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import msgspec
 
-MAX_DELAY_S = 100 * 365 * 86400
+DELAY_S_MAX = 100 * 365 * 86400
 """No wait is longer than a century, so that a due time always fits in the journal's integers."""
 
 
@@ -24,7 +24,7 @@ def seconds(value: float | timedelta, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{what} is seconds or a timedelta, not {value!r}"
         raise TypeError(msg)
-    bounded_s = float(max(min(value, MAX_DELAY_S), -MAX_DELAY_S))
+    bounded_s = float(max(min(value, DELAY_S_MAX), -DELAY_S_MAX))
     if math.isnan(bounded_s):
         msg = f"{what} is not a number"
         raise ValueError(msg)
@@ -91,40 +91,45 @@ class Retry(msgspec.Struct, frozen=True):
         try:
             wait_s = self.initial_backoff * self.base ** (attempt - 1)
         except OverflowError:
-            wait_s = float(MAX_DELAY_S)
+            wait_s = float(DELAY_S_MAX)
         if self.jitter:
             wait_s *= 0.5 + draw
-        bound_s = MAX_DELAY_S if self.max_backoff is None else min(self.max_backoff, MAX_DELAY_S)
+        bound_s = DELAY_S_MAX if self.max_backoff is None else min(self.max_backoff, DELAY_S_MAX)
         return round(min(wait_s, bound_s) * 1000)
+
+
+class RetryDefault(NamedTuple):
+    """What a workflow or an engine says: a policy, and whether actions are retried by default."""
+
+    policy: Retry | bool | None
+    by_default: bool | None
 
 
 def resolve_retry(
     step: Retry | bool | None,
     action: Retry | bool | None,
-    workflow: Retry | bool | None,
-    engine: Retry,
-    *,
-    by_default: bool,
+    workflow: RetryDefault,
+    engine: RetryDefault,
 ) -> tuple[Retry | None, bool]:
     """Decide about the retries of one step: its own option, over the action's, over the defaults.
 
     Args:
         step: ``step.run(retry=)``.
         action: ``action(retry=)``.
-        workflow: ``workflow(retry=)``.
-        engine: ``Engine(retry=)``.
-        by_default: Whether actions are retried that say nothing.
+        workflow: ``workflow(retry=, retry_actions_by_default=)``.
+        engine: ``Engine(retry=, retry_actions_by_default=)``, both given.
 
     Returns:
         The policy, ``None`` for a single attempt; and whether the step is at most once.
     """
-    policies = (step, action, workflow, engine)
+    policies = (step, action, workflow.policy, engine.policy)
     in_force = next(policy for policy in policies if isinstance(policy, Retry))
     for said in (step, action):
         if said is False:
             return None, True
         if said is not None:
             return in_force, False
-    if isinstance(workflow, bool):
-        by_default = workflow
-    return (in_force if by_default else None), False
+    by_default = (workflow.policy, workflow.by_default, engine.by_default)
+    return (
+        in_force if next(said for said in by_default if isinstance(said, bool)) else None
+    ), False

@@ -29,8 +29,9 @@ from durable.core.errors import (
     JournalUnavailableError,
     JournalVersionError,
 )
-from durable.journal import statements
+from durable.journal import reads, writes
 from durable.journal.ownership import OwnershipLock
+from durable.journal.rows import probes
 from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class SqliteJournal:
         self._writer = await self._open_connection()
         await self._call(self._writer, partial(_set_up_writer, name=self._name))
         await self._call(self._writer, partial(_transact, work=first))
-        await self._call(self._writer, statements.prepare_commits)
+        await self._call(self._writer, writes.prepare_commits)
         if self._path is None:
             self._reader = self._writer
         else:
@@ -152,9 +153,9 @@ class SqliteJournal:
         if not _is_journal(db, self._name):
             _run_script(db, files("durable.journal").joinpath("schema.sql").read_text("utf-8"))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        self._epoch = statements.new_epoch(db, self._epoch)
-        db.execute(statements.RELEASE_CLAIMS)
-        db.execute(statements.RETRY_STUCK)
+        self._epoch = writes.new_epoch(db, self._epoch)
+        db.execute(writes.RELEASE_CLAIMS)
+        db.execute(writes.RETRY_STUCK)
 
     # --- the contract ----------------------------------------------------------------------------
 
@@ -164,10 +165,10 @@ class SqliteJournal:
         def work(db: sqlite3.Connection) -> dict[str, RunRecord]:
             try:
                 self._check_file()
-                rows = statements.rows_of(changes, self._epoch)
+                rows = writes.rows_of(changes, self._epoch)
             finally:
                 under_way.put(None)
-            return statements.commit(db, changes, rows, self._epoch)
+            return writes.commit(db, changes, rows, self._epoch)
 
         asyncio.get_running_loop().call_soon(_let_begin, under_way)
         return await self._call(self._writer, work)
@@ -180,22 +181,22 @@ class SqliteJournal:
 
     async def claim(self, now_ms: int, limit: int) -> Claim:
         def work(db: sqlite3.Connection) -> Claim:
-            statements.check_fence(db, self._epoch)
-            return statements.claim_due(db, now_ms, limit, self._epoch)
+            writes.check_fence(db, self._epoch)
+            return writes.claim_due(db, now_ms, limit, self._epoch)
 
         return await self._call(self._writer, partial(_transact, work=work))
 
     async def load_run(self, run_id: str) -> RunRecord | None:
-        return await self._read(partial(statements.read_run, run_id=run_id))
+        return await self._read(partial(reads.read_run, run_id=run_id))
 
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
-        return await self._read(partial(statements.read_status, run_id=run_id))
+        return await self._read(partial(reads.read_status, run_id=run_id))
 
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
-        return await self._read(partial(statements.read_runs, query=query))
+        return await self._read(partial(reads.read_runs, query=query))
 
     async def list_steps(self, query: StepQuery) -> list[StepRecord] | None:
-        return await self._read(partial(statements.read_steps, query=query))
+        return await self._read(partial(reads.read_steps, query=query))
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await self._call(self._reader, partial(_snapshot, work=work))
@@ -343,7 +344,7 @@ def _is_journal(db: sqlite3.Connection, name: str) -> bool:
             "another application. Give the journal a file of its own."
         )
         raise JournalCorruptError(msg)
-    for probe in statements.probes() if is_journal else ():
+    for probe in probes() if is_journal else ():
         try:
             db.execute(probe)
         except sqlite3.OperationalError as exc:

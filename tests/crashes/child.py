@@ -24,7 +24,7 @@ import msgspec
 from crashes import load
 from crashes.effects import Acked, EffectLog, Seen, Shown
 from durable import Engine, Run, RunConflictError, RunFailed
-from durable.journal import sqlite, statements
+from durable.journal import sqlite, writes
 from durable.runtime.clock import SystemClock
 
 T = TypeVar("T")
@@ -177,7 +177,7 @@ def crash_at(transaction: int, *, after: bool) -> None:
     A commit of changes is one statement, which commits by itself: there it is right before that.
     """
     numbers = itertools.count()
-    transact, commit = sqlite._transact, statements.commit
+    transact, commit = sqlite._transact, writes.commit
 
     def transact_or_die(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
         is_last = next(numbers) == transaction
@@ -199,7 +199,7 @@ def crash_at(transaction: int, *, after: bool) -> None:
         return taken
 
     sqlite._transact = transact_or_die
-    vars(statements)["commit"] = commit_or_die
+    vars(writes)["commit"] = commit_or_die
 
 
 def die_if(is_time: bool) -> None:

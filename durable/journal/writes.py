@@ -1,32 +1,41 @@
-"""The SQL of the SQLite journal, and the functions that run it on a plain connection.
+"""What the SQLite journal writes: commits and claims, on a plain connection.
 
 Rules:
 
 - Each function runs whole, on the connection's own thread, inside one transaction.
-- A commit is one statement, and rows go in and come out as JSON: Python's sqlite3 gives up the
-  interpreter lock at every step of a statement and has to wait for it again, which it may do for
-  as long as the event loop has something to do.
+- A commit is one statement, with its rows as JSON: Python's sqlite3 gives up the interpreter lock
+  at every step of a statement and has to wait for it again, which it may do for as long as the
+  event loop has something to do.
 - The functions raise sqlite3's errors; their caller turns them into the journal's.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from durable.core.errors import JournalCorruptError, damaged
 from durable.core.records import RunRecord, RunState, StepRecord
-from durable.journal.base import Change, Claim, OwnershipLostError, RunQuery, StepQuery
+from durable.journal.base import Change, Claim, OwnershipLostError
+from durable.journal.rows import (
+    OPEN_STATES,
+    RAW_ROWS,
+    RUN_COLUMNS,
+    RUN_JSON,
+    STEP_COLUMNS,
+    STEP_JSON,
+    decode_run,
+    decode_steps,
+    text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from durable.core.errors import JournalError
 
-RUN_COLUMNS = RunRecord.__struct_fields__
-STEP_COLUMNS = StepRecord.__struct_fields__
 STEP_CHANGES = (
     "state",
     "attempts",
@@ -40,9 +49,6 @@ STEP_CHANGES = (
 )
 RUN_CHANGES = ("state", "started_at_ms", "finished_at_ms", "result", "error")
 
-_RUN_JSON = f"json_array({', '.join(RUN_COLUMNS)})"
-_STEP_JSON = f"json_array({', '.join(STEP_COLUMNS)})"
-
 FENCE = "SELECT epoch FROM durable_owner"
 
 NEW_EPOCH = "UPDATE durable_owner SET epoch = epoch + 1 RETURNING epoch"
@@ -54,7 +60,7 @@ RELEASE_CLAIMS = "UPDATE durable_run SET epoch = NULL, wake_at_ms = 0 WHERE epoc
 RETRY_STUCK = "UPDATE durable_run SET wake_at_ms = 0 WHERE state = 'stuck'"
 
 RUNS_BY_ID = f"""
-SELECT CAST(json_group_array({_RUN_JSON}) AS BLOB) FROM durable_run
+SELECT CAST(json_group_array({RUN_JSON}) AS BLOB) FROM durable_run
 WHERE run_id IN (SELECT value FROM json_each(?))
 """
 
@@ -97,7 +103,7 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
         FROM json_each(NEW.updated)
     ) AS new
     WHERE durable_step.run_id = new.run_id AND durable_step.number = new.number
-      AND (durable_step.state IN ('pending', 'running')
+      AND (durable_step.state IN {OPEN_STATES}
            OR durable_step.state = new.state AND durable_step.position IS NULL);
 
     UPDATE durable_run SET {_assign(RUN_CHANGES)} FROM (
@@ -124,32 +130,15 @@ UPDATE durable_run SET wake_at_ms = NULL, epoch = :epoch
 WHERE seq IN (SELECT value FROM json_each(:seqs))
 """
 RUNS_BY_SEQ = f"""
-SELECT CAST(json_group_array({_RUN_JSON}) AS BLOB) FROM durable_run
+SELECT CAST(json_group_array({RUN_JSON}) AS BLOB) FROM durable_run
 WHERE seq IN (SELECT value FROM json_each(:seqs))
 """
 NEXT_WAKE = "SELECT min(wake_at_ms) FROM durable_run WHERE wake_at_ms IS NOT NULL"
 
-RUN_BY_ID = f"SELECT CAST({_RUN_JSON} AS BLOB) FROM durable_run WHERE run_id = ?"
 STEPS_OF_RUNS = f"""
-SELECT run_id, CAST(json_group_array({_STEP_JSON}) AS BLOB) FROM durable_step
+SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) GROUP BY run_id
 """
-OPEN_STEPS_OF_RUNS = f"""
-SELECT run_id, CAST(json_group_array({_STEP_JSON}) AS BLOB) FROM durable_step
-WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN ('pending', 'running')
-GROUP BY run_id
-"""
-
-_run = msgspec.json.Decoder(RunRecord)
-_steps = msgspec.json.Decoder(list[StepRecord])
-_rows = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
-"""What decoding damaged JSON raises."""
-
-# --- writing -------------------------------------------------------------------------------------
-
 
 CommitRows: TypeAlias = "tuple[int | str | None, ...]"
 """What is bound to ``COMMIT``: the epoch, and the rows of each part as JSON."""
@@ -260,11 +249,8 @@ def commit(
 
 def _find_taken(db: sqlite3.Connection, changes: Sequence[Change]) -> dict[str, RunRecord]:
     run_ids = [change.run_id for change in changes if change.is_start]
-    (found,) = db.execute(RUNS_BY_ID, (_text(run_ids),)).fetchone()
-    return {run.run_id: run for run in map(_decode_run, _rows.decode(found))}
-
-
-# --- reading -------------------------------------------------------------------------------------
+    (found,) = db.execute(RUNS_BY_ID, (text(run_ids),)).fetchone()
+    return {run.run_id: run for run in map(decode_run, RAW_ROWS.decode(found))}
 
 
 def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Claim:
@@ -275,13 +261,13 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
     (next_wake_at_ms,) = db.execute(NEXT_WAKE).fetchone()
     errors: list[tuple[RunRecord | None, JournalError]] = []
     runs: list[RunRecord] = []
-    for row in _rows.decode(data):
+    for row in RAW_ROWS.decode(data):
         try:
-            runs.append(_decode_run(row))
+            runs.append(decode_run(row))
         except JournalCorruptError as exc:
             errors.append((None, exc))
     begun = [run.run_id for run in runs if run.state is not RunState.PENDING]
-    steps = dict(db.execute(STEPS_OF_RUNS, (_text(begun),)).fetchall() if begun else ())
+    steps = dict(db.execute(STEPS_OF_RUNS, (text(begun),)).fetchall() if begun else ())
     claimed: list[tuple[RunRecord, list[StepRecord]]] = []
     for run in runs:
         try:
@@ -291,135 +277,9 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
     return Claim(claimed, next_wake_at_ms, errors)
 
 
-def read_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
-    """Return one run."""
-    row = db.execute(RUN_BY_ID, (run_id,)).fetchone()
-    return None if row is None else _decode_run(row[0])
-
-
-def read_status(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
-    """Return one run and its open steps."""
-    run = read_run(db, run_id)
-    return None if run is None else (run, _read_open_steps(db, [run_id]).get(run_id, []))
-
-
-def read_runs(
-    db: sqlite3.Connection, query: RunQuery
-) -> list[tuple[int, RunRecord, list[StepRecord]]]:
-    """Return a page of runs, each with its open steps."""
-    where = ["1"]
-    values: list[Any] = []
-    for column, value in (
-        ("name", query.name),
-        ("state", query.state),
-        ("parent_id", query.parent_id),
-    ):
-        if value is not None:
-            where.append(f"{column} = ?")
-            values.append(value)
-    order, after = _keyset("seq", query.order, query.after, where, values)
-    sql = f"SELECT seq, CAST({_RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: E501
-    rows = db.execute(sql, [*values, query.limit]).fetchall()
-    _check_order([seq for seq, _ in rows], query.order, "the list of runs")
-    runs = [(seq, _decode_run(data)) for seq, data in rows]
-    steps = _read_open_steps(db, [run.run_id for _, run in runs if not run.state.is_final])
-    return [(seq, run, steps.get(run.run_id, [])) for seq, run in runs]
-
-
-def read_steps(db: sqlite3.Connection, query: StepQuery) -> list[StepRecord] | None:
-    """Return a page of a run's steps."""
-    where = ["run_id = ?"]
-    values: list[Any] = [query.run_id]
-    order, after = _keyset("number", query.order, query.after, where, values)
-    sql = f"""
-    SELECT CAST(json_group_array({_STEP_JSON}) AS BLOB) FROM (
-        SELECT * FROM durable_step WHERE {after} ORDER BY {order} LIMIT ?
-    )
-    """
-    (data,) = db.execute(sql, [*values, query.limit]).fetchone()
-    steps = _decode_steps(query.run_id, data)
-    _check_order([step.number for step in steps], "asc", f"the steps of run {query.run_id!r}")
-    if not steps and read_run(db, query.run_id) is None:
-        return None
-    return steps if query.order == "asc" else steps[::-1]
-
-
-def _read_open_steps(db: sqlite3.Connection, run_ids: list[str]) -> dict[str, list[StepRecord]]:
-    rows = db.execute(OPEN_STEPS_OF_RUNS, (_text(run_ids),)).fetchall()
-    return {run_id: _decode_steps(run_id, data) for run_id, data in rows}
-
-
-def _keyset(
-    column: str, order: str, after: int | None, where: list[str], values: list[Any]
-) -> tuple[str, str]:
-    if after is not None:
-        where.append(f"{column} {'>' if order == 'asc' else '<'} ?")
-        values.append(after)
-    return f"{column} {'ASC' if order == 'asc' else 'DESC'}", " AND ".join(where)
-
-
-def _check_order(places: list[int], order: str, what: str) -> None:
-    """See that no damaged page leads back: who reads on would never come to the end.
-
-    Raises:
-        JournalCorruptError: It does.
-    """
-    in_order = sorted(set(places), reverse=order == "desc")
-    if places != in_order:
-        raise JournalCorruptError(damaged(what, "they are not in the order of their keys"))
-
-
-def _text(values: Sequence[str]) -> str:
-    return msgspec.json.encode(values).decode()
-
-
 def _decode_history(run: RunRecord, data: bytes) -> list[StepRecord]:
-    steps = _decode_steps(run.run_id, data)
+    steps = decode_steps(run.run_id, data)
     if steps and run.started_at_ms is None:
         why = "it has steps, but no time at which it was started"
         raise JournalCorruptError(damaged(f"run {run.run_id!r}", why))
     return steps
-
-
-def _decode_steps(run_id: str, data: bytes) -> list[StepRecord]:
-    steps: list[StepRecord] = decode_row(_steps, data, f"the steps of run {run_id!r}")
-    steps.sort(key=lambda step: step.number)
-    return steps
-
-
-def _decode_run(data: Any) -> RunRecord:  # noqa: ANN401
-    """Decode a row of durable_run.
-
-    Raises:
-        JournalCorruptError: It is damaged; the message names the run.
-    """
-    try:
-        return _run.decode(data)
-    except UNREADABLE:
-        run_id = bytes(_rows.decode(data)[0]).decode("utf-8", "backslashreplace")
-        run: RunRecord = decode_row(_run, data, f"run {run_id}")
-        return run
-
-
-def decode_row(decoder: msgspec.json.Decoder[Any], data: Any, what: str) -> Any:  # noqa: ANN401
-    """Decode what was read as JSON.
-
-    Raises:
-        JournalCorruptError: It is damaged; the message says which.
-    """
-    try:
-        return decoder.decode(data)
-    except UNREADABLE as exc:
-        raise JournalCorruptError(damaged(what, exc)) from exc
-
-
-def probes() -> list[str]:
-    """Return statements that fail unless the tables are those of this schema."""
-    wanted = {
-        "durable_run": (*RUN_COLUMNS, "seq", "wake_at_ms", "epoch"),
-        "durable_step": ("run_id", *STEP_COLUMNS),
-        "durable_owner": ("id", "epoch"),
-    }
-    return [
-        f"SELECT {', '.join(columns)} FROM {table} LIMIT 0" for table, columns in wanted.items()
-    ]

@@ -1,0 +1,99 @@
+"""What the SQLite journal reads for users, on a plain connection, in one transaction each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from durable.core.errors import JournalCorruptError, damaged
+from durable.journal.rows import OPEN_STATES, RUN_JSON, STEP_JSON, decode_run, decode_steps, text
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from durable.core.records import RunRecord, StepRecord
+    from durable.journal.base import RunQuery, StepQuery
+
+RUN_BY_ID = f"SELECT CAST({RUN_JSON} AS BLOB) FROM durable_run WHERE run_id = ?"
+OPEN_STEPS_OF_RUNS = f"""
+SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
+WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN {OPEN_STATES}
+GROUP BY run_id
+"""
+
+
+def read_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
+    """Return one run."""
+    row = db.execute(RUN_BY_ID, (run_id,)).fetchone()
+    return None if row is None else decode_run(row[0])
+
+
+def read_status(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+    """Return one run and its open steps."""
+    run = read_run(db, run_id)
+    return None if run is None else (run, _read_open_steps(db, [run_id]).get(run_id, []))
+
+
+def read_runs(
+    db: sqlite3.Connection, query: RunQuery
+) -> list[tuple[int, RunRecord, list[StepRecord]]]:
+    """Return a page of runs, each with its open steps."""
+    where = ["1"]
+    values: list[Any] = []
+    for column, value in (
+        ("name", query.name),
+        ("state", query.state),
+        ("parent_id", query.parent_id),
+    ):
+        if value is not None:
+            where.append(f"{column} = ?")
+            values.append(value)
+    order, after = _keyset("seq", query.order, query.after, where, values)
+    sql = f"SELECT seq, CAST({RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: E501
+    rows = db.execute(sql, [*values, query.limit]).fetchall()
+    _check_order([seq for seq, _ in rows], query.order, "the list of runs")
+    runs = [(seq, decode_run(data)) for seq, data in rows]
+    steps = _read_open_steps(db, [run.run_id for _, run in runs if not run.state.is_final])
+    return [(seq, run, steps.get(run.run_id, [])) for seq, run in runs]
+
+
+def read_steps(db: sqlite3.Connection, query: StepQuery) -> list[StepRecord] | None:
+    """Return a page of a run's steps."""
+    where = ["run_id = ?"]
+    values: list[Any] = [query.run_id]
+    order, after = _keyset("number", query.order, query.after, where, values)
+    sql = f"""
+    SELECT CAST(json_group_array({STEP_JSON}) AS BLOB) FROM (
+        SELECT * FROM durable_step WHERE {after} ORDER BY {order} LIMIT ?
+    )
+    """
+    (data,) = db.execute(sql, [*values, query.limit]).fetchone()
+    steps = decode_steps(query.run_id, data)
+    _check_order([step.number for step in steps], "asc", f"the steps of run {query.run_id!r}")
+    if not steps and read_run(db, query.run_id) is None:
+        return None
+    return steps if query.order == "asc" else steps[::-1]
+
+
+def _read_open_steps(db: sqlite3.Connection, run_ids: list[str]) -> dict[str, list[StepRecord]]:
+    rows = db.execute(OPEN_STEPS_OF_RUNS, (text(run_ids),)).fetchall()
+    return {run_id: decode_steps(run_id, data) for run_id, data in rows}
+
+
+def _keyset(
+    column: str, order: str, after: int | None, where: list[str], values: list[Any]
+) -> tuple[str, str]:
+    if after is not None:
+        where.append(f"{column} {'>' if order == 'asc' else '<'} ?")
+        values.append(after)
+    return f"{column} {'ASC' if order == 'asc' else 'DESC'}", " AND ".join(where)
+
+
+def _check_order(places: list[int], order: str, what: str) -> None:
+    """See that no damaged page leads back: who reads on would never come to the end.
+
+    Raises:
+        JournalCorruptError: It does.
+    """
+    in_order = sorted(set(places), reverse=order == "desc")
+    if places != in_order:
+        raise JournalCorruptError(damaged(what, "they are not in the order of their keys"))

@@ -1,0 +1,82 @@
+"""Rows of the SQLite journal: their columns, and how they come out, as JSON.
+
+Python's sqlite3 gives up the interpreter lock at every row that it steps to, and has to wait for it
+again: what is read comes as one value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from durable.core.errors import JournalCorruptError, damaged
+from durable.core.records import RunRecord, StepRecord, StepState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RUN_COLUMNS = RunRecord.__struct_fields__
+STEP_COLUMNS = StepRecord.__struct_fields__
+OPEN_STATES = f"({', '.join(repr(str(state)) for state in StepState if not state.is_final)})"
+"""The states of steps that the body may still wait for, as SQL."""
+
+RUN_JSON = f"json_array({', '.join(RUN_COLUMNS)})"
+STEP_JSON = f"json_array({', '.join(STEP_COLUMNS)})"
+
+
+_run = msgspec.json.Decoder(RunRecord)
+_steps = msgspec.json.Decoder(list[StepRecord])
+RAW_ROWS = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+"""What decoding damaged JSON raises."""
+
+
+def text(values: Sequence[str]) -> str:
+    return msgspec.json.encode(values).decode()
+
+
+def decode_steps(run_id: str, data: bytes) -> list[StepRecord]:
+    steps: list[StepRecord] = decode_row(_steps, data, f"the steps of run {run_id!r}")
+    steps.sort(key=lambda step: step.number)
+    return steps
+
+
+def decode_run(data: Any) -> RunRecord:  # noqa: ANN401
+    """Decode a row of durable_run.
+
+    Raises:
+        JournalCorruptError: It is damaged; the message names the run.
+    """
+    try:
+        return _run.decode(data)
+    except UNREADABLE:
+        run_id = bytes(RAW_ROWS.decode(data)[0]).decode("utf-8", "backslashreplace")
+        run: RunRecord = decode_row(_run, data, f"run {run_id}")
+        return run
+
+
+def decode_row(decoder: msgspec.json.Decoder[Any], data: Any, what: str) -> Any:  # noqa: ANN401
+    """Decode what was read as JSON.
+
+    Raises:
+        JournalCorruptError: It is damaged; the message says which.
+    """
+    try:
+        return decoder.decode(data)
+    except UNREADABLE as exc:
+        raise JournalCorruptError(damaged(what, exc)) from exc
+
+
+def probes() -> list[str]:
+    """Return statements that fail unless the tables are those of this schema."""
+    wanted = {
+        "durable_run": (*RUN_COLUMNS, "seq", "wake_at_ms", "epoch"),
+        "durable_step": ("run_id", *STEP_COLUMNS),
+        "durable_owner": ("id", "epoch"),
+    }
+    return [
+        f"SELECT {', '.join(columns)} FROM {table} LIMIT 0" for table, columns in wanted.items()
+    ]

@@ -1,0 +1,133 @@
+"""A forked child does not own its parent's journal, however long it lives.
+
+Each test forks in a process of its own: a fork copies the threads of none but the one that forks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from durable import Engine, JournalLockedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+]
+
+ROOT = Path(__file__).parent.parent
+
+POOL = """
+import asyncio, multiprocessing, os, sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+import durable
+from durable import Engine, Step
+
+@durable.action
+async def elsewhere() -> int:
+    return await asyncio.get_running_loop().run_in_executor(pool, os.getpid)
+
+@durable.workflow
+async def working(step: Step) -> int:
+    return await elsewhere()
+
+async def life():
+    async with Engine(Path(sys.argv[1])) as engine:
+        return await engine.run(working())
+
+with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+    first, second = asyncio.run(life()), asyncio.run(life())
+    print(first == second != os.getpid())
+"""
+
+OWNER = """
+import asyncio, os, sys
+from pathlib import Path
+import durable
+
+async def main():
+    async with durable.Engine(Path(sys.argv[1])):
+        if os.fork() == 0:
+            # The child, which lives on until the pipe is closed.
+            sys.stdin.read()
+            print("the child ends", flush=True)
+            os._exit(0)
+        print("open", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+IGNORE_FORKS = "-Wignore::DeprecationWarning"  # What Python says of a fork beside other threads.
+
+
+async def _open(path: Path) -> None:
+    async with Engine(path):
+        pass
+
+
+def test_a_worker_of_a_process_pool_does_not_keep_a_closed_journal(path: Path) -> None:
+    """The second life's action runs in the worker that was forked in the first."""
+    lives = subprocess.run(
+        [sys.executable, IGNORE_FORKS, "-c", POOL, path],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (lives.stdout, lives.stderr) == ("True\n", "")
+
+
+@contextmanager
+def _owner_with_a_child(path: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, IGNORE_FORKS, "-c", OWNER, path],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as owner:
+        assert owner.stdout is not None
+        try:
+            assert owner.stdout.readline() == "open\n"
+            yield owner
+        finally:
+            owner.kill()
+
+
+def _end_child(owner: subprocess.Popen[str]) -> None:
+    """Let the child end, and see that it had lived until now."""
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    owner.stdin.close()
+    assert owner.stdout.readline() == "the child ends\n"
+
+
+def test_a_child_of_a_dead_owner_does_not_keep_the_journal(path: Path) -> None:
+    with _owner_with_a_child(path) as owner:
+        owner.kill()
+        owner.wait()
+        asyncio.run(_open(path))
+        _end_child(owner)
+
+
+def test_a_child_does_not_take_the_lock_from_its_parent(path: Path) -> None:
+    with _owner_with_a_child(path) as owner:
+        expected = f"owned by process {owner.pid}"
+        with pytest.raises(JournalLockedError, match=expected):
+            asyncio.run(_open(path))
+        _end_child(owner)
+        with pytest.raises(JournalLockedError, match=expected):
+            asyncio.run(_open(path))
