@@ -68,16 +68,17 @@ class Engine:
 
     Args:
         url: The journal: ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite://`` (in
-            memory), or a ``pathlib.Path``.
-        max_parallelism: How many actions run at once; 0 pauses new ones.
-        retry: The policy in force where none is given.
-        retry_actions_by_default: Whether actions are retried that do not say.
-        drain_timeout: How long closing waits for running actions, in seconds.
-        max_payload: The largest arguments or result, in bytes of JSON.
-        max_interruptions: How often the process may die during one step before the step fails.
+            memory), or a ``pathlib.Path``; by default ``sqlite:///durable.db``.
+        max_parallelism: How many actions run at once, by default 25; 0 pauses new ones.
+        retry: The policy in force where none is given; by default ``Retry()``.
+        retry_actions_by_default: Whether actions are retried that do not say; by default not.
+        drain_timeout: How long closing waits for running actions, in seconds, by default 10.
+        max_payload: The largest arguments or result, in bytes of JSON; by default 8 MiB.
+        max_interruptions: How often the process may die during one step before the step fails, by
+            default 100 times.
 
     Raises:
-        TypeError, ValueError: A setting is none. Nothing was opened.
+        TypeError, ValueError: A setting is not valid. Nothing was opened.
     """
 
     def __init__(
@@ -200,7 +201,15 @@ class Engine:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Start no more steps, wait for those that run, and close the journal."""
+        """Start no more steps, wait for those that run, and close the journal.
+
+        What still runs after ``drain_timeout`` is interrupted, as by a crash: async actions are
+        cancelled, sync ones finish unheard; their steps are run again at the next opening. Runs
+        that wait are left as they are. Who waits for a result gets ``EngineClosedError``.
+
+        Raises:
+            JournalLockedError: Another owner had taken the journal over; nothing more was written.
+        """
         assert self._loop is not None
         remove_open(self, self._loop)
         await to_its_end(self._close())
@@ -290,7 +299,16 @@ class Engine:
         run_after: float | timedelta | None = None,
         run_at: datetime | None = None,
     ) -> T:
-        """Start a run and wait for its result: ``start`` and ``Run.result`` in one."""
+        """Start a run and wait for its result: ``start`` and ``Run.result`` in one.
+
+        Raises:
+            RunFailed: It failed; ``error`` says how, ``__cause__`` is the exception.
+            ArgumentError, PayloadTooLarge, RunConflictError: As for ``start``.
+            JournalUnavailableError, EngineClosedError: As for ``start``.
+
+        Cancellation:
+            Leaves the run alone, if it is started: it goes on. ``get(id)`` finds it again.
+        """
         runner, _ = self._opened("engine.run()")
         record, bound, due_ms = self._new_run(call, id, run_after, run_at)
         runner.ends.expect(record.run_id)
@@ -348,6 +366,8 @@ class Engine:
 
         Raises:
             RunNotFoundError: There is no such run.
+            JournalUnavailableError: The storage failed; ask again.
+            JournalCorruptError: A row of it is damaged; the message names it.
         """
         _, journal = self._opened("engine.status()")
         found = await journal.load_status(check_id(run_id))
@@ -376,7 +396,8 @@ class Engine:
             cursor: Where the last page ended. Pages stay right while runs are added.
 
         Raises:
-            ValueError: The order, limit, state or cursor is none.
+            ValueError: The order, limit, state or cursor is not valid.
+            JournalUnavailableError, JournalCorruptError: As for ``status``.
         """
         _, journal = self._opened("engine.list_runs()")
         query = runs_query(
@@ -402,7 +423,8 @@ class Engine:
 
         Raises:
             RunNotFoundError: There is no such run.
-            ValueError: The order, limit or cursor is none.
+            ValueError: The order, limit or cursor is not valid.
+            JournalUnavailableError, JournalCorruptError: As for ``status``.
         """
         _, journal = self._opened("engine.list_steps()")
         query = steps_query(run_id, order, limit, cursor)
@@ -419,7 +441,7 @@ class Engine:
         parent: str | None = None,
         order: Literal["asc", "desc"] = "asc",
     ) -> AsyncIterator[RunStatus]:
-        """Iterate over the runs that ``list_runs`` would page through."""
+        """Iterate over the runs that ``list_runs`` would page through. Raises what that raises."""
         return iterate(
             lambda cursor: self.list_runs(
                 name=name, state=state, parent=parent, order=order, cursor=cursor
@@ -429,7 +451,7 @@ class Engine:
     def iter_steps(
         self, run_id: str, *, order: Literal["asc", "desc"] = "asc"
     ) -> AsyncIterator[StepInfo]:
-        """Iterate over a run's steps."""
+        """Iterate over a run's steps, as ``list_steps`` pages through. Raises what that raises."""
         return iterate(lambda cursor: self.list_steps(run_id, order=order, cursor=cursor))
 
     # --- settings --------------------------------------------------------------------------------

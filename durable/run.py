@@ -62,7 +62,7 @@ class Run(Generic[T]):
         return await self._engine.status(self.id)
 
     def steps(self) -> AsyncIterator[StepInfo]:
-        """Iterate over the run's steps, in order of issue."""
+        """Iterate over the run's steps, in order of issue. Raises what ``list_steps`` raises."""
         return self._engine.iter_steps(self.id)
 
 
@@ -79,9 +79,16 @@ async def run(call: Call[T], *, id: str | None = None, url: str | Path | None = 
         url: The journal to open; by default ``DURABLE_URL``, else ``sqlite:///durable.db``.
 
     Raises:
-        RunFailed: The run failed.
+        RunFailed: The run failed; ``error`` says how, ``__cause__`` is the exception.
+        ArgumentError, PayloadTooLarge: An argument does not fit. Nothing was written.
         RunConflictError: The id belongs to another workflow, or to other arguments.
-        JournalError: The journal cannot be opened.
+        JournalError: The journal cannot be opened, or failed: ask again with the same ``id``.
+        EngineClosedError: The engine was closed meanwhile. The run goes on at the next opening.
+        RuntimeError: No event loop of asyncio runs.
+
+    Cancellation:
+        Leaves the run alone, if it is started; with the engine that the call opened it is
+        interrupted, and goes on when the journal is opened again.
     """
     from durable.engine import Engine  # noqa: PLC0415  engines are made of runs
     from durable.shared import find_shared, share  # noqa: PLC0415  the same

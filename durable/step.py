@@ -136,7 +136,10 @@ class Step:
             ArgumentError: An argument does not fit its annotation. Nothing was written.
             PayloadTooLarge: The arguments, or the result, are over ``Engine(max_payload=)``.
             StepFailed: The action raised what cannot be rebuilt; else what it raised.
+            TimeoutError: The last attempt took longer than its bound.
+            ReturnTypeError: The result does not fit the action's annotation.
             OutcomeUnknown: The process died during an at-most-once step.
+            StepInterrupted: It died more often than ``Engine(max_interruptions=)`` allows.
 
         Cancellation:
             Withdraws the step: queued, it never starts; running, its result is dropped.
