@@ -118,17 +118,20 @@ class Parameters:
             ArgumentError: One does not fit, or has no JSON form.
             PayloadTooLarge: They are larger than ``payload_max`` bytes.
         """
-        shape = self._resolved()[0]
+        shape = self._args or self._resolved()[0]
         own_types = self._own_types
         try:
-            if all(type(value) is own_types[name] for name, value in arguments.items()):
-                text = encode_canonical(arguments)
+            for name, value in arguments.items():
+                if type(value) is not own_types[name]:
+                    text, _ = shape.round_trip(arguments, canonical=True)
+                    break
             else:
-                text, _ = shape.round_trip(arguments, canonical=True)
+                text = encode_canonical(arguments)
         except (EncodeError, DecodeError) as exc:
             msg = f"{self._what}: {exc}"
             raise ArgumentError(msg) from exc
-        check_size(text, payload_max, f"the arguments of {self._what}")
+        if len(text) * 4 > payload_max:
+            check_size(text, payload_max, f"the arguments of {self._what}")
         return text
 
     def encode_unchecked(self, arguments: dict[str, Any]) -> str:
@@ -174,7 +177,8 @@ class Parameters:
                 result.close()
             msg = f"the result of {self._what}: {exc}"
             raise ReturnTypeError(msg) from exc
-        check_size(text, payload_max, f"the result of {self._what}")
+        if len(text) * 4 > payload_max:
+            check_size(text, payload_max, f"the result of {self._what}")
         return text, value
 
     def decode_result(self, text: str) -> Any:  # noqa: ANN401
@@ -238,9 +242,11 @@ class Parameters:
 
 
 def check_size(text: str, payload_max: int, what: str) -> None:
-    """Raise ``PayloadTooLarge`` when JSON text is larger than allowed."""
-    # Bytes are counted only where the characters alone do not decide it.
-    if len(text) * 4 > payload_max and len(text.encode()) > payload_max:
+    """Raise ``PayloadTooLarge`` when JSON text is larger than allowed.
+
+    To be asked where four bytes a character would be too large.
+    """
+    if len(text.encode()) > payload_max:
         msg = (
             f"{what} take {len(text.encode()):,} bytes, more than Engine(max_payload="
             f"{payload_max:,}). Store large values elsewhere and pass a reference."

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, final
 
 import msgspec
 
@@ -292,7 +292,8 @@ class Shape(Generic[T]):
             DecodeError: It does not fit the annotation.
         """
         if type(value) is self.own_type:
-            return _encode(value, canonical=canonical), cast("T", value)
+            own: Any = value
+            return _encode(value, canonical=canonical), own
         self.check(value)
         text = _encode(value, canonical=canonical)
         return text, self.decode(text)

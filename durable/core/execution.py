@@ -89,6 +89,7 @@ class Execution:
         self._timers: dict[int, Command] = {}
         self._issued: list[Command] = []
         self._withdrawn: list[Command] = []
+        self._is_any_unissued = False
         self._refusal: NonDeterminismError | None = None
         self._ending = _Ending.BODY
         self._outcome: Returned | Raised | None = None
@@ -211,6 +212,8 @@ class Execution:
             self._withdrawn.append(command)
             if self._history is not None:
                 self._history.note_withdrawn(command)
+        else:
+            self._is_any_unissued = True
 
     # --- LoopHost --------------------------------------------------------------------------------
 
@@ -251,6 +254,7 @@ class Execution:
     def _take_turn(self, record: StepRecord | None, value: object = UNSET) -> Turn:
         self._issued = []
         self._withdrawn = []
+        self._is_any_unissued = False
         try:
             if record is None:
                 self.loop.pump()
@@ -309,7 +313,9 @@ class Execution:
             raise Stuck(damaged(f"run {self.run.run_id!r}", why)) from exc
 
     def _close_turn(self) -> Turn:
-        issued = [command for command in self._issued if not command.is_withdrawn]
+        issued = self._issued
+        if self._is_any_unissued:
+            issued = [command for command in issued if not command.is_withdrawn]
         if self._refusal is not None:
             self._check_refusal()
         if self._ending is not _Ending.DONE:

@@ -155,7 +155,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
                     raise TurnTooLongError
 
     def _run_handle(self, handle: asyncio.Handle) -> None:
-        if handle.cancelled():
+        if handle._cancelled:  # noqa: SLF001  as asyncio's own loops do
             return
         try:
             handle._run()  # noqa: SLF001  as asyncio's own loops do

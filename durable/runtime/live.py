@@ -60,7 +60,7 @@ class LiveHost(StepsHost, Protocol):
     writer: Writer
     log: EngineLog
 
-    def schedule(self, live: LiveRun) -> None:
+    def schedule(self, live: LiveRun, /) -> None:
         """Have ``live.advance`` called soon, from a plain callback."""
         ...
 
@@ -191,7 +191,7 @@ class LiveRun:
     # --- turns -----------------------------------------------------------------------------------
 
     def advance(self, deliveries_max: int) -> None:
-        """Let the body go on by at most so many deliveries."""
+        """Let the body go on by at most so many deliveries, if there is anything to do."""
         try:
             if self.phase is Phase.OPENING:
                 self._open()

@@ -61,8 +61,6 @@ class Pump:
         try:
             while self._ready:
                 live = self._ready.popleft()
-                if not live.is_ready:
-                    continue
                 try:
                     live.advance(DELIVERIES_PER_SLICE)
                 except BaseException:

@@ -76,6 +76,7 @@ class Runner:
         self.withdraw = self.pool.withdraw
         self.writer = Writer(journal, self)
         self.pump = Pump(log, self._on_void_turn)
+        self.schedule = self.pump.schedule
         self._journal = journal
         self._catalog = catalog
         self._live: dict[str, LiveRun] = {}
@@ -251,9 +252,6 @@ class Runner:
         return run_id in self._live or run_id in self._starting
 
     # --- bodies ----------------------------------------------------------------------------------
-
-    def schedule(self, live: LiveRun) -> None:
-        self.pump.schedule(live)
 
     def _on_void_turn(self, live: LiveRun) -> None:
         # The next owner replays the run.

@@ -78,7 +78,7 @@ class Workpool:
         self._is_paused = True
 
     async def wait_until_idle(self) -> None:
-        """Return when no function runs."""
+        """Return when no function runs. No more may begin: the pool is paused."""
         while not self.is_idle:
             self._ended.clear()
             await self._ended.wait()
@@ -235,7 +235,8 @@ class Workpool:
             self._tasks.discard(task)
             job.task = None
             job.state = JobState.ENDED
-            self._ended.set()
+            if self._is_paused:
+                self._ended.set()
             self._give_back()
 
     def _report(self, job: Job, outcome: Succeeded | Failed) -> None:

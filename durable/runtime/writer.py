@@ -89,8 +89,9 @@ class Writer:
     def submit(self, change: Change, submitter: Submitter, after: Effects) -> None:
         """Have ``change`` committed, and its submitter told then, with ``after``."""
         assert self.outage is None
+        if not self._pending:
+            self._wake.set()
         self._pending.append((change, submitter, after))
-        self._wake.set()
 
     def ask_claim(self) -> None:
         """Have the runs claimed that are due."""
