@@ -118,6 +118,8 @@ def _to_plain(value: object) -> object:
 
 def _with_sorted_sets(plain: Any, value: Any) -> Any:  # noqa: ANN401  any value, as plain JSON
     """Return ``plain``, with the sets in ``value``, whose order is that of hashes, sorted."""
+    if getattr(value.__class__, "__pydantic_root_model__", False):
+        value = value.root
     parts = _parts_of(value, plain)
     if parts is None:
         return plain
@@ -134,19 +136,16 @@ def _with_sorted_sets(plain: Any, value: Any) -> Any:  # noqa: ANN401  any value
 def _parts_of(value: Any, plain: Any) -> list[Any] | None:  # noqa: ANN401
     """Return what each element of ``plain`` was made of, as far as that can be told."""
     parts: list[Any]
-    if isinstance(value, msgspec.Struct):
-        names = dict(zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True))
-    else:
-        names = dict[str, str]()
+    names = _names_of(value)
     if isinstance(plain, dict):
         keys: list[str] = list(plain)  # pyright: ignore[reportUnknownArgumentType]
         if isinstance(value, dict):
             parts = list(value.values())  # pyright: ignore[reportUnknownArgumentType]
         else:
             parts = [getattr(value, names.get(key, key), None) for key in keys]
-    elif not isinstance(plain, list):
+    elif not isinstance(plain, list | tuple):
         return None
-    elif names:
+    elif isinstance(value, msgspec.Struct):
         # A tag, where there is one, comes first.
         parts = [getattr(value, name) for name in names.values()]
         parts = [None] * (len(plain) - len(parts)) + parts  # pyright: ignore[reportUnknownArgumentType]
@@ -155,6 +154,17 @@ def _parts_of(value: Any, plain: Any) -> list[Any] | None:  # noqa: ANN401
     else:
         return None
     return parts if len(parts) == len(plain) else None  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _names_of(value: Any) -> dict[str, str]:  # noqa: ANN401
+    """Return an object's attributes by the names that they have in JSON, if those differ."""
+    if isinstance(value, msgspec.Struct):
+        return dict(zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True))
+    model: Any = value.__class__
+    if not getattr(model, "model_config", {}).get("serialize_by_alias"):
+        return {}
+    names = {field.serialization_alias: name for name, field in model.model_fields.items()}
+    return names | {field.alias: name for name, field in model.model_computed_fields.items()}
 
 
 def _encode(value: object, *, canonical: bool) -> str:

@@ -172,6 +172,8 @@ class Execution:
 
     def close(self) -> None:
         """Drop the body from memory. Nothing in it can act any more."""
+        if self.loop.is_closed():
+            return
         self.loop.close()
         # What refers to each other is freed without the collector.
         self._root = None
@@ -352,12 +354,17 @@ class Execution:
 
     def _advance_end(self) -> None:
         """Once the body has ended, end its tasks and then its async generators."""
-        root = self._root
-        assert root is not None
-        if self._ending is _Ending.BODY and root.done():
+        if self._ending is _Ending.BODY:
+            root = self._root
+            assert root is not None
+            if not root.done():
+                return
             self._outcome = _outcome_of(root)
+            left, generators = self.loop.unfinished_tasks(), self.loop.open_generators()
+            if not left and not generators:
+                self._ending = _Ending.DONE
+                return
             self._ending = _Ending.TASKS
-            left = self.loop.unfinished_tasks()
             if left:
                 self.loop.pump(lambda: [task.cancel() for task in left])
         if self._ending is _Ending.TASKS and not self.loop.unfinished_tasks():

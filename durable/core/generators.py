@@ -39,6 +39,8 @@ class BegunGenerators:
 
     def existing(self) -> list[Any]:
         """Return those that still exist."""
+        if not self._by_address:
+            return []
         found = (ref() for ref in self._by_address.values())
         return [generator for generator in found if generator is not None]
 

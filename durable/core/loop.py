@@ -192,7 +192,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         if self._closed:
             return
         self._closed = True
-        close_frames(self.unfinished_tasks(), self)
+        left = self.unfinished_tasks()
+        if left:
+            close_frames(left, self)
         self._ready.clear()
         self._redeliveries.clear()
         self._tasks.clear()
