@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 from durable import registry
 from durable.core.codec import DecodeError, decode_plain
 from durable.core.commands import Stuck
-from durable.core.errors import JournalCorruptError, RunFailed
+from durable.core.errors import JournalCorruptError, RunCanceled, RunFailed
 from durable.core.failures import decode_error, rebuild_error
 from durable.core.records import RunState, StepKind
 from durable.issue import Defaults, Environment, known_errors
@@ -79,6 +79,7 @@ def outcome_of(record: RunRecord) -> Any:  # noqa: ANN401
 
     Raises:
         RunFailed: It failed.
+        RunCanceled: It was cancelled.
         JournalCorruptError: What the journal has of it cannot be read.
     """
     workflow = registry.find(StepKind.WORKFLOW, record.name, record.version)
@@ -88,6 +89,8 @@ def outcome_of(record: RunRecord) -> Any:  # noqa: ANN401
             return (
                 decode_plain(text) if workflow is None else workflow.parameters.decode_result(text)
             )
+        if record.state is RunState.CANCELED:
+            raise RunCanceled(record.run_id)
         stored = decode_error(record.error or "")
     except DecodeError as exc:
         msg = (

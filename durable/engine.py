@@ -359,6 +359,36 @@ class Engine:
                     raise TimeoutError(msg) from None
         return _outcome(run_id, record)
 
+    async def cancel(self, run_id: str, *, interrupt: bool = False) -> bool:
+        """Cancel a run; return once that is in the journal.
+
+        No queued step of it begins any more. Its body gets ``asyncio.CancelledError`` where it
+        waits, and may run further steps to clean up; a body that does not is over at once, and one
+        that has not begun, or is stuck, without being asked. Cancelling it again does nothing.
+
+        Args:
+            run_id: The run.
+            interrupt: Cancel its running async actions, too. Otherwise they finish, and their
+                results are dropped.
+
+        Returns:
+            ``False`` when the run was over already.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            JournalUnavailableError: The storage failed: the outcome is unknown; ask again.
+            EngineClosedError: The engine is closed, or was closed meanwhile.
+
+        Cancellation:
+            Never splits it. A cancelled caller does not know its outcome.
+        """
+        runner, _ = self._opened("engine.cancel()")
+        check_flag(interrupt, "interrupt=")
+        is_canceled = await runner.cancels.cancel(check_id(run_id), interrupt=interrupt)
+        if is_canceled is None:
+            raise _not_found(run_id)
+        return is_canceled
+
     # --- observing -------------------------------------------------------------------------------
 
     async def status(self, run_id: str) -> RunStatus:

@@ -43,6 +43,7 @@ class Run(Generic[T]):
 
         Raises:
             RunFailed: It failed; ``error`` says how, ``__cause__`` is the exception.
+            RunCanceled: It was cancelled.
             TimeoutError: It took longer. The run goes on.
             RunNotFoundError: There is no such run.
             EngineClosedError: The engine was closed meanwhile. The run goes on at the next start.
@@ -52,6 +53,10 @@ class Run(Generic[T]):
         """
         value: T = await self._engine.wait_for_result(self.id, timeout)
         return value
+
+    async def cancel(self, *, interrupt: bool = False) -> bool:
+        """Cancel the run: see ``Engine.cancel``."""
+        return await self._engine.cancel(self.id, interrupt=interrupt)
 
     async def status(self) -> RunStatus:
         """Return where the run stands.

@@ -71,6 +71,18 @@ class RunFailed(DurableError):
         self.error = error
 
 
+class RunCanceled(DurableError):
+    """The run was cancelled before it completed.
+
+    Attributes:
+        run_id: The run.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"run {run_id!r} was cancelled")
+        self.run_id = run_id
+
+
 class StepFailed(DurableError):
     """An action's exception that does not reach the body as itself.
 
@@ -174,6 +186,7 @@ PUBLIC: tuple[type[BaseException], ...] = (
     PayloadTooLarge,
     NotInWorkflowError,
     RunFailed,
+    RunCanceled,
     StepFailed,
     StepInterrupted,
     OutcomeUnknown,

@@ -94,6 +94,7 @@ class Execution:
         self._ending = _Ending.BODY
         self._outcome: Returned | Raised | None = None
         self._root: WorkflowTask[Any] | None = None
+        self.is_canceled = False
 
     # --- what the runtime does -------------------------------------------------------------------
 
@@ -262,8 +263,11 @@ class Execution:
                 self.loop.pump()
             else:
                 self._now_ms = record.finished_at_ms or self._now_ms
-                command = self._open.pop(record.number)
-                self.loop.pump(self._settle, command, record, value)
+                if record.kind is StepKind.CANCEL:
+                    self._cancel_body()
+                else:
+                    command = self._open.pop(record.number)
+                    self.loop.pump(self._settle, command, record, value)
             self._advance_end()
         except TurnTooLongError:
             msg = (
@@ -272,6 +276,20 @@ class Execution:
             )
             raise Stuck(msg) from None
         return self._close_turn()
+
+    def _cancel_body(self) -> None:
+        """Cancel the body's task, and then those that it did not cancel by that.
+
+        So that nothing the body waited for is left: each task gets the cancellation where it waits.
+        """
+        self.is_canceled = True
+        root = self._root
+        assert root is not None
+        waiting = self.loop.unfinished_tasks()
+        self.loop.pump(root.cancel)
+        left = [task for task in waiting if not task.done() and not task.cancelling()]
+        if left:
+            self.loop.pump(lambda: [task.cancel() for task in left])
 
     def _settle(self, command: Command, record: StepRecord, value: object) -> None:
         if command.handle is not None:

@@ -35,7 +35,7 @@ class History:
 
     def __init__(self, run_id: str, steps: Collection[StepRecord]) -> None:
         self._run_id = run_id
-        self.steps = {step.key: step for step in steps}
+        self.steps = {step.key: step for step in steps if step.number >= 0}
         self.deliveries = [step for step in steps if step.position is not None]
         self.deliveries.sort(key=_position_of, reverse=True)
         self._withdrawn_too_early: Command | None = None
@@ -43,7 +43,7 @@ class History:
     def pop_delivery(self, open_commands: Mapping[int, Command]) -> StepRecord:
         """Return the next delivery, for which the body has to wait."""
         record = self.deliveries.pop()
-        if record.number not in open_commands:
+        if record.number >= 0 and record.number not in open_commands:
             msg = (
                 f"the journal goes on with the outcome of {describe(record)}, which the code does "
                 "not wait for at this point."

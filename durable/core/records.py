@@ -9,6 +9,8 @@ Rules:
 - A step is *open* until it has a final state, and *settled* from then on. Once its outcome was
   handed to the body it has a ``position``; a settled step without one waits to be delivered.
 - Records hold scalars only, so the garbage collector need not look at them (``gc=False``).
+- What else is handed to a body, such as a cancel, is a record among the steps, settled from the
+  first, whose number is negative: it has a ``position`` like theirs, and is no step to users.
 - Names and tags are stored: never rename one, never reuse one.
 """
 
@@ -64,6 +66,8 @@ class StepKind(StrEnum):
     WORKFLOW = "workflow"
     SLEEP = "sleep"
     EVENT = "event"
+    CANCEL = "cancel"
+    """No step: that the run is to end."""
 
 
 # An empty set is a final state. A state may always be kept.
@@ -227,3 +231,19 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=
     error: str | None = None
     child_run_id: str | None = None
     event_id: str | None = None
+
+
+CANCEL_NUMBER = -1
+
+
+def cancel_record(now_ms: int, *, interrupt: bool) -> StepRecord:
+    """Return the record that a run is to end; with ``interrupt`` its running actions, too."""
+    return StepRecord(
+        number=CANCEL_NUMBER,
+        key="cancel",
+        kind=StepKind.CANCEL,
+        name="cancel",
+        args='{"interrupt":true}' if interrupt else "{}",
+        state=StepState.COMPLETED,
+        finished_at_ms=now_ms,
+    )

@@ -19,10 +19,22 @@ from durable.core.records import (
 # --- runs ----------------------------------------------------------------------------------------
 
 
-def begin_run(record: RunRecord, started_at_ms: int) -> RunRecord:
+def begin_run(record: RunRecord, started_at_ms: int, *, is_canceled: bool = False) -> RunRecord:
     """The body begins, or goes on with code that fits again."""
-    running = advance_run(record.state, RunState.RUNNING)
+    state = RunState.CANCELING if is_canceled else RunState.RUNNING
+    running = advance_run(record.state, state)
     return replace(record, state=running, started_at_ms=started_at_ms, error=None)
+
+
+def begin_cancel(record: RunRecord) -> RunRecord:
+    """The body was cancelled, and cleans up."""
+    return replace(record, state=advance_run(record.state, RunState.CANCELING))
+
+
+def cancel_run(record: RunRecord, now_ms: int) -> RunRecord:
+    """The run has ended, because it was cancelled."""
+    canceled = advance_run(record.state, RunState.CANCELED)
+    return replace(record, state=canceled, error=None, finished_at_ms=now_ms)
 
 
 def end_run(

@@ -43,6 +43,8 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
         is_start: The run is new: insert it, unless its id is taken; then nothing is written.
         issued: New steps.
         updated: Steps whose rows exist. One that left the state it had for a final one stays.
+        asked: Something for the run, from outside of its body: kept, unless there is one, or the
+            run is over.
         parked: Gives the claim back, with the run's next wake time.
     """
 
@@ -51,6 +53,7 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     is_start: bool = False
     issued: list[StepRecord] = []
     updated: list[StepRecord] = []
+    asked: StepRecord | None = None
     parked: Parked | None = None
 
     def size(self) -> int:

@@ -58,7 +58,7 @@ def read_runs(
 
 def read_steps(db: sqlite3.Connection, query: StepQuery) -> list[StepRecord] | None:
     """Return a page of a run's steps."""
-    where = ["run_id = ?"]
+    where = ["run_id = ?", "number >= 0"]
     values: list[Any] = [query.run_id]
     order, after = _keyset("number", query.order, query.after, where, values)
     sql = f"""

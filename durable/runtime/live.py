@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -20,8 +21,8 @@ from durable.core.codec import safe_text
 from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
 from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import Execution
-from durable.core.records import RunRecord, RunState, StepRecord, StepState
-from durable.core.transitions import begin_run, end_run, make_stuck
+from durable.core.records import RunRecord, RunState, StepKind, StepRecord, StepState
+from durable.core.transitions import begin_cancel, begin_run, cancel_run, end_run, make_stuck
 from durable.journal.base import Change, Parked
 from durable.runtime.open_steps import OpenSteps, StepsHost
 
@@ -70,6 +71,10 @@ class LiveHost(StepsHost, Protocol):
 
     def on_start_committed(self, live: LiveRun, taken_by: RunRecord | None) -> None:
         """The start is in the journal, or another run has its id."""
+        ...
+
+    def on_canceled(self, live: LiveRun, /) -> None:
+        """That the run is to end is in the journal."""
         ...
 
     def on_gone(self, live: LiveRun, wake_at_ms: int | None) -> None:
@@ -125,6 +130,11 @@ class LiveRun:
                 step.number: step.interruptions for step in steps if step.state is StepState.RUNNING
             }
         self.interrupted = interrupted
+        # That the run is to end, and was not told to its body yet.
+        cancel = next((step for step in steps if step.kind is StepKind.CANCEL), None)
+        self._is_cancel_recorded = cancel is not None
+        is_told = cancel is not None and cancel.position is not None
+        self._cancel: StepRecord | None = None if is_told else cancel
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
         self._steps = OpenSteps(record.run_id, host, self, steps)
@@ -139,6 +149,11 @@ class LiveRun:
         if self.phase is Phase.LIVE:
             return bool(self._deliveries)
         return self.phase in (Phase.OPENING, Phase.REPLAYING)
+
+    @property
+    def is_cancel_asked(self) -> bool:
+        """Whether its body was told that the run is to end, or is going to be."""
+        return self._execution.is_canceled or self._cancel is not None
 
     def places(self) -> list[str]:
         """Return where the body waits: ``file:line`` of each of its tasks, the first ones."""
@@ -174,6 +189,25 @@ class LiveRun:
         else:
             self._park_if_idle(now_ms, change)
         self.submit(change, after)
+
+    def cancel(self, asked: StepRecord, *, is_recorded: bool) -> bool:
+        """Have the body cancelled; return whether it can be: the run is not about to leave.
+
+        ``LiveHost.on_canceled`` is called when that is in the journal.
+        """
+        if self.phase in (Phase.LEAVING, Phase.STUCK, Phase.GONE):
+            return False
+        if self._cancel is not None:
+            return True  # The first one counts.
+        if self._execution.is_canceled:
+            self.submit(Change(run_id=self.record.run_id), [(self._host.on_canceled, self)])
+            return True
+        self._is_cancel_recorded = is_recorded
+        self._cancel = asked
+        if self.phase is Phase.LIVE:
+            self._deliveries.append((asked, UNSET))
+            self._host.schedule(self)
+        return True
 
     def submit(self, change: Change, after: Effects) -> None:
         self._is_start = False
@@ -217,6 +251,9 @@ class LiveRun:
             )
 
     def _open(self) -> None:
+        if self._cancel is not None and self.record.started_at_ms is None:
+            self._end_canceled()
+            return
         turn = self._execution.begin(self._spec.open)
         if self._execution.is_replaying:
             self.phase = Phase.REPLAYING
@@ -230,7 +267,7 @@ class LiveRun:
         while self._deliveries and count < deliveries_max and self.phase is Phase.LIVE:
             count += 1
             step, value = self._deliveries[0]
-            if self._execution.is_open(step.number):
+            if step.number < 0 or self._execution.is_open(step.number):
                 step = replace(step, position=self._execution.next_position)
                 turn = self._execution.deliver(step, value)
                 self._deliveries.popleft()
@@ -244,11 +281,15 @@ class LiveRun:
         now_ms = self._host.clock.now_ms()
         change = Change(run_id=self.record.run_id, run=run, is_start=self._is_start)
         after: Effects = []
-        if delivered is not None:
+        may_finish = False
+        if delivered is not None and delivered.kind is StepKind.CANCEL:
+            may_finish = delivered.args == "{}"
+            self._record_cancel(delivered, change, after)
+        elif delivered is not None:
             self._steps.forget(delivered.number, after)
             change.updated.append(delivered)
         for command in turn.withdrawn:
-            step = self._steps.withdraw(command, now_ms, after)
+            step = self._steps.withdraw(command, now_ms, after, may_finish=may_finish)
             if step is not None:
                 change.updated.append(step)
         for command in turn.issued:
@@ -261,16 +302,39 @@ class LiveRun:
             self._park_if_idle(now_ms, change)
         self.submit(change, after)
 
+    def _record_cancel(self, delivered: StepRecord, change: Change, after: Effects) -> None:
+        if self._is_cancel_recorded:
+            change.updated.append(delivered)
+        else:
+            change.asked = delivered
+        self._cancel = None
+        self.record = change.run = begin_cancel(self.record)
+        after.append((self._host.on_canceled, self))
+
+    def _end_canceled(self) -> None:
+        """End a run whose body cannot be told of its cancel: it has not begun, or is stuck."""
+        change = Change(run_id=self.record.run_id, is_start=self._is_start)
+        if not self._is_cancel_recorded:
+            change.asked = self._cancel
+        self._cancel = None
+        now_ms = self._host.clock.now_ms()
+        after: Effects = [(self._host.on_canceled, self)]
+        change.updated += self._steps.withdraw_all(now_ms, after)
+        self.record = change.run = cancel_run(self.record, now_ms)
+        self.phase = Phase.LEAVING
+        change.parked = PARKED_FOR_EVER
+        self.submit(change, after)
+
     def _ended(self, end: Returned | Raised, now_ms: int) -> RunRecord:
+        error = end.error if isinstance(end, Raised) else None
+        if self._execution.is_canceled and isinstance(error, asyncio.CancelledError):
+            return cancel_run(self.record, now_ms)
         result: str | None = None
-        error: BaseException | None = None
         if isinstance(end, Returned):
             try:
                 result = self._spec.encode_result(end.value)
             except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
                 error = exc
-        else:
-            error = end.error
         return end_run(self.record, result=result, error=error, now_ms=now_ms)
 
     def _park_if_idle(self, now_ms: int, change: Change) -> None:
@@ -332,17 +396,30 @@ class LiveRun:
         change = Change(run_id=self.record.run_id)
         after: Effects = []
         if self.record.state is RunState.STUCK:
-            self.record = change.run = begin_run(self.record, self._started_at_ms)
+            is_canceled = self._execution.is_canceled
+            self.record = change.run = begin_run(
+                self.record, self._started_at_ms, is_canceled=is_canceled
+            )
         commands = self._execution.open_commands()
-        changed, settled = self._steps.resume(commands, self.interrupted, now_ms, after)
+        is_ending = self._cancel is not None
+        changed, settled = self._steps.resume(
+            commands, self.interrupted, now_ms, after, is_ending=is_ending
+        )
         change.updated += changed
         self._deliveries.extend((step, UNSET) for step in settled)
+        if self._cancel is not None:
+            self._deliveries.append((self._cancel, UNSET))
         self._park_if_idle(now_ms, change)
         self.submit(change, after)
         self._steps.take_up_outcomes()
 
     def _become_stuck(self, exc: Exception) -> None:
         """The body cannot go on: no step of it begins any more, what runs is recorded."""
+        if self._cancel is not None:
+            self._deliveries.clear()
+            self._execution.close()
+            self._end_canceled()
+            return
         self._host.log.error(
             "durable.run_stuck",
             run_id=self.record.run_id,

@@ -60,6 +60,10 @@ class StepsHost(Protocol):
         """The pool's, as an effect."""
         ...
 
+    def drop(self, job: Job, /) -> None:
+        """The pool's, as an effect."""
+        ...
+
 
 class StepsOwner(Protocol):
     """The run whose body waits for the steps."""
@@ -106,7 +110,7 @@ class OpenSteps:
         self._host = host
         self._owner = owner
         self._records: dict[int, StepRecord] = {
-            step.number: step for step in recorded if step.position is None
+            step.number: step for step in recorded if step.position is None and step.number >= 0
         }
         self._jobs: dict[int, Job] = {}
         self._alarms: dict[int, Alarm] = {}
@@ -150,12 +154,17 @@ class OpenSteps:
         self._records[step.number] = step
         return step
 
-    def withdraw(self, command: Command, now_ms: int, after: Effects) -> StepRecord | None:
-        """Forget a step that the body does not wait for any more; return its new record."""
-        step = self.forget(command.number, after)
+    def withdraw(
+        self, command: Command, now_ms: int, after: Effects, *, may_finish: bool
+    ) -> StepRecord | None:
+        """Forget a step that the body does not wait for any more; return its new record.
+
+        A running function is cancelled, or ``may_finish``: its result is dropped.
+        """
+        step = self.forget(command.number, after, may_finish=may_finish)
         return None if step is None else withdraw(step, now_ms)
 
-    def forget(self, number: int, after: Effects) -> StepRecord | None:
+    def forget(self, number: int, after: Effects, *, may_finish: bool = False) -> StepRecord | None:
         """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
         alarm = self._alarms.pop(number, None)
         if alarm is not None:
@@ -165,8 +174,15 @@ class OpenSteps:
             if job.state in (JobState.QUEUED, JobState.RESERVED):
                 self._host.pool.withdraw(job)  # At once: a queued step never starts.
             else:
-                after.append((self._host.withdraw, job))
+                after.append((self._host.drop if may_finish else self._host.withdraw, job))
         return self._records.pop(number, None)
+
+    def withdraw_all(self, now_ms: int, after: Effects) -> list[StepRecord]:
+        """Forget all steps, and let running functions finish; return the new records."""
+        steps = list(self._records.values())
+        for step in steps:
+            self.forget(step.number, after, may_finish=True)
+        return [withdraw(step, now_ms) for step in steps]
 
     def keep_running_only(self, after: Effects) -> None:
         """Forget all but the attempts that run, whose outcomes are to be recorded."""
@@ -289,8 +305,12 @@ class OpenSteps:
         interrupted: dict[int, int],
         now_ms: int,
         after: Effects,
+        *,
+        is_ending: bool,
     ) -> tuple[list[StepRecord], list[StepRecord]]:
         """Take up, after a replay, the commands that the body waits for.
+
+        Nothing begins where the body is about to be cancelled.
 
         Returns:
             The records that change, and the steps that are settled, in the order of delivery.
@@ -300,7 +320,11 @@ class OpenSteps:
         settled: list[StepRecord] = []
         for command in commands:
             before = self._records[command.number] = recorded[command.number]
-            step = self._resume_step(before, command, interrupted, now_ms, after)
+            if is_ending:
+                self._take_up(before)
+                step = before
+            else:
+                step = self._resume_step(before, command, interrupted, now_ms, after)
             self._records[command.number] = step
             if step.state.is_final:
                 settled.append(step)
@@ -325,9 +349,7 @@ class OpenSteps:
             return step
         work: Any = command.work
         if step.state is StepState.RUNNING:
-            job = self._host.pool.begun(self._run_id, step.number)
-            if job is not None and job.attempt.number == step.attempts:
-                self._jobs[step.number] = job  # It outlived an outage of the journal.
+            if self._take_up(step):
                 return step
             if interrupted.get(step.number) == step.interruptions:
                 step = count_interruption(step)
@@ -340,6 +362,14 @@ class OpenSteps:
                     return fail(step, encode_exception(error), now_ms)
             step = interrupt(step)
         return self._offer(step, work, now_ms, after)
+
+    def _take_up(self, step: StepRecord) -> bool:
+        """Take up the attempt of a step that outlived an outage of the journal, if there is one."""
+        job = self._host.pool.begun(self._run_id, step.number)
+        if job is None or job.attempt.number != step.attempts:
+            return False
+        self._jobs[step.number] = job
+        return True
 
     def take_up_outcomes(self) -> None:
         """Settle what ended while the run was not in memory."""

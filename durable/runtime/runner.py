@@ -24,6 +24,7 @@ from durable.core.errors import (
 from durable.core.history import shorten
 from durable.core.transitions import make_stuck
 from durable.journal.base import Change, Parked
+from durable.runtime.cancels import Cancels
 from durable.runtime.clock import Alarms, EarliestAlarm
 from durable.runtime.live import LiveRun
 from durable.runtime.orphans import Orphans
@@ -74,6 +75,7 @@ class Runner:
         # Bound once: each step's change has them as its effects.
         self.launch = self.pool.launch
         self.withdraw = self.pool.withdraw
+        self.drop = self.pool.drop
         self.writer = Writer(journal, self)
         self.pump = Pump(log, self._on_void_turn)
         self.schedule = self.pump.schedule
@@ -84,6 +86,7 @@ class Runner:
         self._starting: set[str] = set()
         self._start_waiters = Waiters()
         self.ends = Ends(journal, self)
+        self.cancels = Cancels(journal, self)
         self._wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
         self._undefined: dict[tuple[str, int], list[str]] = {}
         self._orphans = Orphans(self.pool)
@@ -148,6 +151,7 @@ class Runner:
         self._starting.clear()
         self._start_waiters.fail_all(self._closed_error)
         self.ends.fail_all(self._closed_error)
+        self.cancels.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
@@ -176,7 +180,7 @@ class Runner:
         """
         if is_id_given and await self._is_there(record):
             return
-        self._check_open()
+        self.check_open()
         self._starting.add(record.run_id)
         if wake_at_ms is None and self._room > 0:
             live = LiveRun(self, spec, record, [], is_start=True)
@@ -216,7 +220,7 @@ class Runner:
             _check_same(found, record)
             return True
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         self.check_working()
         if self.writer.outage is not None:
             raise _unavailable(self.writer.outage)
@@ -247,6 +251,13 @@ class Runner:
     def check_working(self) -> None:
         if self._is_closing:
             raise self._closed_error()
+
+    def live(self, run_id: str) -> LiveRun | None:
+        return self._live.get(run_id)
+
+    async def wait_while_starting(self, run_id: str) -> None:
+        while run_id in self._starting:
+            await self._wait_until_started(run_id)
 
     def is_here(self, run_id: str) -> bool:
         return run_id in self._live or run_id in self._starting
@@ -279,13 +290,26 @@ class Runner:
         record = live.record
         if self._live.get(record.run_id) is live:
             del self._live[record.run_id]
+        self.cancels.on_gone(record.run_id)
+        self._tell_if_final(record)
+        if wake_at_ms is not None:
+            self._wake.set(wake_at_ms)
+        self._claim_if_room()
+
+    def on_canceled(self, live: LiveRun) -> None:
+        self.cancels.on_canceled(live.record.run_id)
+
+    def on_over(self, record: RunRecord) -> None:
+        live = self._live.pop(record.run_id, None)
+        if live is not None:
+            live.drop()
+        self._tell_if_final(record)
+
+    def _tell_if_final(self, record: RunRecord) -> None:
         if record.state.is_final:
             event = f"durable.run_{record.state}"
             self.log.info(event, run_id=record.run_id, workflow=record.name)
             self.ends.tell(record)
-        if wake_at_ms is not None:
-            self._wake.set(wake_at_ms)
-        self._claim_if_room()
 
     def _claim_if_room(self) -> None:
         """Claim what waits in the journal for one of the runs in memory to leave."""
@@ -379,6 +403,7 @@ class Runner:
         self._claiming_count = 0
         self._starting.clear()
         self._start_waiters.fail_all(lambda: _unavailable(error))
+        self.cancels.fail_all(lambda: _unavailable(error))
         self._stop_vain_drain()
 
     def on_restored(self) -> None:

@@ -193,6 +193,12 @@ class Workpool:
                 if job.work.is_async and job.task is not None:
                     job.task.cancel()
 
+    def drop(self, job: Job) -> None:
+        """Want the outcome of a job no more that has begun, and let it finish."""
+        self.forget(job)
+        if job.state is JobState.RUNNING:
+            job.state = JobState.DROPPED
+
     def withdraw_unless(self, is_wanted: Callable[[Job], bool]) -> None:
         """End the attempts that have begun and are not wanted any more."""
         for job in list(self._begun.values()):

@@ -1,0 +1,141 @@
+"""Cancelling runs: the live ones at once, the others by their row in the journal.
+
+Rules:
+
+- A cancel is acknowledged once it is in the journal. The first one counts.
+- A body that has begun is told, and may clean up. One that has not, or is stuck, is over at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, final
+
+from durable.core.records import RunState, cancel_record
+from durable.core.transitions import cancel_run, withdraw
+from durable.journal.base import Change, Parked
+from durable.runtime.waiting import Waiters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from durable.core.records import RunRecord, StepRecord
+    from durable.journal.base import Journal
+    from durable.runtime.clock import Clock
+    from durable.runtime.live import LiveRun
+    from durable.runtime.open_steps import Effects
+    from durable.runtime.writer import Writer
+
+
+class CancelsHost(Protocol):
+    """What cancelling asks of the runner."""
+
+    clock: Clock
+    writer: Writer
+
+    def check_open(self) -> None:
+        """Raise when the engine is closing, or its journal out."""
+        ...
+
+    async def wait_while_starting(self, run_id: str) -> None:
+        """Return once no start of the run is under way."""
+        ...
+
+    def live(self, run_id: str) -> LiveRun | None:
+        """Return the run, if it is in memory."""
+        ...
+
+    def on_over(self, record: RunRecord) -> None:
+        """A run is over that has not ended by itself."""
+        ...
+
+    def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
+        """A run that is not in memory is to be claimed."""
+        ...
+
+
+@final
+class Cancels:
+    """The cancels that are under way."""
+
+    def __init__(self, journal: Journal, host: CancelsHost) -> None:
+        self._journal = journal
+        self._host = host
+        self._acks = Waiters()
+        self._gone = Waiters()
+
+    async def cancel(self, run_id: str, *, interrupt: bool) -> bool | None:
+        """Have a run end; ``False`` when it is over already, ``None`` when there is none.
+
+        Raises:
+            JournalUnavailableError: The outcome is unknown.
+            EngineClosedError: The engine is closing.
+        """
+        host = self._host
+        is_asked = False
+        while True:
+            host.check_open()
+            await host.wait_while_starting(run_id)
+            live = host.live(run_id)
+            if live is None:
+                found = await self._journal.load_status(run_id)
+                if found is None:
+                    return None
+                record, steps = found
+                if record.state.is_final:
+                    return is_asked and record.state is RunState.CANCELED
+                host.check_open()
+                live = host.live(run_id)
+                if live is None:
+                    is_asked = True
+                    await self._ask_in_journal(record, steps, interrupt=interrupt)
+                    live = host.live(run_id)
+                    if live is None or live.is_cancel_asked:
+                        return True
+            # Claimed just before it was asked in the journal, it does not know.
+            asked = cancel_record(host.clock.now_ms(), interrupt=interrupt)
+            if live.cancel(asked, is_recorded=is_asked):
+                await self._wait(self._acks, run_id)
+                return True
+            await self._wait(self._gone, run_id)
+
+    async def _ask_in_journal(
+        self, record: RunRecord, open_steps: list[StepRecord], *, interrupt: bool
+    ) -> None:
+        now_ms = self._host.clock.now_ms()
+        change = Change(run_id=record.run_id)
+        change.asked = cancel_record(now_ms, interrupt=interrupt)
+        change.parked = Parked(0)
+        if record.state in (RunState.PENDING, RunState.STUCK):
+            change.run = cancel_run(record, now_ms)
+            change.updated += (withdraw(step, now_ms) for step in open_steps)
+            change.parked = Parked(None)
+        self._host.writer.submit(change, self, [])
+        await self._wait(self._acks, record.run_id)
+
+    def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
+        """A cancel of a run that was not in memory is in the journal."""
+        if change.run is not None:
+            self._host.on_over(change.run)
+        else:
+            self._host.on_committed(change, after, taken_by)
+        self._acks.tell(change.run_id, change.run)
+
+    async def _wait(self, waiters: Waiters, run_id: str) -> None:
+        waiter = waiters.join(run_id)
+        try:
+            await waiter
+        finally:
+            waiters.leave(run_id, waiter)
+
+    def on_canceled(self, run_id: str) -> None:
+        """The cancel of a live run is in the journal."""
+        self._acks.tell(run_id, None)
+
+    def on_gone(self, run_id: str) -> None:
+        """A run has left memory."""
+        self._gone.tell(run_id, None)
+
+    def fail_all(self, make_error: Callable[[], Exception]) -> None:
+        """Wake all who wait for a cancel: it may be in the journal or not."""
+        self._acks.fail_all(make_error)
+        self._gone.fail_all(make_error)
