@@ -384,10 +384,43 @@ class Engine:
         """
         runner, _ = self._opened("engine.cancel()")
         check_flag(interrupt, "interrupt=")
-        is_canceled = await runner.cancels.cancel(check_id(run_id), interrupt=interrupt)
+        is_canceled = await runner.control.cancel(check_id(run_id), interrupt=interrupt)
         if is_canceled is None:
             raise _not_found(run_id)
         return is_canceled
+
+    async def resume(self, run_id: str) -> bool:
+        """Try a ``stuck`` run again with the code as it is now; return once that is committed.
+
+        Returns:
+            ``False`` when the run is not stuck.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            JournalUnavailableError, EngineClosedError: As for ``cancel``.
+        """
+        runner, _ = self._opened("engine.resume()")
+        is_resumed = await runner.control.resume(check_id(run_id))
+        if is_resumed is None:
+            raise _not_found(run_id)
+        return is_resumed
+
+    async def cleanup(self, run_id: str, *, force: bool = False) -> bool:
+        """Remove a run and its steps from the journal; return once that is committed.
+
+        Args:
+            run_id: The run.
+            force: Remove it even if it is not over: its running async actions are cancelled, sync
+                ones finish unheard, and its body is dropped without cleaning up.
+
+        Returns:
+            ``False`` when there is no such run, or, without ``force``, when it is not over.
+
+        Raises:
+            JournalUnavailableError, EngineClosedError: As for ``cancel``.
+        """
+        runner, _ = self._opened("engine.cleanup()")
+        return await runner.control.cleanup(check_id(run_id), force=check_flag(force, "force="))
 
     # --- observing -------------------------------------------------------------------------------
 

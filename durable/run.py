@@ -58,6 +58,14 @@ class Run(Generic[T]):
         """Cancel the run: see ``Engine.cancel``."""
         return await self._engine.cancel(self.id, interrupt=interrupt)
 
+    async def resume(self) -> bool:
+        """Try the run again, if it is stuck: see ``Engine.resume``."""
+        return await self._engine.resume(self.id)
+
+    async def cleanup(self, *, force: bool = False) -> bool:
+        """Remove the run from the journal: see ``Engine.cleanup``."""
+        return await self._engine.cleanup(self.id, force=force)
+
     async def status(self) -> RunStatus:
         """Return where the run stands.
 

@@ -46,6 +46,7 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
         asked: Something for the run, from outside of its body: kept, unless there is one, or the
             run is over.
         parked: Gives the claim back, with the run's next wake time.
+        is_removal: The run, and what belongs to it, is to be no more.
     """
 
     run_id: str
@@ -55,6 +56,7 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     updated: list[StepRecord] = []
     asked: StepRecord | None = None
     parked: Parked | None = None
+    is_removal: bool = False
 
     def size(self) -> int:
         """Return about how many bytes of values it carries."""

@@ -76,7 +76,7 @@ def _assign(names: Sequence[str]) -> str:
 
 # A commit is one INSERT into this view, of the epoch and of the rows as JSON. So it is one call
 # into SQLite, and a transaction by itself.
-COMMIT_PARTS = ("epoch", "starts", "issued", "updated", "asked", "runs", "parked")
+COMMIT_PARTS = ("epoch", "starts", "issued", "updated", "asked", "runs", "parked", "removed")
 COMMIT = f"INSERT INTO durable_commit VALUES ({', '.join('?' * len(COMMIT_PARTS))})"
 COMMIT_VIEW = f"""
 CREATE TEMP VIEW durable_commit AS SELECT {", ".join(f"NULL AS {part}" for part in COMMIT_PARTS)}
@@ -124,6 +124,9 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
         FROM json_each(NEW.parked)
     ) AS new
     WHERE durable_run.run_id = new.run_id;
+
+    DELETE FROM durable_step WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
+    DELETE FROM durable_run WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
 END
 """
 
@@ -194,7 +197,6 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
     """Return the parts of ``COMMIT``: of each row, the last that is to be written."""
     issued: dict[tuple[str, int], tuple[str, StepRecord]] = {}
     updated: dict[tuple[str, int], tuple[str, StepRecord]] = {}
-    asked: list[tuple[str, StepRecord]] = []
     parked: dict[str, int | None] = {}
     starts: dict[str, tuple[RunRecord, int | None, int | None]] = {}
     runs: dict[str, RunRecord] = {}
@@ -214,8 +216,6 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
                 starts[run_id] = (starts[run_id][0], change.parked.wake_at_ms, None)
             else:
                 parked[run_id] = change.parked.wake_at_ms
-        if change.asked is not None:
-            asked.append((run_id, change.asked))
         for step in change.issued:
             issued[run_id, step.number] = (run_id, step)
         for step in change.updated:
@@ -226,9 +226,10 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
         _json_rows(starts.values()),
         _json_rows(issued.values()),
         _json_rows(updated.values()),
-        _json_rows(asked),
+        _json_rows([(each.run_id, each.asked) for each in changes if each.asked is not None]),
         _json_rows(runs.values()),
         _json_rows(parked.items()),
+        _json_rows([each.run_id for each in changes if each.is_removal]),
     )
 
 

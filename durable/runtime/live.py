@@ -209,6 +209,18 @@ class LiveRun:
             self._host.schedule(self)
         return True
 
+    def abandon(self) -> bool:
+        """Stop all that is under way for the run, which is to be removed.
+
+        Returns:
+            Whether it is done; not while the run is about to leave memory by itself.
+        """
+        if self.phase in (Phase.LEAVING, Phase.GONE):
+            return False
+        self._steps.withdraw_jobs()
+        self.drop()
+        return True
+
     def submit(self, change: Change, after: Effects) -> None:
         self._is_start = False
         self._host.writer.submit(change, self, after)

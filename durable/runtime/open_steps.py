@@ -184,6 +184,11 @@ class OpenSteps:
             self.forget(step.number, after, may_finish=True)
         return [withdraw(step, now_ms) for step in steps]
 
+    def withdraw_jobs(self) -> None:
+        """End all attempts; nothing of them is recorded."""
+        for job in self._jobs.values():
+            self._host.pool.withdraw(job)
+
     def keep_running_only(self, after: Effects) -> None:
         """Forget all but the attempts that run, whose outcomes are to be recorded."""
         for number, step in list(self._records.items()):

@@ -24,8 +24,8 @@ from durable.core.errors import (
 from durable.core.history import shorten
 from durable.core.transitions import make_stuck
 from durable.journal.base import Change, Parked
-from durable.runtime.cancels import Cancels
 from durable.runtime.clock import Alarms, EarliestAlarm
+from durable.runtime.control import Control
 from durable.runtime.live import LiveRun
 from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
@@ -86,7 +86,7 @@ class Runner:
         self._starting: set[str] = set()
         self._start_waiters = Waiters()
         self.ends = Ends(journal, self)
-        self.cancels = Cancels(journal, self)
+        self.control = Control(journal, self)
         self._wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
         self._undefined: dict[tuple[str, int], list[str]] = {}
         self._orphans = Orphans(self.pool)
@@ -151,7 +151,7 @@ class Runner:
         self._starting.clear()
         self._start_waiters.fail_all(self._closed_error)
         self.ends.fail_all(self._closed_error)
-        self.cancels.fail_all(self._closed_error)
+        self.control.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
@@ -290,14 +290,21 @@ class Runner:
         record = live.record
         if self._live.get(record.run_id) is live:
             del self._live[record.run_id]
-        self.cancels.on_gone(record.run_id)
+        self.control.on_gone(record.run_id)
         self._tell_if_final(record)
         if wake_at_ms is not None:
             self._wake.set(wake_at_ms)
         self._claim_if_room()
 
     def on_canceled(self, live: LiveRun) -> None:
-        self.cancels.on_canceled(live.record.run_id)
+        self.control.on_canceled(live.record.run_id)
+
+    def on_removed(self, run_id: str) -> None:
+        live = self._live.pop(run_id, None)
+        if live is not None:
+            live.drop()
+        self.ends.tell_removed(run_id)
+        self._claim_if_room()
 
     def on_over(self, record: RunRecord) -> None:
         live = self._live.pop(record.run_id, None)
@@ -403,7 +410,7 @@ class Runner:
         self._claiming_count = 0
         self._starting.clear()
         self._start_waiters.fail_all(lambda: _unavailable(error))
-        self.cancels.fail_all(lambda: _unavailable(error))
+        self.control.fail_all(lambda: _unavailable(error))
         self._stop_vain_drain()
 
     def on_restored(self) -> None:

@@ -148,6 +148,10 @@ class Ends:
             self._kept[record.run_id] = record
         self._waiters.tell(record.run_id, record)
 
+    def tell_removed(self, run_id: str) -> None:
+        """There is no such run any more: who looks in the journal will see."""
+        self._waiters.tell(run_id, None)
+
     def on_outage(self) -> None:
         """The journal has failed."""
         self._outages_count += 1

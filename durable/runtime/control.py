@@ -1,9 +1,10 @@
-"""Cancelling runs: the live ones at once, the others by their row in the journal.
+"""What callers have done to runs: cancel, resume, remove. Live ones at once, others by their rows.
 
 Rules:
 
-- A cancel is acknowledged once it is in the journal. The first one counts.
-- A body that has begun is told, and may clean up. One that has not, or is stuck, is over at once.
+- What was asked is acknowledged once it is in the journal.
+- Of cancels, the first one counts. A body that has begun is told, and may clean up; one that has
+  not, or is stuck, is over at once.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from durable.runtime.writer import Writer
 
 
-class CancelsHost(Protocol):
-    """What cancelling asks of the runner."""
+class ControlHost(Protocol):
+    """What controlling runs asks of the runner."""
 
     clock: Clock
     writer: Writer
@@ -44,6 +45,10 @@ class CancelsHost(Protocol):
         """Return the run, if it is in memory."""
         ...
 
+    def on_removed(self, run_id: str) -> None:
+        """There is no such run any more."""
+        ...
+
     def on_over(self, record: RunRecord) -> None:
         """A run is over that has not ended by itself."""
         ...
@@ -54,10 +59,10 @@ class CancelsHost(Protocol):
 
 
 @final
-class Cancels:
-    """The cancels that are under way."""
+class Control:
+    """What is asked of runs, and not in the journal yet."""
 
-    def __init__(self, journal: Journal, host: CancelsHost) -> None:
+    def __init__(self, journal: Journal, host: ControlHost) -> None:
         self._journal = journal
         self._host = host
         self._acks = Waiters()
@@ -98,6 +103,50 @@ class Cancels:
                 return True
             await self._wait(self._gone, run_id)
 
+    async def resume(self, run_id: str) -> bool | None:
+        """Have a stuck run tried again; ``False`` when it is not, ``None`` when there is none.
+
+        Raises:
+            JournalUnavailableError: The outcome is unknown.
+            EngineClosedError: The engine is closing.
+        """
+        while True:
+            self._host.check_open()
+            await self._host.wait_while_starting(run_id)
+            record = await self._journal.load_run(run_id)
+            if record is None or record.state is not RunState.STUCK:
+                return None if record is None else False
+            self._host.check_open()
+            if self._host.live(run_id) is None:
+                await self._submit(Change(run_id=run_id, parked=Parked(0)))
+                return True
+            await self._wait(self._gone, run_id)  # Attempts of it still run, or it is tried now.
+
+    async def cleanup(self, run_id: str, *, force: bool) -> bool:
+        """Remove a run; ``False`` when there is none, or, without ``force``, when it is not over.
+
+        Raises:
+            JournalUnavailableError: The outcome is unknown.
+            EngineClosedError: The engine is closing.
+        """
+        while True:
+            self._host.check_open()
+            await self._host.wait_while_starting(run_id)
+            record = await self._journal.load_run(run_id)
+            if record is None or not (force or record.state.is_final):
+                return False
+            self._host.check_open()
+            live = self._host.live(run_id)
+            if live is not None and not live.abandon():
+                await self._wait(self._gone, run_id)
+                continue
+            await self._submit(Change(run_id=run_id, is_removal=True))
+            return True
+
+    async def _submit(self, change: Change) -> None:
+        self._host.writer.submit(change, self, [])
+        await self._wait(self._acks, change.run_id)
+
     async def _ask_in_journal(
         self, record: RunRecord, open_steps: list[StepRecord], *, interrupt: bool
     ) -> None:
@@ -109,12 +158,13 @@ class Cancels:
             change.run = cancel_run(record, now_ms)
             change.updated += (withdraw(step, now_ms) for step in open_steps)
             change.parked = Parked(None)
-        self._host.writer.submit(change, self, [])
-        await self._wait(self._acks, record.run_id)
+        await self._submit(change)
 
     def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
-        """A cancel of a run that was not in memory is in the journal."""
-        if change.run is not None:
+        """What was asked of a run that was not in memory is in the journal."""
+        if change.is_removal:
+            self._host.on_removed(change.run_id)
+        elif change.run is not None:
             self._host.on_over(change.run)
         else:
             self._host.on_committed(change, after, taken_by)
