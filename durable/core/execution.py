@@ -285,9 +285,12 @@ class Execution:
         self.is_canceled = True
         root = self._root
         assert root is not None
-        waiting = self.loop.unfinished_tasks()
+        waiting = [(task, task.cancels_count) for task in self.loop.unfinished_tasks()]
         self.loop.pump(root.cancel)
-        left = [task for task in waiting if not task.done() and not task.cancelling()]
+        if root.done():
+            return  # What is left of it then is cancelled as at any end, and not twice.
+        # Not ``cancelling()``: a task may have taken its cancellation back, or had one before.
+        left = [task for task, n in waiting if task.cancels_count == n and not task.done()]
         if left:
             self.loop.pump(lambda: [task.cancel() for task in left])
 

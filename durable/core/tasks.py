@@ -52,12 +52,13 @@ class WorkflowTask(asyncio.Task[T]):
     """A task of a body's loop.
 
     Attributes:
+        cancels_count: How often it was cancelled, heeded or not.
         path: Its place among the body's tasks: the root is ``0``, its second child ``0.1``.
         commands_count: How many commands it has issued.
         children_count: How many tasks it has created.
     """
 
-    __slots__ = ("children_count", "commands_count", "number", "path")
+    __slots__ = ("cancels_count", "children_count", "commands_count", "number", "path")
 
     def __init__(
         self,
@@ -70,12 +71,17 @@ class WorkflowTask(asyncio.Task[T]):
     ) -> None:
         self.number = loop.next_number()
         self.path = path
+        self.cancels_count = 0
         self.commands_count = 0
         self.children_count = 0
         super().__init__(coro, loop=loop, name=name or f"Task-{path}", context=context)
 
     def __hash__(self) -> int:
         return self.number
+
+    def cancel(self, msg: object = None) -> bool:
+        self.cancels_count += 1
+        return super().cancel(msg)
 
 
 @final
