@@ -105,27 +105,6 @@ async def test_an_id_belongs_to_one_workflow_and_its_arguments(path: Path) -> No
         assert [status.args async for status in engine.iter_runs()] == [{"item": "a", "left": 3}]
 
 
-async def test_starts_at_one_time_with_one_id_are_one_run(path: Path) -> None:
-    async with Engine(path) as engine:
-        starts = [engine.start(ordering("a"), id="once") for _ in range(STARTS)]
-        runs = await asyncio.gather(*starts)
-        assert {run.id for run in runs} == {"once"}
-        assert [await run.result(timeout=5) for run in runs] == [4] * STARTS
-        assert len([status async for status in engine.iter_runs()]) == 1
-        assert begun["once"] == 1
-
-
-async def test_of_starts_at_one_time_that_differ_one_kind_wins(path: Path) -> None:
-    async with Engine(path) as engine:
-        starts = [engine.start(ordering("ab"[n % 2]), id="contested") for n in range(STARTS)]
-        outcomes = await asyncio.gather(*starts, return_exceptions=True)
-        winners = [isinstance(outcome, Run) for outcome in outcomes]
-        conflicts = [isinstance(outcome, RunConflictError) for outcome in outcomes]
-        assert winners == [n % 2 == 0 for n in range(STARTS)]
-        assert conflicts == [n % 2 == 1 for n in range(STARTS)]
-        assert (await engine.status("contested")).args == {"item": "a"}
-
-
 async def test_a_cancelled_start_can_be_asked_again(path: Path) -> None:
     async with Engine(path) as engine:
         for _ in range(STARTS):

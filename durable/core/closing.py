@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from collections import deque
+from types import (
+    AsyncGeneratorType,
+    BuiltinMethodType,
+    CoroutineType,
+    GeneratorType,
+    MethodType,
+)
 from typing import TYPE_CHECKING, Any
 
 from durable.core.tasks import as_current, unlink
@@ -17,10 +24,8 @@ CLOSE_ATTEMPTS_MAX = 100
 """How often a coroutine that answers ``GeneratorExit`` with another await is closed again, and how
 often what it tries then is refused."""
 
-CHAIN_MAX = 100_000
-"""How many coroutines wait for each other at most; no stack is as deep."""
-
 _SUSPENDABLE = (CoroutineType, GeneratorType, AsyncGeneratorType)
+_HOLDERS = (dict, list, tuple, set, deque, MethodType, BuiltinMethodType)
 
 _unclosable: list[Any] = []
 """Bodies that swallow ``GeneratorExit`` for ever. Freed, they would go on outside of their loop."""
@@ -55,27 +60,51 @@ def _chain(coro: Any) -> list[Any]:  # noqa: ANN401  any coroutine
     collector, outside of the loop that refuses what it then does.
     """
     chain: list[Any] = []
-    while coro is not None and len(chain) < CHAIN_MAX:
-        chain.append(coro)
-        coro = _next(coro)
+    seen: set[int] = set()
+    todo: list[Any] = [coro]
+    while todo:
+        each = todo.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            chain.append(each)
+            todo += _awaited_by(each)
     # An async generator that is waited for cannot be closed, and does nothing when it is freed.
     return [each for each in chain if not isinstance(each, AsyncGeneratorType)]
 
 
-def _next(coro: Any) -> Any:  # noqa: ANN401
-    """Return the coroutine or generator that the given one waits for."""
+def _awaited_by(coro: Any) -> list[Any]:  # noqa: ANN401
+    """Return the coroutines and generators that the given one waits for: mostly one, or none."""
     for attribute in ("cr_await", "gi_yieldfrom", "ag_await"):
         awaited = getattr(coro, attribute, None)
         if awaited is not None:
-            break
-    else:
-        return None
-    if isinstance(awaited, _SUSPENDABLE):
-        return awaited  # pyright: ignore[reportUnknownVariableType]
-    # What hides one: ``asend`` its generator, ``__await__`` its coroutine, a user's own iterator.
-    inside = gc.get_referents(awaited)
-    inside += gc.get_referents(*(each for each in inside if isinstance(each, dict)))
-    return next((each for each in inside if isinstance(each, _SUSPENDABLE)), None)  # pyright: ignore[reportUnknownVariableType]
+            return [awaited] if isinstance(awaited, _SUSPENDABLE) else _hidden_in(awaited)
+    return []
+
+
+def _hidden_in(awaited: Any) -> list[Any]:  # noqa: ANN401
+    """Return those that an awaitable hides.
+
+    ``asend`` does so with its generator, ``__await__`` with its coroutine, and an iterator of a
+    user's own with what it holds, be it in a list, by a method or in another iterator.
+    """
+    found: list[Any] = []
+    seen: set[int] = set()
+    todo = [awaited]
+    while todo:
+        holder = todo.pop()
+        if id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        for each in gc.get_referents(holder):
+            if isinstance(each, _SUSPENDABLE):
+                found.append(each)
+            elif isinstance(each, _HOLDERS) or _is_iterator(each):
+                todo.append(each)
+    return found
+
+
+def _is_iterator(value: object) -> bool:
+    return hasattr(type(value), "__next__")
 
 
 def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine

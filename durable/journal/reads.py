@@ -50,7 +50,7 @@ def read_runs(
     order, after = _keyset("seq", query.order, query.after, where, values)
     sql = f"SELECT seq, CAST({RUN_JSON} AS BLOB) FROM durable_run WHERE {after} ORDER BY {order} LIMIT ?"  # noqa: E501
     rows = db.execute(sql, [*values, query.limit]).fetchall()
-    _check_order([seq for seq, _ in rows], query.order, "the list of runs")
+    _check_order([seq for seq, _ in rows], query, "the list of runs")
     runs = [(seq, decode_run(data)) for seq, data in rows]
     steps = _read_open_steps(db, [run.run_id for _, run in runs if not run.state.is_final])
     return [(seq, run, steps.get(run.run_id, [])) for seq, run in runs]
@@ -68,10 +68,12 @@ def read_steps(db: sqlite3.Connection, query: StepQuery) -> list[StepRecord] | N
     """
     (data,) = db.execute(sql, [*values, query.limit]).fetchone()
     steps = decode_steps(query.run_id, data)
-    _check_order([step.number for step in steps], "asc", f"the steps of run {query.run_id!r}")
     if not steps and read_run(db, query.run_id) is None:
         return None
-    return steps if query.order == "asc" else steps[::-1]
+    if query.order == "desc":
+        steps.reverse()
+    _check_order([step.number for step in steps], query, f"the steps of run {query.run_id!r}")
+    return steps
 
 
 def _read_open_steps(db: sqlite3.Connection, run_ids: list[str]) -> dict[str, list[StepRecord]]:
@@ -88,12 +90,13 @@ def _keyset(
     return f"{column} {'ASC' if order == 'asc' else 'DESC'}", " AND ".join(where)
 
 
-def _check_order(places: list[int], order: str, what: str) -> None:
+def _check_order(places: list[int], query: RunQuery | StepQuery, what: str) -> None:
     """See that no damaged page leads back: who reads on would never come to the end.
 
     Raises:
         JournalCorruptError: It does.
     """
-    in_order = sorted(set(places), reverse=order == "desc")
-    if places != in_order:
+    if query.after is not None:
+        places = [query.after, *places]
+    if places != sorted(set(places), reverse=query.order == "desc"):
         raise JournalCorruptError(damaged(what, "they are not in the order of their keys"))

@@ -66,6 +66,7 @@ class Control:
         self._journal = journal
         self._host = host
         self._acks = Waiters()
+        self._told = Waiters()
         self._gone = Waiters()
 
     async def cancel(self, run_id: str, *, interrupt: bool) -> bool | None:
@@ -99,9 +100,11 @@ class Control:
             # Claimed just before it was asked in the journal, it does not know.
             asked = cancel_record(host.clock.now_ms(), interrupt=interrupt)
             if live.cancel(asked, is_recorded=is_asked):
-                await self._wait(self._acks, run_id)
-                return True
-            await self._wait(self._gone, run_id)
+                await self._wait(self._told, run_id)
+                if not live.is_cancel_pending:
+                    return True
+            else:
+                await self._wait(self._gone, run_id)
 
     async def resume(self, run_id: str) -> bool | None:
         """Have a stuck run tried again; ``False`` when it is not, ``None`` when there is none.
@@ -179,13 +182,15 @@ class Control:
 
     def on_canceled(self, run_id: str) -> None:
         """The cancel of a live run is in the journal."""
-        self._acks.tell(run_id, None)
+        self._told.tell(run_id, None)
 
     def on_gone(self, run_id: str) -> None:
         """A run has left memory."""
+        self._told.tell(run_id, None)  # If its body has ended before it could be told.
         self._gone.tell(run_id, None)
 
     def fail_all(self, make_error: Callable[[], Exception]) -> None:
         """Wake all who wait for a cancel: it may be in the journal or not."""
         self._acks.fail_all(make_error)
+        self._told.fail_all(make_error)
         self._gone.fail_all(make_error)

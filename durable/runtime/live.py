@@ -133,8 +133,9 @@ class LiveRun:
         # That the run is to end, and was not told to its body yet.
         cancel = next((step for step in steps if step.kind is StepKind.CANCEL), None)
         self._is_cancel_recorded = cancel is not None
-        is_told = cancel is not None and cancel.position is not None
-        self._cancel: StepRecord | None = None if is_told else cancel
+        # While it is replayed, its body may not have come to that yet.
+        self._is_told = cancel is not None and cancel.position is not None
+        self._cancel: StepRecord | None = None if self._is_told else cancel
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
         self._steps = OpenSteps(record.run_id, host, self, steps)
@@ -153,7 +154,12 @@ class LiveRun:
     @property
     def is_cancel_asked(self) -> bool:
         """Whether its body was told that the run is to end, or is going to be."""
-        return self._execution.is_canceled or self._cancel is not None
+        return self._is_told or self._cancel is not None
+
+    @property
+    def is_cancel_pending(self) -> bool:
+        """Whether its body is to be told that the run is to end, and was not yet."""
+        return self._cancel is not None
 
     def places(self) -> list[str]:
         """Return where the body waits: ``file:line`` of each of its tasks, the first ones."""
@@ -199,7 +205,7 @@ class LiveRun:
             return False
         if self._cancel is not None:
             return True  # The first one counts.
-        if self._execution.is_canceled:
+        if self._is_told:
             self.submit(Change(run_id=self.record.run_id), [(self._host.on_canceled, self)])
             return True
         self._is_cancel_recorded = is_recorded
@@ -320,6 +326,7 @@ class LiveRun:
         else:
             change.asked = delivered
         self._cancel = None
+        self._is_told = True
         self.record = change.run = begin_cancel(self.record)
         after.append((self._host.on_canceled, self))
 

@@ -30,7 +30,7 @@ from durable.runtime.live import LiveRun
 from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
-from durable.runtime.waiting import Ends, Waiters
+from durable.runtime.waiting import Ends, Turns, Waiters
 from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
@@ -85,6 +85,7 @@ class Runner:
         self._claiming_count = 0
         self._starting: set[str] = set()
         self._start_waiters = Waiters()
+        self._ids = Turns()
         self.ends = Ends(journal, self)
         self.control = Control(journal, self)
         self._wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
@@ -178,8 +179,20 @@ class Runner:
             JournalUnavailableError: The outcome is unknown.
             EngineClosedError: The engine is closing.
         """
-        if is_id_given and await self._is_there(record):
-            return
+        if not is_id_given:
+            self._submit_start(record, spec, wake_at_ms)
+        else:
+            # One after another: what one has looked for must not be started by another meanwhile.
+            async with self._ids.hold(record.run_id):
+                if await self._is_there(record):
+                    return
+                self._submit_start(record, spec, wake_at_ms)
+        # A cancelled caller stops waiting; the start goes on, its outcome is in the journal.
+        taken_by = await self._wait_until_started(record.run_id)
+        if taken_by is not None:
+            _check_same(taken_by, record)
+
+    def _submit_start(self, record: RunRecord, spec: WorkflowSpec, wake_at_ms: int | None) -> None:
         self.check_open()
         self._starting.add(record.run_id)
         if wake_at_ms is None and self._room > 0:
@@ -190,10 +203,6 @@ class Runner:
             due_ms = self.clock.now_ms() if wake_at_ms is None else wake_at_ms
             change = Change(run_id=record.run_id, run=record, is_start=True, parked=Parked(due_ms))
             self.writer.submit(change, self, [])
-        # A cancelled caller stops waiting; the start goes on, its outcome is in the journal.
-        taken_by = await self._wait_until_started(record.run_id)
-        if taken_by is not None:
-            _check_same(taken_by, record)
 
     async def _wait_until_started(self, run_id: str) -> RunRecord | None:
         """Return who has the id, once the start that is under way is committed."""
@@ -204,21 +213,16 @@ class Runner:
             self._start_waiters.leave(run_id, acked)
 
     async def _is_there(self, record: RunRecord) -> bool:
-        while True:
-            if record.run_id in self._starting:
-                taken_by = await self._wait_until_started(record.run_id)
-                if taken_by is not None:
-                    _check_same(taken_by, record)
-                    return True
-                continue
+        """Return whether the run exists, once a start of it that is under way is committed."""
+        found: RunRecord | None = None
+        while record.run_id in self._starting:
+            found = await self._wait_until_started(record.run_id)
+        if found is None:
             live = self._live.get(record.run_id)
             found = live.record if live else await self._journal.load_run(record.run_id)
-            if record.run_id in self._starting:
-                continue  # Somebody else's start came in between.
-            if found is None:
-                return False
+        if found is not None:
             _check_same(found, record)
-            return True
+        return found is not None
 
     def check_open(self) -> None:
         self.check_working()

@@ -6,12 +6,13 @@ A waiter is a future. It is told a run's row, or ``None`` to look in the journal
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol, final
 
 from durable.core.errors import JournalUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from durable.core.errors import JournalError
     from durable.core.records import RunRecord
@@ -60,6 +61,28 @@ class Waiters:
                 if not waiter.done():
                     waiter.set_exception(make_error())
                     waiter.exception()  # Its task may be gone: nobody has to retrieve it.
+
+
+@final
+class Turns:
+    """Who does something with a run's id, one after another."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._counts: dict[str, int] = {}
+
+    @asynccontextmanager
+    async def hold(self, run_id: str) -> AsyncGenerator[None]:
+        """Wait for those who came before, and let the others wait."""
+        lock = self._locks.setdefault(run_id, asyncio.Lock())
+        self._counts[run_id] = self._counts.get(run_id, 0) + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._counts[run_id] -= 1
+            if not self._counts[run_id]:
+                del self._counts[run_id], self._locks[run_id]
 
 
 class EndsHost(Protocol):

@@ -1,0 +1,205 @@
+"""A ``KeyboardInterrupt`` that is an action's outcome ends its step, and not the program.
+
+It need not come by a ``raise`` of the action's own. What a signal handler raises is Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import durable
+from durable import Engine, Step, StepFailed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def numbers() -> Iterator[int]:
+    yield 1
+    yield 2
+
+
+def throw_before_it_begins() -> None:
+    (number for number in numbers()).throw(KeyboardInterrupt)
+
+
+def throw_into_a_suspended_one() -> None:
+    generator = (number for number in numbers())
+    next(generator)
+    generator.throw(KeyboardInterrupt)
+
+
+def throw_below() -> None:
+    def delegating() -> Generator[int, None, None]:
+        yield from numbers()
+
+    generator = delegating()
+    next(generator)
+    generator.throw(KeyboardInterrupt)
+
+
+def raise_in_what_is_called_by_c() -> None:
+    for _ in map(lambda _: interrupt(), [1]):  # noqa: C417  a call by C
+        pass
+
+
+def raise_again() -> None:
+    try:
+        interrupt()
+    finally:
+        str(1)
+
+
+SYNC: dict[str, Callable[[], None]] = {
+    "raise": interrupt,
+    "raise below C": raise_in_what_is_called_by_c,
+    "raise again": raise_again,
+    "throw before it begins": throw_before_it_begins,
+    "throw": throw_into_a_suspended_one,
+    "throw below": throw_below,
+}
+
+
+async def by_future() -> None:
+    future = asyncio.get_running_loop().create_future()
+    future.set_exception(KeyboardInterrupt())
+    await future
+
+
+async def by_future_that_is_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.call_soon(future.set_exception, KeyboardInterrupt())
+    await future
+
+
+async def by_thread() -> None:
+    await asyncio.to_thread(interrupt)
+
+
+async def by_throw() -> None:
+    coroutine = by_future()
+    coroutine.throw(KeyboardInterrupt)
+
+
+async def by_athrow() -> None:
+    async def values() -> AsyncGenerator[int]:
+        yield 1
+
+    generator = values()
+    await anext(generator)
+    await generator.athrow(KeyboardInterrupt)
+
+
+ASYNC: dict[str, Callable[[], Awaitable[None]]] = {
+    "future": by_future,
+    "future, later": by_future_that_is_waited_for,
+    "thread": by_thread,
+    "throw": by_throw,
+    "athrow": by_athrow,
+}
+
+
+@durable.action
+def interrupted_in_thread(how: str) -> None:
+    SYNC[how]()
+
+
+@durable.action
+async def interrupted(how: str) -> None:
+    if how in SYNC:
+        SYNC[how]()
+    else:
+        await ASYNC[how]()
+
+
+@durable.action
+async def fine() -> str:
+    return "fine"
+
+
+@durable.workflow
+async def catching(step: Step, how: str, in_thread: bool) -> str:
+    with pytest.raises(StepFailed) as info:
+        await (interrupted_in_thread if in_thread else interrupted)(how)
+    assert info.value.type_name == "KeyboardInterrupt"
+    return await fine()
+
+
+@pytest.mark.parametrize(
+    ("how", "in_thread"),
+    [(how, False) for how in [*SYNC, *ASYNC]] + [(how, True) for how in SYNC],
+)
+@pytest.mark.both_loops
+async def test_an_interrupt_of_an_actions_own_fails_its_step(
+    how: str, in_thread: bool, path: Path
+) -> None:
+    async with Engine(path) as engine:
+        assert await engine.run(catching(how, in_thread)) == "fine"
+
+
+@durable.action
+async def interrupted_in_process() -> None:
+    await asyncio.get_running_loop().run_in_executor(pools[0], interrupt)
+
+
+@durable.workflow
+async def catching_from_a_process(step: Step) -> str:
+    with pytest.raises(StepFailed) as info:
+        await interrupted_in_process()
+    assert info.value.type_name == "KeyboardInterrupt"
+    return await fine()
+
+
+pools: list[ProcessPoolExecutor] = []
+
+
+@pytest.mark.slow
+def test_an_interrupt_in_a_worker_process_fails_its_step(path: Path) -> None:
+    async def life() -> str:
+        async with Engine(path) as engine:
+            return await engine.run(catching_from_a_process())
+
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(len, ()).result()
+        pools[:] = [pool]
+        try:
+            assert asyncio.run(life()) == "fine"
+        finally:
+            pools.clear()
+
+
+@durable.action
+async def pressing_ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@durable.workflow
+async def pressing(step: Step) -> None:
+    await pressing_ctrl_c()
+
+
+def test_ctrl_c_in_an_action_is_the_programs(path: Path) -> None:
+    async def life() -> None:
+        # The handler that asyncio.run sets would cancel the main task instead.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        async with Engine(path, drain_timeout=0) as engine:
+            await engine.run(pressing())
+
+    outer = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(life())
+    finally:
+        signal.signal(signal.SIGINT, outer)

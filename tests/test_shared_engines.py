@@ -1,0 +1,195 @@
+"""Calls of ``durable.run`` at the same time share the engine that the first of them opens."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+import pytest
+from waiting import until
+
+import durable
+from durable import Engine, JournalUnavailableError, Step
+from durable.journal.sqlite import SqliteJournal
+from durable.shared import find_shared
+
+pytestmark = pytest.mark.both_loops
+
+
+class Gate:
+    """Lets actions of one name end."""
+
+    def __init__(self) -> None:
+        self.begun: set[str] = set()
+        self.open: dict[str, asyncio.Event] = {}
+
+    def event(self, name: str) -> asyncio.Event:
+        return self.open.setdefault(name, asyncio.Event())
+
+
+gate = Gate()
+
+
+@pytest.fixture(autouse=True)
+def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_shared_engines.gate", Gate())
+
+
+@durable.action
+async def passing(name: str) -> str:
+    gate.begun.add(name)
+    await gate.event(name).wait()
+    return name
+
+
+@durable.workflow
+async def going(step: Step, name: str) -> str:
+    return await passing(name)
+
+
+async def begun(name: str, path: Path) -> asyncio.Task[str]:
+    """Start a call whose action runs, until the gate is opened for it."""
+    task = asyncio.create_task(durable.run(going(name), id=name, url=path))
+    await until(lambda: name in gate.begun or task.done())
+    return task
+
+
+async def nobody_has(path: Path, *ids: str) -> None:
+    """The journal can be opened, and the runs are in it."""
+    assert find_shared(path=path) is None
+    async with Engine(path) as engine:
+        assert [run.id async for run in engine.iter_runs()] == list(ids)
+
+
+async def test_two_at_once_share_a_journal(path: Path) -> None:
+    gate.event("a").set()
+    gate.event("b").set()
+    both = (durable.run(going(name), id=name, url=path) for name in "ab")
+    assert [*await asyncio.gather(*both)] == ["a", "b"]
+    await nobody_has(path, "a", "b")
+
+
+async def test_awaited_calls_share_the_default_journal(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DURABLE_URL", f"sqlite:///{path}")
+    gate.event("a").set()
+    gate.event("b").set()
+    assert [*await asyncio.gather(going("a"), going("b"), durable.run(going("a")))] == [
+        "a",
+        "b",
+        "a",
+    ]
+    assert find_shared(path=path) is None
+
+
+@pytest.mark.parametrize("by_url", [True, False])
+async def test_one_that_begins_later_outlasts_the_first(by_url: bool, path: Path) -> None:
+    """Without a url it finds the engine that is open, which is not closed under it."""
+    first = await begun("a", path)
+    later = asyncio.create_task(durable.run(going("b"), id="b", url=path if by_url else None))
+    await until(lambda: "b" in gate.begun or later.done())
+    gate.event("a").set()
+    assert await first == "a"
+    third = await begun("c", path)
+    gate.event("b").set()
+    gate.event("c").set()
+    assert [*await asyncio.gather(later, third)] == ["b", "c"]
+    await nobody_has(path, "a", "b", "c")
+
+
+async def test_one_that_comes_while_the_engine_is_being_closed_opens_it_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing, may_close = asyncio.Event(), asyncio.Event()
+    close = SqliteJournal.close
+
+    async def close_slowly(journal: SqliteJournal) -> None:
+        closing.set()
+        await may_close.wait()
+        await close(journal)
+
+    monkeypatch.setattr(SqliteJournal, "close", close_slowly)
+    gate.event("a").set()
+    first = await begun("a", path)
+    await closing.wait()
+    second, third = (
+        asyncio.create_task(durable.run(going(name), id=name, url=path)) for name in "bc"
+    )
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not gate.begun & {"b", "c"}
+    gate.event("b").set()
+    gate.event("c").set()
+    may_close.set()
+    assert [*await asyncio.gather(first, second, third)] == ["a", "b", "c"]
+    await nobody_has(path, "a", "b", "c")
+
+
+async def test_that_it_cannot_be_opened_is_told_to_each(tmp_path: Path) -> None:
+    both = (durable.run(going(name), url=tmp_path) for name in "ab")
+    errors = await asyncio.gather(*both, return_exceptions=True)
+    assert [type(error) for error in errors] == [JournalUnavailableError] * 2
+    assert find_shared(path=tmp_path) is None
+    gate.event("a").set()
+    assert await durable.run(going("a"), url=tmp_path / "a.db") == "a"
+
+
+@pytest.mark.parametrize("cancelled", ["first", "second"])
+async def test_cancelling_one_leaves_the_other(cancelled: str, path: Path) -> None:
+    first, second = await begun("a", path), await begun("b", path)
+    one, other = (first, second) if cancelled == "first" else (second, first)
+    one.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await one
+    gate.event("a").set()
+    gate.event("b").set()
+    assert await other == ("b" if cancelled == "first" else "a")
+    await nobody_has(path, "a", "b")
+
+
+@pytest.mark.parametrize("cancelled", [0, 1])
+async def test_cancelling_one_while_the_engine_is_being_opened_leaves_the_other(
+    cancelled: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, may_open = asyncio.Event(), asyncio.Event()
+    open_ = SqliteJournal.open
+
+    async def open_slowly(journal: SqliteJournal) -> None:
+        opening.set()
+        await may_open.wait()
+        await open_(journal)
+
+    monkeypatch.setattr(SqliteJournal, "open", open_slowly)
+    calls = [asyncio.create_task(durable.run(going(name), url=path)) for name in "ab"]
+    await opening.wait()
+    await asyncio.sleep(0)
+    calls[cancelled].cancel()
+    gate.event("a").set()
+    gate.event("b").set()
+    may_open.set()
+    assert await calls[1 - cancelled] == "ba"[cancelled]
+    with pytest.raises(asyncio.CancelledError):
+        await calls[cancelled]
+    monkeypatch.undo()
+    assert find_shared(path=path) is None
+    async with Engine(path):
+        pass
+
+
+async def test_journals_in_memory_are_not_shared() -> None:
+    gate.event("a").set()
+    run = partial(durable.run, going("a"), id="a", url="sqlite://")
+    assert [*await asyncio.gather(run(), run())] == ["a", "a"]
+
+
+async def test_all_cancelled_leaves_nothing_open(path: Path) -> None:
+    calls = [await begun("a", path), await begun("b", path)]
+    for call in calls:
+        call.cancel()
+    gate.event("a").set()  # As it closes, the engine waits for actions that run.
+    gate.event("b").set()
+    await asyncio.wait(calls)
+    assert all(call.cancelled() for call in calls)
+    await nobody_has(path, "a", "b")
