@@ -287,8 +287,8 @@ class Execution:
         assert root is not None
         waiting = [(task, task.cancels_count) for task in self.loop.unfinished_tasks()]
         self.loop.pump(root.cancel)
-        if root.done():
-            return  # What is left of it then is cancelled as at any end, and not twice.
+        if root.done() and self._ending is _Ending.BODY:
+            return  # It ends by this: its tasks are cancelled as at any end, and not twice.
         # Not ``cancelling()``: a task may have taken its cancellation back, or had one before.
         left = [task for task, n in waiting if task.cancels_count == n and not task.done()]
         if left:

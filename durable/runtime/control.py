@@ -65,6 +65,7 @@ class Control:
     def __init__(self, journal: Journal, host: ControlHost) -> None:
         self._journal = journal
         self._host = host
+        self._submitted: dict[str, list[Change]] = {}
         self._acks = Waiters()
         self._told = Waiters()
         self._gone = Waiters()
@@ -95,11 +96,9 @@ class Control:
                     is_asked = True
                     await self._ask_in_journal(record, steps, interrupt=interrupt)
                     live = host.live(run_id)
-                    if live is None or live.is_cancel_asked:
+                    if live is None:
                         return True
-            # Claimed just before it was asked in the journal, it does not know.
-            asked = cancel_record(host.clock.now_ms(), interrupt=interrupt)
-            if live.cancel(asked, is_recorded=is_asked):
+            if live.cancel(cancel_record(host.clock.now_ms(), interrupt=interrupt)):
                 await self._wait(self._told, run_id)
                 if not live.is_cancel_pending:
                     return True
@@ -147,6 +146,7 @@ class Control:
             return True
 
     async def _submit(self, change: Change) -> None:
+        self._submitted.setdefault(change.run_id, []).append(change)
         self._host.writer.submit(change, self, [])
         await self._wait(self._acks, change.run_id)
 
@@ -165,6 +165,10 @@ class Control:
 
     def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
         """What was asked of a run that was not in memory is in the journal."""
+        submitted = self._submitted.pop(change.run_id, ())
+        left = [each for each in submitted if each is not change]
+        if left:
+            self._submitted[change.run_id] = left
         if change.is_removal:
             self._host.on_removed(change.run_id)
         elif change.run is not None:
@@ -180,6 +184,14 @@ class Control:
         finally:
             waiters.leave(run_id, waiter)
 
+    def on_claimed(self, live: LiveRun) -> None:
+        """A run was claimed: what was to be written for one that nobody works on is void."""
+        for change in self._submitted.pop(live.record.run_id, ()):
+            if change.asked is not None:
+                live.cancel(change.asked)
+            change.asked = change.run = change.parked = None
+            change.updated = []
+
     def on_canceled(self, run_id: str) -> None:
         """The cancel of a live run is in the journal."""
         self._told.tell(run_id, None)
@@ -191,6 +203,7 @@ class Control:
 
     def fail_all(self, make_error: Callable[[], Exception]) -> None:
         """Wake all who wait for a cancel: it may be in the journal or not."""
+        self._submitted.clear()
         self._acks.fail_all(make_error)
         self._told.fail_all(make_error)
         self._gone.fail_all(make_error)

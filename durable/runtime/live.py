@@ -152,11 +152,6 @@ class LiveRun:
         return self.phase in (Phase.OPENING, Phase.REPLAYING)
 
     @property
-    def is_cancel_asked(self) -> bool:
-        """Whether its body was told that the run is to end, or is going to be."""
-        return self._is_told or self._cancel is not None
-
-    @property
     def is_cancel_pending(self) -> bool:
         """Whether its body is to be told that the run is to end, and was not yet."""
         return self._cancel is not None
@@ -196,7 +191,7 @@ class LiveRun:
             self._park_if_idle(now_ms, change)
         self.submit(change, after)
 
-    def cancel(self, asked: StepRecord, *, is_recorded: bool) -> bool:
+    def cancel(self, asked: StepRecord) -> bool:
         """Have the body cancelled; return whether it can be: the run is not about to leave.
 
         ``LiveHost.on_canceled`` is called when that is in the journal.
@@ -208,7 +203,6 @@ class LiveRun:
         if self._is_told:
             self.submit(Change(run_id=self.record.run_id), [(self._host.on_canceled, self)])
             return True
-        self._is_cancel_recorded = is_recorded
         self._cancel = asked
         if self.phase is Phase.LIVE:
             self._deliveries.append((asked, UNSET))

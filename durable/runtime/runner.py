@@ -307,6 +307,7 @@ class Runner:
         live = self._live.pop(run_id, None)
         if live is not None:
             live.drop()
+        self.control.on_gone(run_id)
         self.ends.tell_removed(run_id)
         self._claim_if_room()
 
@@ -365,6 +366,7 @@ class Runner:
             interrupted = self._orphans.take(record.run_id)
             live = LiveRun(self, spec, record, steps, interrupted=interrupted)
             self._live[record.run_id] = live
+            self.control.on_claimed(live)
             self.schedule(live)
         if is_more_due and self._room > 0:
             self.writer.ask_claim()
