@@ -20,14 +20,19 @@ _RAISING = {
     )
 }
 
+_RESUME = opcode.opmap["RESUME"]
+_AFTER_YIELD_FROM = 2
+"""Where ``RESUME`` looks for no signals any more: after ``yield from``, and after ``await``."""
+
 
 def is_from_signal(exc: BaseException) -> bool:
     """Whether a signal handler raised it: then it is the host's, and no outcome of the code.
 
     Python's own handler of Ctrl-C leaves no frame. The interpreter calls it where it looks for
-    signals: at calls, at jumps back, and where a frame begins or goes on. From Python 3.12 on, an
-    exception that is thrown into a coroutine seems to come from there, too; when in doubt, it is
-    the host's.
+    signals: at calls, at jumps back, and where a frame begins, or goes on after a ``yield``. From
+    Python 3.12 on an exception that is thrown into a generator comes from there, too: when in
+    doubt, it is the host's. Source: ``RESUME`` in docs.python.org/3/library/dis.html, and in
+    CPython's bytecodes.c.
     """
     handlers = _handlers()
     at = exc.__traceback__
@@ -39,7 +44,10 @@ def is_from_signal(exc: BaseException) -> bool:
         last, at = at, at.tb_next
     if last is None or not isinstance(exc, KeyboardInterrupt) or exc.__cause__ is not None:
         return False
-    return last.tb_frame.f_code.co_code[last.tb_lasti] not in _RAISING
+    instruction, argument = last.tb_frame.f_code.co_code[last.tb_lasti : last.tb_lasti + 2]
+    if instruction == _RESUME:
+        return argument & 3 < _AFTER_YIELD_FROM
+    return instruction not in _RAISING
 
 
 def _handlers() -> set[CodeType]:
