@@ -209,7 +209,11 @@ class Engine:
 
         Raises:
             JournalLockedError: Another owner had taken the journal over; nothing more was written.
+            RuntimeError: An action of its own closes it, for which it would wait. It stays open.
         """
+        if own_engine.get() is self:
+            msg = "an action cannot close the engine that runs it: closing waits for the action"
+            raise RuntimeError(msg)
         assert self._loop is not None
         remove_open(self, self._loop)
         await to_its_end(self._close())

@@ -140,8 +140,9 @@ class Parameters:
         Raises:
             ArgumentError: One has no JSON form.
         """
+        shape = self._args or self._resolved()[0]
         try:
-            return encode_canonical(arguments)
+            return encode_canonical(arguments, sorts_sets=shape.sorts_sets)
         except EncodeError as exc:
             msg = f"{self._what}: {exc}"
             raise ArgumentError(msg) from exc

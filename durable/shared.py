@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from contextvars import Context
 from typing import TYPE_CHECKING, final
 
+from durable.current import own_engine
 from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class SharedEngine:
         self._users_count = 0
         self._is_open = False
         self._changing = asyncio.Lock()
+        self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Engine:
         """Open it, if nobody has. Raises what opening an engine raises."""
@@ -44,7 +47,11 @@ class SharedEngine:
 
     async def __aexit__(self, *_: object) -> None:
         """Close it, if nobody else needs it."""
-        await to_its_end(self._leave())
+        if own_engine.get() is self.engine:
+            # Closing waits for the action that leaves, which must not wait for that.
+            self._closing = asyncio.create_task(self._leave(), context=Context())
+        else:
+            await to_its_end(self._leave())
 
     async def _leave(self) -> None:
         self._users_count -= 1
@@ -57,8 +64,9 @@ class SharedEngine:
                     await self.engine.__aexit__(None, None, None)
             finally:
                 # Who came while it was being closed opens it again.
-                if not self._users_count:
-                    _engines().remove(self)
+                engines = _engines()
+                if not self._users_count and self in engines:
+                    engines.remove(self)
 
 
 def find_shared(*, engine: Engine | None = None, path: Path | None = None) -> SharedEngine | None:

@@ -49,6 +49,8 @@ def execute_outside(path: Path, sql: str) -> None:
 
 def a_run(run_id: str, **fields: Any) -> RunRecord:  # noqa: ANN401  of any column
     defaults: dict[str, Any] = {"name": "wf", "state": RunState.RUNNING, "started_at_ms": 1}
+    if "state" in fields and fields["state"].is_final:
+        defaults["finished_at_ms"] = 2
     return RunRecord(run_id=run_id, **(defaults | fields))
 
 

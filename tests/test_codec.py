@@ -283,3 +283,28 @@ class HasEvent:
 def test_an_annotation_without_json_is_refused(annotation: object) -> None:
     with pytest.raises(TypeError):
         Shape[object](annotation)
+
+
+class Aliased(pydantic.BaseModel):
+    """Validated by one alias, dumped by another, with a default that would hide a loss."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    order_id: str = pydantic.Field("none", alias="orderId")
+    total: int = pydantic.Field(0, validation_alias="totalIn", serialization_alias="totalOut")
+
+    @pydantic.computed_field
+    def double(self) -> int:
+        return 2 * self.total
+
+
+class Outer(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(serialize_by_alias=True)
+    inner: Aliased = pydantic.Field(alias="innerOne")
+
+
+def test_a_model_with_aliases_keeps_its_values() -> None:
+    inner = Aliased.model_validate({"orderId": "o-1", "totalIn": 900})
+    for value in (inner, Outer.model_validate({"innerOne": inner})):
+        for canonical in (True, False):
+            _, decoded = Shape[Any](type(value)).round_trip(value, canonical=canonical)
+            assert decoded == value

@@ -181,3 +181,15 @@ def test_steps_out_of_order_are_told(order: str, path: Path) -> None:
     asyncio.run(life(new=True))
     reorder(path, "durable_step", ORDERS[order])
     asyncio.run(life(new=False))
+
+
+async def test_a_state_that_its_end_belies_is_told(path: Path) -> None:
+    """A final row is never written again: such a run would go on, and its end be lost."""
+    async with Engine(path) as engine:
+        assert await engine.run(echoing("a"), id="a") == "a"
+    statement = "UPDATE durable_run SET state = 'running', wake_at_ms = 0"
+    await asyncio.to_thread(damage, path, statement)
+    async with Engine(path) as engine:
+        for ask in (engine.status("a"), engine.get("a").result(), engine.list_runs()):
+            with pytest.raises(JournalCorruptError, match="'a': its state is running"):
+                await ask

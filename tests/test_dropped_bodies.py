@@ -140,6 +140,43 @@ async def under_slotted_iterator(lease: Lease) -> None:
     await awaitable
 
 
+async def _releasing_at_its_end() -> AsyncGenerator[int]:
+    try:
+        yield 1
+        yield 2
+    finally:
+        await release()
+
+
+async def with_a_generator_that_its_end_begins(lease: Lease) -> None:
+    """Left half done while the body is closed: not for the host's loop to close."""
+    try:
+        await lease.take()
+    finally:
+        async for _ in _releasing_at_its_end():
+            break
+
+
+class _InLists:
+    def __init__(self, coro: Coroutine[Any, Any, None]) -> None:
+        self._deep = [[coro]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> object:
+        return self._deep[0][0].send(None)
+
+
+async def under_iterator_with_lists(lease: Lease) -> None:
+    awaitable: Awaitable[None] = lease.keep(_Awaitable(_InLists(lease.take())))
+    await awaitable
+
+
+async def under_anext_with_default(lease: Lease) -> None:
+    await anext(lease.keep(taking(lease)), None)
+
+
 WAYS: dict[str, Callable[[Lease], Awaitable[None]]] = {
     "async for": under_async_for,
     "asend": under_asend,
@@ -147,6 +184,9 @@ WAYS: dict[str, Callable[[Lease], Awaitable[None]]] = {
     "context manager": under_context_manager,
     "iterator of its own": under_own_iterator,
     "iterator with slots": under_slotted_iterator,
+    "iterator with lists": under_iterator_with_lists,
+    "anext with a default": under_anext_with_default,
+    "generator begun by its end": with_a_generator_that_its_end_begins,
 }
 
 

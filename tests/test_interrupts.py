@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,9 +68,9 @@ SYNC: dict[str, Callable[[], None]] = {
     "raise below C": raise_in_what_is_called_by_c,
     "raise again": raise_again,
     "throw before it begins": throw_before_it_begins,
-    "throw": throw_into_a_suspended_one,
-    "throw below": throw_below,
 }
+if sys.version_info < (3, 12):  # From then on these look like Ctrl-C, and are taken for it.
+    SYNC |= {"throw": throw_into_a_suspended_one, "throw below": throw_below}
 
 
 async def by_future() -> None:
@@ -107,8 +109,9 @@ ASYNC: dict[str, Callable[[], Awaitable[None]]] = {
     "future, later": by_future_that_is_waited_for,
     "thread": by_thread,
     "throw": by_throw,
-    "athrow": by_athrow,
 }
+if sys.version_info < (3, 12):
+    ASYNC["athrow"] = by_athrow
 
 
 @durable.action
@@ -203,3 +206,63 @@ def test_ctrl_c_in_an_action_is_the_programs(path: Path) -> None:
             asyncio.run(life())
     finally:
         signal.signal(signal.SIGINT, outer)
+
+
+PROGRAM = """
+import asyncio, signal, sys
+import durable
+
+def summing(numbers):
+    return sum(number for number in numbers)
+
+def spinning(numbers):
+    for number in numbers:
+        pass
+
+@durable.action
+async def busy(how: str) -> None:
+    def numbers():
+        for number in range(100_000_000):
+            if number == 1000:
+                signal.raise_signal(int(sys.argv[3]))
+            yield number
+    globals()[how](numbers())
+
+@durable.workflow
+async def working(step, how: str) -> None:
+    await busy(how)
+
+async def main():
+    async with durable.Engine("sqlite:///" + sys.argv[1], drain_timeout=0) as engine:
+        await engine.run(working(sys.argv[2]), id="r")
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+loop = asyncio.new_event_loop()
+try:
+    loop.run_until_complete(main())
+except KeyboardInterrupt:
+    sys.exit(5)
+finally:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(loop), return_exceptions=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["summing", "spinning"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 5), (signal.SIGTERM, 7)])
+def test_a_signal_while_an_action_computes_is_the_programs(
+    number: int, code: int, how: str, path: Path
+) -> None:
+    """Also in a generator; and what a handler of the program's own raises."""
+    args = [sys.executable, "-c", PROGRAM, str(path), how, str(int(number))]
+    ended = subprocess.run(args, timeout=60, check=False, capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+
+    async def look() -> str:
+        async with Engine(path, max_parallelism=0) as engine:
+            return str((await engine.status("r")).state)
+
+    assert asyncio.run(look()) == "running"

@@ -193,3 +193,75 @@ async def test_all_cancelled_leaves_nothing_open(path: Path) -> None:
     await asyncio.wait(calls)
     assert all(call.cancelled() for call in calls)
     await nobody_has(path, "a", "b")
+
+
+@durable.workflow
+async def inner(step: Step) -> str:
+    return await passing("inner")
+
+
+@durable.action
+async def running_another(path: str) -> str:
+    return await durable.run(inner(), id="inner", url=Path(path))
+
+
+@durable.workflow
+async def nesting(step: Step, path: str) -> str:
+    return await running_another(path)
+
+
+async def test_an_action_that_is_the_last_to_leave_does_not_wait_for_its_own_end(
+    path: Path,
+) -> None:
+    """The engine waits for the action, which must not wait for the engine."""
+    outer = asyncio.create_task(durable.run(nesting(str(path)), id="outer", url=path))
+    await until(lambda: "inner" in gate.begun)
+    outer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await outer
+    gate.event("inner").set()
+    await until(lambda: find_shared(path=path) is None)
+    await nobody_has(path, "outer", "inner")
+
+
+async def test_one_that_leaves_twice_over_is_cancelled_like_any_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the engine is being closed, and is cancelled before it could open it again."""
+    closing, may_close = asyncio.Event(), asyncio.Event()
+    close = SqliteJournal.close
+
+    async def close_slowly(journal: SqliteJournal) -> None:
+        closing.set()
+        await may_close.wait()
+        await close(journal)
+
+    first = await begun("first", path)
+    monkeypatch.setattr(SqliteJournal, "close", close_slowly)
+    gate.event("first").set()
+    await closing.wait()
+    second = asyncio.create_task(durable.run(going("second"), id="second", url=path))
+    await asyncio.sleep(0)
+    second.cancel()
+    may_close.set()
+    assert await first == "first"
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    await nobody_has(path, "first")
+
+
+@durable.action
+async def closing_its_engine() -> None:
+    await Engine.current().__aexit__(None, None, None)
+
+
+@durable.workflow
+async def closing_it(step: Step) -> None:
+    await closing_its_engine()
+
+
+async def test_an_action_cannot_close_its_engine(path: Path) -> None:
+    async with Engine(path) as engine:
+        with pytest.raises(durable.RunFailed, match="cannot close the engine") as failed:
+            await engine.run(closing_it())
+        assert isinstance(failed.value.__cause__, RuntimeError)

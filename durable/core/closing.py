@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from collections import deque
 from types import (
     AsyncGeneratorType,
@@ -34,7 +35,10 @@ _unclosable: list[Any] = []
 def close_frames(tasks: list[WorkflowTask[Any]], loop: WorkflowLoop) -> None:
     """Close the frames of a loop's tasks, the last one first, as code of that loop."""
     outer_loop = asyncio._get_running_loop()  # noqa: SLF001  the documented hook for loops
+    outer_hooks = sys.get_asyncgen_hooks()
     asyncio._set_running_loop(loop)  # noqa: SLF001
+    # Else the host's loop would close, in a task of its own, what a ``finally`` leaves half done.
+    sys.set_asyncgen_hooks(firstiter=_leave, finalizer=_leave)
     try:
         for task in reversed(tasks):
             silence(task)
@@ -44,7 +48,12 @@ def close_frames(tasks: list[WorkflowTask[Any]], loop: WorkflowLoop) -> None:
             unlink(task)
             unlink(getattr(task, "_fut_waiter", None))  # What it waits for, as asyncio has it.
     finally:
+        sys.set_asyncgen_hooks(*outer_hooks)
         asyncio._set_running_loop(outer_loop)  # noqa: SLF001
+
+
+def _leave(_generator: object) -> None:
+    """Do nothing about an async generator: freed, it runs no more."""
 
 
 def silence(task: Any) -> None:  # noqa: ANN401  the attribute is asyncio's own

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, final
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -41,7 +41,8 @@ class DecodeError(Exception):
 def _encode_foreign(value: object) -> object:
     dump = getattr(type(value), "model_dump", None)
     if dump is not None:
-        return _with_sorted_sets(dump(value, mode="json"), value)
+        # By the names of the fields, there and back: aliases may differ in the two directions.
+        return _with_sorted_sets(dump(value, mode="json", by_alias=False, round_trip=True), value)
     name = type(value).__qualname__
     if value is None or isinstance(value, tuple | frozenset):
         # msgspec asks about these only where JSON has no place for them.
@@ -58,26 +59,53 @@ def _decode_foreign(shape: type, value: object) -> object:
         return value
     validate = getattr(shape, "model_validate", None)
     if validate is not None:
-        return validate(value)
+        return validate(value, by_alias=False, by_name=True)
     msg = f"type {shape!r} has no JSON form"
     raise DecodeError(msg)
 
 
-def _find_foreign(annotation: Any) -> type | None:  # noqa: ANN401  any type form
-    """Return a class in an annotation that neither msgspec nor the hooks above know."""
+def _parts_of_annotation(annotation: Any) -> Iterator[msgspec.inspect.Type]:  # noqa: ANN401
+    """Iterate over an annotation, as msgspec sees it, and all that it is made of."""
     seen: set[int] = set()
     todo: list[object] = [msgspec.inspect.type_info(annotation)]
     while todo:
         info = todo.pop()
-        if isinstance(info, msgspec.inspect.CustomType):
-            if info.cls is not object and not hasattr(info.cls, "model_validate"):
-                return info.cls
-        elif isinstance(info, tuple | list):
+        if isinstance(info, tuple | list):
             todo += info  # pyright: ignore[reportUnknownArgumentType]
         elif isinstance(info, msgspec.Struct) and id(info) not in seen:
             seen.add(id(info))
+            if isinstance(info, msgspec.inspect.Type):
+                yield info
             todo += (getattr(info, field) for field in info.__struct_fields__)
+
+
+def _find_foreign(annotation: Any) -> type | None:  # noqa: ANN401  any type form
+    """Return a class in an annotation that neither msgspec nor the hooks above know."""
+    for info in _parts_of_annotation(annotation):
+        if isinstance(info, msgspec.inspect.CustomType) and (
+            info.cls is not object and not hasattr(info.cls, "model_validate")
+        ):
+            return info.cls
     return None
+
+
+_ORDERED = (
+    msgspec.inspect.StrType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.BytesType,
+    msgspec.inspect.UUIDType,
+    msgspec.inspect.DateType,
+)
+"""What ``<`` puts into one order, whatever the values."""
+
+
+def _may_have_odd_sets(annotation: Any) -> bool:  # noqa: ANN401
+    sets = (msgspec.inspect.SetType, msgspec.inspect.FrozenSetType)
+    return any(
+        isinstance(info, msgspec.inspect.AnyType)
+        or (isinstance(info, sets) and not isinstance(info.item_type, _ORDERED))
+        for info in _parts_of_annotation(annotation)
+    )
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_encode_foreign)
@@ -112,8 +140,12 @@ def _to_plain(value: object) -> object:
             value, enc_hook=_encode_foreign, order="deterministic", str_keys=True
         )
     except TypeError:  # A set whose elements have no order of their own.
-        plain = msgspec.to_builtins(value, enc_hook=_encode_foreign, str_keys=True)
-        return _with_sorted_sets(plain, value)
+        return _sorted_plain(value)
+
+
+def _sorted_plain(value: object) -> object:
+    plain = msgspec.to_builtins(value, enc_hook=_encode_foreign, str_keys=True)
+    return _with_sorted_sets(plain, value)
 
 
 def _with_sorted_sets(plain: Any, value: Any) -> Any:  # noqa: ANN401  any value, as plain JSON
@@ -160,17 +192,14 @@ def _names_of(value: Any) -> dict[str, str]:  # noqa: ANN401
     """Return an object's attributes by the names that they have in JSON, if those differ."""
     if isinstance(value, msgspec.Struct):
         return dict(zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True))
-    model: Any = value.__class__
-    if not getattr(model, "model_config", {}).get("serialize_by_alias"):
-        return {}
-    names = {field.serialization_alias: name for name, field in model.model_fields.items()}
-    return names | {field.alias: name for name, field in model.model_computed_fields.items()}
+    return {}
 
 
-def _encode(value: object, *, canonical: bool) -> str:
+def _encode(value: object, *, canonical: bool, sorts_sets: bool = False) -> str:
     try:
         try:
-            data = (_canonical_encoder if canonical else _encoder).encode(value)
+            encoder = _canonical_encoder if canonical else _encoder
+            data = encoder.encode(_sorted_plain(value) if sorts_sets else value)
         except TypeError:
             # Ordering asks for text keys, which to_builtins makes of numbers, dates and the like.
             data = _canonical_encoder.encode(_to_plain(value))
@@ -215,13 +244,17 @@ def encode(value: object) -> str:
     return _encode(value, canonical=False)
 
 
-def encode_canonical(value: object) -> str:
+def encode_canonical(value: object, *, sorts_sets: bool = False) -> str:
     """Encode ``value`` so that equal values give equal text.
+
+    Args:
+        value: What is to be encoded.
+        sorts_sets: It may have sets in it that msgspec cannot sort: ``Shape.sorts_sets``.
 
     Raises:
         EncodeError: It has no faithful JSON form.
     """
-    return _encode(value, canonical=True)
+    return _encode(value, canonical=True, sorts_sets=sorts_sets)
 
 
 def decode_plain(text: str) -> Any:  # noqa: ANN401  JSON of any shape
@@ -243,9 +276,11 @@ class Shape(Generic[T]):
     Attributes:
         own_type: The annotation, if its values decode to themselves, so that one of just this type
             needs no check; else ``None``.
+        sorts_sets: Whether its values may have sets in them whose elements ``<`` does not put into
+            one order, such as sets of sets, where it means "is a part of".
     """
 
-    __slots__ = ("_decoder", "_is_any", "annotation", "own_type")
+    __slots__ = ("_decoder", "_is_any", "annotation", "own_type", "sorts_sets")
 
     def __init__(self, annotation: Any) -> None:  # noqa: ANN401  any type form
         """Prepare ``annotation``.
@@ -264,6 +299,7 @@ class Shape(Generic[T]):
             raise TypeError(msg)
         self.annotation = annotation
         self.own_type: type | None = next((t for t in OWN_TYPES if t is annotation), None)
+        self.sorts_sets = _may_have_odd_sets(annotation)
         self._is_any = annotation is Any or annotation is object
         shape: Any = Any if self._is_any else annotation
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(
@@ -305,5 +341,5 @@ class Shape(Generic[T]):
             own: Any = value
             return _encode(value, canonical=canonical), own
         self.check(value)
-        text = _encode(value, canonical=canonical)
+        text = _encode(value, canonical=canonical, sorts_sets=canonical and self.sorts_sets)
         return text, self.decode(text)

@@ -1,9 +1,15 @@
-"""Telling Ctrl-C from a ``raise KeyboardInterrupt`` of the user's code."""
+"""Telling what a signal handler raises from what the user's code does."""
 
 from __future__ import annotations
 
 import asyncio
 import opcode
+import signal
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import CodeType, TracebackType
 
 _RAISING = {
     opcode.opmap[name]
@@ -13,21 +19,45 @@ _RAISING = {
         *("RETURN_GENERATOR", "POP_TOP", "YIELD_VALUE", "SEND", "JUMP_BACKWARD_NO_INTERRUPT"),
     )
 }
+
 _RESUME = opcode.opmap["RESUME"]
+_AFTER_YIELD_FROM = 2
+"""Where ``RESUME`` looks for no signals any more: after ``yield from``, and after ``await``."""
 
 
 def is_from_signal(exc: BaseException) -> bool:
     """Whether a signal handler raised it: then it is the host's, and no outcome of the code.
 
-    The interpreter looks for signals at calls, at jumps back and where a function begins.
+    Python's own handler of Ctrl-C leaves no frame. The interpreter calls it where it looks for
+    signals: at calls, at jumps back, and where a frame begins, or goes on after a ``yield``. From
+    Python 3.12 on an exception that is thrown into a generator comes from there, too: when in
+    doubt, it is the host's. Source: ``RESUME`` in docs.python.org/3/library/dis.html, and in
+    CPython's bytecodes.c.
     """
+    handlers = _handlers()
     at = exc.__traceback__
-    if at is None:
+    last: TracebackType | None = None
+    while at is not None:
+        code = at.tb_frame.f_code
+        if code in handlers or code.co_filename == asyncio.runners.__file__:
+            return True
+        last, at = at, at.tb_next
+    if last is None or not isinstance(exc, KeyboardInterrupt) or exc.__cause__ is not None:
         return False
-    while at.tb_next is not None:
-        at = at.tb_next
-    code = at.tb_frame.f_code
-    if code.co_filename == asyncio.runners.__file__:
-        return True
-    instruction, argument = code.co_code[at.tb_lasti : at.tb_lasti + 2]
-    return instruction not in _RAISING and not (instruction == _RESUME and argument != 0)
+    instruction, argument = last.tb_frame.f_code.co_code[last.tb_lasti : last.tb_lasti + 2]
+    if instruction == _RESUME:
+        return argument & 3 < _AFTER_YIELD_FROM
+    return instruction not in _RAISING
+
+
+def _handlers() -> set[CodeType]:
+    """Return the code of the signal handlers that are Python functions."""
+    codes: set[CodeType] = set()
+    for number in signal.valid_signals():
+        handler: object = signal.getsignal(number)
+        while isinstance(handler, partial):
+            handler = handler.func  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+        code = getattr(getattr(handler, "__func__", handler), "__code__", None)
+        if code is not None:
+            codes.add(code)
+    return codes

@@ -159,9 +159,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
             return
         try:
             handle._run()  # noqa: SLF001  as asyncio's own loops do
-        except SystemExit:
-            pass  # The task that raised it has it as its result; that decides about the run.
-        except KeyboardInterrupt as exc:
+        except (SystemExit, KeyboardInterrupt) as exc:
+            # The body's own is its task's result; that decides about the run.
             if is_from_signal(exc):
                 raise
         if self._cancelled_by_anyio:

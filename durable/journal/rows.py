@@ -51,11 +51,14 @@ def decode_run(data: Any) -> RunRecord:  # noqa: ANN401
         JournalCorruptError: It is damaged; the message names the run.
     """
     try:
-        return _run.decode(data)
+        run = _run.decode(data)
     except UNREADABLE:
         run_id = bytes(RAW_ROWS.decode(data)[0]).decode("utf-8", "backslashreplace")
-        run: RunRecord = decode_row(_run, data, f"run {run_id}")
-        return run
+        run = decode_row(_run, data, f"run {run_id}")
+    if run.state.is_final is (run.finished_at_ms is None):
+        why = f"its state is {run.state}, and its time of finishing {run.finished_at_ms}"
+        raise JournalCorruptError(damaged(f"run {run.run_id!r}", why))
+    return run
 
 
 def decode_row(decoder: msgspec.json.Decoder[Any], data: Any, what: str) -> Any:  # noqa: ANN401

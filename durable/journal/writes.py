@@ -32,7 +32,7 @@ from durable.journal.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from durable.core.errors import JournalError
 
@@ -195,46 +195,65 @@ def ownership_lost(present: int, epoch: int) -> OwnershipLostError:
 
 def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
     """Return the parts of ``COMMIT``: of each row, the last that is to be written."""
-    issued: dict[tuple[str, int], tuple[str, StepRecord]] = {}
-    updated: dict[tuple[str, int], tuple[str, StepRecord]] = {}
-    parked: dict[str, int | None] = {}
-    starts: dict[str, tuple[RunRecord, int | None, int | None]] = {}
-    runs: dict[str, RunRecord] = {}
-    for change in changes:
-        run_id, run = change.run_id, change.run
-        if change.is_start:
-            assert run is not None
-            assert run_id not in starts
-            starts[run_id] = (run, None, epoch)
-        elif run is not None:
-            if run_id in starts:
-                starts[run_id] = (run, *starts[run_id][1:])
-            else:
-                runs[run_id] = run
-        if change.parked is not None:
-            if run_id in starts:
-                starts[run_id] = (starts[run_id][0], change.parked.wake_at_ms, None)
-            else:
-                parked[run_id] = change.parked.wake_at_ms
-        for step in change.issued:
-            issued[run_id, step.number] = (run_id, step)
-        for step in change.updated:
-            where = issued if issued and (run_id, step.number) in issued else updated
-            where[run_id, step.number] = (run_id, step)
+    changes = _one_of_each_run(changes)
+    starts = [change for change in changes if change.is_start]
+    others = [change for change in changes if not change.is_start] if starts else changes
     return (
         epoch,
-        _json_rows(starts.values()),
-        _json_rows(issued.values()),
-        _json_rows(updated.values()),
+        _json_rows([_start_row(change, epoch) for change in starts]),
+        _json_rows([(change.run_id, step) for change in changes for step in change.issued]),
+        _json_rows([(change.run_id, step) for change in changes for step in change.updated]),
         _json_rows([(each.run_id, each.asked) for each in changes if each.asked is not None]),
-        _json_rows(runs.values()),
-        _json_rows(parked.items()),
-        _json_rows([each.run_id for each in changes if each.is_removal]),
+        _json_rows([change.run for change in others if change.run is not None]),
+        _json_rows(
+            [
+                (change.run_id, change.parked.wake_at_ms)
+                for change in others
+                if change.parked is not None
+            ]
+        ),
+        _json_rows([change.run_id for change in changes if change.is_removal]),
     )
 
 
-def _json_rows(rows: Collection[object]) -> str | None:
-    return msgspec.json.encode(list(rows)).decode() if rows else None
+def _start_row(change: Change, epoch: int) -> tuple[RunRecord | None, int | None, int | None]:
+    if change.parked is None:
+        return change.run, None, epoch
+    return change.run, change.parked.wake_at_ms, None
+
+
+def _one_of_each_run(changes: Sequence[Change]) -> Sequence[Change]:
+    """Merge the changes of each run: of a row that several write, the last counts."""
+    by_run: dict[str, list[Change]] = {}
+    for change in changes:
+        by_run.setdefault(change.run_id, []).append(change)
+    if len(by_run) == len(changes):
+        return changes
+    return [group[0] if len(group) == 1 else _merge(group) for group in by_run.values()]
+
+
+def _merge(changes: list[Change]) -> Change:
+    """Return what changes of one run, in this order, lead to."""
+    merged = Change(run_id=changes[0].run_id)
+    issued: dict[int, StepRecord] = {}
+    updated: dict[int, StepRecord] = {}
+    for change in changes:
+        # A start after the removal of the run that has its id finds the id taken.
+        merged.is_start = merged.is_start or change.is_start
+        merged.is_removal = merged.is_removal or change.is_removal
+        merged.asked = merged.asked or change.asked
+        merged.run = change.run or merged.run
+        merged.parked = change.parked or merged.parked
+        issued.update((step.number, step) for step in change.issued)
+        for step in change.updated:
+            (issued if step.number in issued else updated)[step.number] = step
+    merged.issued += issued.values()
+    merged.updated += updated.values()
+    return merged
+
+
+def _json_rows(rows: Sequence[object]) -> str | None:
+    return msgspec.json.encode(rows).decode() if rows else None
 
 
 def commit(

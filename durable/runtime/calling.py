@@ -55,7 +55,7 @@ async def call_sync(
             partial(_call_caught, work, args), limiter=threads, abandon_on_cancel=True
         )
         if isinstance(result, _Caught):
-            return _failed(result.exc)
+            return Failed(result.exc)  # Signals come in the main thread only.
         return Succeeded(*work.encode_result(result))
     except BaseException as exc:  # noqa: BLE001  an action may raise anything
         return _failed(exc)
@@ -67,7 +67,7 @@ async def call_sync(
 def _failed(exc: BaseException) -> Failed:
     if issubclass(type(exc), asyncio.CancelledError) and _is_cancelled():
         raise exc  # The pool or the host cancels; one that the action raised is its outcome.
-    if issubclass(type(exc), KeyboardInterrupt) and is_from_signal(exc):
+    if issubclass(type(exc), (KeyboardInterrupt, SystemExit)) and is_from_signal(exc):
         raise exc
     return Failed(exc)
 

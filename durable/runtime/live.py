@@ -224,7 +224,8 @@ class LiveRun:
     def submit(self, change: Change, after: Effects) -> None:
         self._is_start = False
         self._host.writer.submit(change, self, after)
-        self._steps.enqueue_queued()
+        if self._steps.queued:
+            self._steps.enqueue_queued()
 
     def on_slot(self, job: Job) -> None:
         """A queued attempt has its slot."""

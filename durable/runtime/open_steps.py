@@ -101,6 +101,9 @@ class OpenSteps:
 
     Args:
         recorded: What the journal has of those that were not delivered.
+
+    Attributes:
+        queued: Attempts that found no slot, until their change is submitted.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class OpenSteps:
         }
         self._jobs: dict[int, Job] = {}
         self._alarms: dict[int, Alarm] = {}
-        self._queued: list[Job] = []
+        self.queued: list[Job] = []
 
     def __len__(self) -> int:
         return len(self._records)
@@ -221,7 +224,7 @@ class OpenSteps:
             # Only after the commit: a start whose id is taken must not have asked for slots.
             after.append((self._enqueue, job))
         else:
-            self._queued.append(job)
+            self.queued.append(job)
         return step
 
     def _make_job(self, step: StepRecord, work: ActionWork) -> Job:
@@ -236,10 +239,9 @@ class OpenSteps:
 
     def enqueue_queued(self) -> None:
         """Let attempts that found no slot wait for one, now that their change is submitted."""
-        if self._queued:
-            queued, self._queued = self._queued, []
-            for job in queued:
-                self._enqueue(job)
+        queued, self.queued = self.queued, []
+        for job in queued:
+            self._enqueue(job)
 
     def _enqueue(self, job: Job) -> None:
         if job.state is JobState.QUEUED:

@@ -6,6 +6,7 @@ So that a long replay, or a flood of completions, does not hold the loop.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import deque
 from typing import TYPE_CHECKING, final
@@ -58,6 +59,10 @@ class Pump:
 
     def _run_slice(self) -> None:
         began_s = turn_s = time.perf_counter()
+        # What the collector frees runs code, such as the ``finally`` of another body's coroutine:
+        # not while a body could take it for its own.
+        is_collecting = gc.isenabled()
+        gc.disable()
         try:
             while self._ready:
                 live = self._ready.popleft()
@@ -75,6 +80,8 @@ class Pump:
                     break
                 turn_s = now_s
         finally:
+            if is_collecting:
+                gc.enable()
             self._is_scheduled = bool(self._ready)
             if self._is_scheduled:
                 asyncio.get_running_loop().call_soon(self._run_slice)

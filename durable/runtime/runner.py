@@ -120,7 +120,9 @@ class Runner:
             if isinstance(self._crash, Exception):
                 reason = one_line(self._crash)
                 self.log.error("durable.engine_failed", reason=reason)  # noqa: TRY400  raised anyway
-            raise self._crash from self._crash.__cause__
+            # The loop has raised these already, out of the task that they came to.
+            if not isinstance(self._crash, (KeyboardInterrupt, SystemExit)):
+                raise self._crash from self._crash.__cause__
         finally:
             self._is_closing = True
             ready.set()

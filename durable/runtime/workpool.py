@@ -187,7 +187,7 @@ class Workpool:
             job.state = JobState.WITHDRAWN
             self._give_back()
         else:
-            self.forget(job)
+            self._forget(job)
             if job.state is JobState.RUNNING:
                 job.state = JobState.DROPPED
                 if job.work.is_async and job.task is not None:
@@ -195,9 +195,13 @@ class Workpool:
 
     def drop(self, job: Job) -> None:
         """Want the outcome of a job no more that has begun, and let it finish."""
-        self.forget(job)
+        self._forget(job)
         if job.state is JobState.RUNNING:
             job.state = JobState.DROPPED
+
+    def _forget(self, job: Job) -> None:
+        if self._begun.get(job.id) is job:
+            del self._begun[job.id]
 
     def withdraw_unless(self, is_wanted: Callable[[Job], bool]) -> None:
         """End the attempts that have begun and are not wanted any more."""
@@ -208,11 +212,6 @@ class Workpool:
     def begun(self, run_id: str, number: int) -> Job | None:
         """Return the attempt of that step that began here and is not settled in the journal."""
         return self._begun.get((run_id, number))
-
-    def forget(self, job: Job) -> None:
-        """Drop a job whose outcome is committed, or not wanted."""
-        if self._begun.get(job.id) is job:
-            del self._begun[job.id]
 
     async def _run(self, job: Job) -> None:
         task = asyncio.current_task(self._loop)
