@@ -17,6 +17,8 @@ from durable.core.records import StepKind
 if TYPE_CHECKING:
     from durable.definitions import Action, Definition
 
+WORKFLOW = StepKind.WORKFLOW
+
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -66,11 +68,9 @@ class Call(Coroutine[Any, Any, R_co]):
     def _start(self) -> Any:  # noqa: ANN401  something to await
         loop = asyncio._get_running_loop()  # noqa: SLF001
         if type(loop) is WorkflowLoop:
-            from durable.issue import issue_call  # noqa: PLC0415  steps are made of calls
-
-            return issue_call(loop, self)
+            return loop.host.issue_call(self)
         definition = self.definition
-        if definition.kind is StepKind.WORKFLOW:
+        if definition.kind is WORKFLOW:
             from durable.run import run  # noqa: PLC0415  runs are made of calls
 
             return run(self)

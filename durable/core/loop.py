@@ -44,6 +44,7 @@ from durable.core.tasks import (
     FUTURE_INIT,
     HANDLE_INIT,
     TASK_INIT,
+    BodyHandle,
     CallbacksScope,
     WorkflowFuture,
     WorkflowTask,
@@ -126,7 +127,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         outer_loop = asyncio._get_running_loop()  # noqa: SLF001  the documented hook for loops
         outer_hooks = sys.get_asyncgen_hooks()
         asyncio._set_running_loop(self)  # noqa: SLF001
-        sys.set_asyncgen_hooks(firstiter=self._on_generator, finalizer=self._on_generator_dropped)
+        sys.set_asyncgen_hooks(self._on_generator, self._on_generator_dropped)
         self._pumping = True
         try:
             if first is not None:
@@ -316,7 +317,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         *args: Any,  # noqa: ANN401  as asyncio has it
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = BodyHandle(callback, args, self, context)
         if self._pumping:
             if type(callback) is MethodType and callback.__name__ == ANYIO_REDELIVERY:
                 self._redeliveries.append(handle)

@@ -10,11 +10,12 @@ import asyncio
 import hashlib
 import sys
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Awaitable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
     from types import CodeType
 
     from durable.core.loop import WorkflowLoop
@@ -76,6 +77,29 @@ class WorkflowTask(asyncio.Task[T]):
 
     def __hash__(self) -> int:
         return self.number
+
+
+@final
+class BodyHandle(asyncio.Handle):
+    """A callback that is ready to run on a body's loop."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[object, ...],
+        loop: WorkflowLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        # What asyncio's does, save to ask whether it is being debugged, which takes longer.
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
 
 
 @final

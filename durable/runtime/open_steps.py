@@ -29,7 +29,14 @@ from durable.core.transitions import (
 )
 from durable.journal.base import Change
 from durable.runtime.attempt import Attempt
-from durable.runtime.job import Failed, Job, JobState, Succeeded
+from durable.runtime.job import (
+    JOB_QUEUED,
+    JOB_RESERVED,
+    JOB_RUNNING,
+    Failed,
+    Job,
+    Succeeded,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,6 +46,9 @@ if TYPE_CHECKING:
     from durable.runtime.job import ActionWork
     from durable.runtime.settings import Settings
     from durable.runtime.workpool import Workpool
+
+SLEEP = StepKind.SLEEP
+RUNNING = StepState.RUNNING
 
 Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
 """What is to be called once a change is committed: functions, each with its argument."""
@@ -142,7 +152,7 @@ class OpenSteps:
             args=command.args,
             due_at_ms=command.due_ms,
         )
-        if command.kind is StepKind.SLEEP:
+        if command.kind is SLEEP:
             after.append((self._set_alarm, step))
             step = start_timer(step, now_ms)
         elif step.due_at_ms is not None and step.due_at_ms > now_ms:
@@ -165,7 +175,7 @@ class OpenSteps:
             self._host.alarms.cancel(alarm)
         job = self._jobs.pop(number, None)
         if job is not None:
-            if job.state in (JobState.QUEUED, JobState.RESERVED):
+            if job.state in (JOB_QUEUED, JOB_RESERVED):
                 self._host.pool.withdraw(job)  # At once: a queued step never starts.
             else:
                 after.append((self._host.withdraw, job))
@@ -175,7 +185,7 @@ class OpenSteps:
         """Forget all but the attempts that run, whose outcomes are to be recorded."""
         for number, step in list(self._records.items()):
             job = self._jobs.get(number)
-            if step.state.is_final or job is None or job.state is not JobState.RUNNING:
+            if step.state.is_final or job is None or job.state is not JOB_RUNNING:
                 self.forget(number, after)
 
     def clear(self) -> None:
@@ -183,7 +193,8 @@ class OpenSteps:
         for alarm in self._alarms.values():
             self._host.alarms.cancel(alarm)
         for job in self._jobs.values():
-            if job.state in (JobState.QUEUED, JobState.RESERVED):
+            job.owner = None
+            if job.state in (JOB_QUEUED, JOB_RESERVED):
                 self._host.pool.withdraw(job)
         self._alarms.clear()
         self._jobs.clear()
@@ -196,7 +207,7 @@ class OpenSteps:
         """Give the step's next attempt a slot, or a place in the queue; return its new record."""
         job = self._make_job(step, work)
         if self._host.pool.reserve():
-            job.state = JobState.RESERVED
+            job.state = JOB_RESERVED
             after.append((self._host.launch, job))
             return begin_attempt(step, now_ms)
         if self._owner.is_starting:
@@ -213,7 +224,7 @@ class OpenSteps:
             number=step.attempts + 1,
             interruptions=step.interruptions,
         )
-        job = self._jobs[step.number] = Job(attempt, step.number, work, step.args)
+        job = self._jobs[step.number] = Job(attempt, step.number, work, step.args, self)
         return job
 
     def enqueue_queued(self) -> None:
@@ -223,7 +234,7 @@ class OpenSteps:
             self._enqueue(job)
 
     def _enqueue(self, job: Job) -> None:
-        if job.state is JobState.QUEUED:
+        if job.state is JOB_QUEUED:
             self._host.pool.enqueue(job)
 
     def on_slot(self, job: Job) -> None:
@@ -238,7 +249,7 @@ class OpenSteps:
         step = self._records.get(job.number)
         if step is None:
             return
-        assert step.state is StepState.RUNNING
+        assert step.state is RUNNING
         now_ms = self._host.clock.now_ms()
         outcome = job.outcome
         if isinstance(outcome, Succeeded):
@@ -272,7 +283,7 @@ class OpenSteps:
             return
         step = self._records[number]
         now_ms = self._host.clock.now_ms()
-        if step.kind is StepKind.SLEEP:
+        if step.kind is SLEEP:
             self._settle(complete(step, None, now_ms))
             return
         after: Effects = []
@@ -322,14 +333,15 @@ class OpenSteps:
         if step.state.is_final:
             return step
         is_due = step.due_at_ms is None or step.due_at_ms <= now_ms
-        if step.kind is StepKind.SLEEP or (step.state is StepState.PENDING and not is_due):
+        if step.kind is SLEEP or (step.state is StepState.PENDING and not is_due):
             after.append((self._set_alarm, step))
             return step
         work: Any = command.work
-        if step.state is StepState.RUNNING:
+        if step.state is RUNNING:
             job = self._host.pool.begun(self._run_id, step.number)
             if job is not None and job.attempt.number == step.attempts:
                 self._jobs[step.number] = job  # It outlived an outage of the journal.
+                job.owner = self
                 return step
             if interrupted.get(step.number) == step.interruptions:
                 step = count_interruption(step)

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
-    from durable.runtime.job import Job
     from durable.runtime.live import WorkflowSpec
     from durable.runtime.open_steps import Effects
 
@@ -70,7 +69,7 @@ class Runner:
         self.settings = settings
         self.log = log
         self.alarms = Alarms(clock)
-        self.pool = Workpool(self, max_parallelism)
+        self.pool = Workpool(max_parallelism)
         # Bound once: each step's change has them as its effects.
         self.launch = self.pool.launch
         self.withdraw = self.pool.withdraw
@@ -263,16 +262,6 @@ class Runner:
         # The next owner replays the run.
         live.drop()
         self._live.pop(live.record.run_id, None)
-
-    # --- pool ------------------------------------------------------------------------------------
-
-    def on_slot(self, job: Job) -> None:
-        self._live[job.attempt.run_id].on_slot(job)
-
-    def on_outcome(self, job: Job) -> None:
-        live = self._live.get(job.attempt.run_id)
-        if live is not None:
-            live.on_outcome(job)
 
     # --- leaving and coming back -----------------------------------------------------------------
 
