@@ -150,22 +150,19 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
                 self._redeliveries.clear()
             # As in asyncio's loops: what a cycle makes ready is of the next one.
             for _ in range(len(ready)):
-                self._run_handle(ready.popleft())
+                handle = ready.popleft()
+                if not handle._cancelled:  # noqa: SLF001  as asyncio's own loops do
+                    try:
+                        handle._run()  # noqa: SLF001  as asyncio's own loops do
+                    except (SystemExit, KeyboardInterrupt) as exc:
+                        # The body's own is its task's result; that decides about the run.
+                        if is_from_signal(exc):
+                            raise
+                    if self._cancelled_by_anyio:
+                        order_cancelled(ready, self._cancelled_by_anyio)
                 left -= 1
                 if left == 0:
                     raise TurnTooLongError
-
-    def _run_handle(self, handle: asyncio.Handle) -> None:
-        if handle._cancelled:  # noqa: SLF001  as asyncio's own loops do
-            return
-        try:
-            handle._run()  # noqa: SLF001  as asyncio's own loops do
-        except (SystemExit, KeyboardInterrupt) as exc:
-            # The body's own is its task's result; that decides about the run.
-            if is_from_signal(exc):
-                raise
-        if self._cancelled_by_anyio:
-            order_cancelled(self._ready, self._cancelled_by_anyio)
 
     def fire(self, handle: asyncio.TimerHandle) -> None:
         """Run a timer's handle at the next pump, not a hair before its time.

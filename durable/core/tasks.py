@@ -12,6 +12,7 @@ import sys
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, cast, final
+from zlib import crc32
 
 if TYPE_CHECKING:
     import contextvars
@@ -31,8 +32,7 @@ def first_number(run_id: str) -> int:
 
     asyncio keeps the tasks of all loops in one set, in which equal hashes collide.
     """
-    digest = hashlib.blake2b(run_id.encode(), digest_size=5).digest()
-    return int.from_bytes(digest, "big") << 20
+    return crc32(run_id.encode()) << 20
 
 
 class WorkflowFuture(asyncio.Future[T]):
