@@ -11,11 +11,13 @@ from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, final
 
-from durable.core.loop import WorkflowLoop
+from durable.core.loop import WorkflowLoop, body_loop
 from durable.core.records import StepKind
 
 if TYPE_CHECKING:
     from durable.definitions import Action, Definition
+
+WORKFLOW = StepKind.WORKFLOW
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -32,18 +34,12 @@ class Call(Coroutine[Any, Any, R_co]):
     __slots__ = ("_drives", "_number", "arguments", "definition")
     definition: Definition[Any, R_co]
     arguments: dict[str, Any]
-    _number: int | None
-    _drives: dict[asyncio.Task[Any] | None, Coroutine[Any, Any, R_co]] | None
+    _number: int
+    _drives: dict[asyncio.Task[Any] | None, Coroutine[Any, Any, R_co]]
 
     def __init__(self, definition: Definition[Any, R_co], arguments: dict[str, Any]) -> None:
-        # What body_loop() does, inline here and at the await: each step comes through both.
-        loop = asyncio._get_running_loop()  # noqa: SLF001
-        number = loop.next_number() if type(loop) is WorkflowLoop else None
-        set_slot = object.__setattr__
-        set_slot(self, "definition", definition)
-        set_slot(self, "arguments", arguments)
-        set_slot(self, "_number", number)
-        set_slot(self, "_drives", None)
+        _set_definition(self, definition)
+        _set_arguments(self, arguments)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         msg = f"a Call is immutable; make another one to change {name!r}"
@@ -53,7 +49,14 @@ class Call(Coroutine[Any, Any, R_co]):
         self.__setattr__(name, None)
 
     def __hash__(self) -> int:
-        return object.__hash__(self) if self._number is None else self._number
+        try:
+            return self._number
+        except AttributeError:
+            # In a body, the same on replay: so is the order in which sets of calls are iterated.
+            loop = body_loop()
+            number = object.__hash__(self) if loop is None else loop.next_number()
+            object.__setattr__(self, "_number", number)
+            return number
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
@@ -64,13 +67,11 @@ class Call(Coroutine[Any, Any, R_co]):
         return started
 
     def _start(self) -> Any:  # noqa: ANN401  something to await
-        loop = asyncio._get_running_loop()  # noqa: SLF001
+        loop = asyncio._get_running_loop()  # noqa: SLF001  as body_loop() does, inline
         if type(loop) is WorkflowLoop:
-            from durable.issue import issue_call  # noqa: PLC0415  steps are made of calls
-
-            return issue_call(loop, self)
+            return loop.host.issue_call(self)
         definition = self.definition
-        if definition.kind is StepKind.WORKFLOW:
+        if definition.kind is WORKFLOW:
             from durable.run import run  # noqa: PLC0415  runs are made of calls
 
             return run(self)
@@ -85,15 +86,12 @@ class Call(Coroutine[Any, Any, R_co]):
         return self._drive(lambda drive: drive.throw(*exc))
 
     def close(self) -> None:
-        drive = (self._drives or {}).pop(_task(), None)
+        drive = self._begun_drives().pop(_task(), None)
         if drive is not None:
             drive.close()
 
     def _drive(self, act: Callable[[Coroutine[Any, Any, R_co]], Any]) -> Any:  # noqa: ANN401
-        drives = self._drives
-        if drives is None:
-            drives = {}
-            object.__setattr__(self, "_drives", drives)
+        drives = self._begun_drives()
         task = _task()
         drive = drives.get(task)
         if drive is None:
@@ -103,6 +101,18 @@ class Call(Coroutine[Any, Any, R_co]):
         except BaseException:  # It has ended, be it by StopIteration.
             del drives[task]
             raise
+
+    def _begun_drives(self) -> dict[asyncio.Task[Any] | None, Coroutine[Any, Any, R_co]]:
+        try:
+            return self._drives
+        except AttributeError:
+            object.__setattr__(self, "_drives", {})
+            return self._drives
+
+
+# Past __setattr__, and at the least cost: each step is a call.
+_set_definition: Any = Call.__dict__["definition"].__set__
+_set_arguments: Any = Call.__dict__["arguments"].__set__
 
 
 async def _await(call: Call[R]) -> R:

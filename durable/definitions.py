@@ -45,8 +45,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-"""The highest version of a workflow."""
-
 
 class Definition(Generic[P, R]):
     """A decorated function.

@@ -245,11 +245,14 @@ class Engine:
             loop.call_soon_threadsafe(runner.on_defined, name, version)
 
     def _opened(self, what: str) -> tuple[Runner, Journal]:
-        refuse_in_body(what)
+        loop = running_loop()
+        if loop is not self._loop:
+            refuse_in_body(what)
         if self._runner is None or self._journal is None:
             msg = f"{what} needs an open engine: use it inside `async with Engine(...)`"
             raise EngineClosedError(msg)
-        self._check_loop(what)
+        if loop is not self._loop:
+            self._check_loop(what)
         return self._runner, self._journal
 
     def _check_loop(self, what: str) -> None:
@@ -315,14 +318,16 @@ class Engine:
         """
         runner, _ = self._opened("engine.run()")
         record, bound, due_ms = self._new_run(call, id, run_after, run_at)
+        if id is None:
+            ended = await runner.run(record, bound, wake_at_ms=due_ms)
+            return _outcome(record.run_id, ended)  # type: ignore[no-any-return]
         runner.ends.expect(record.run_id)
         try:
-            await runner.start(record, bound, wake_at_ms=due_ms, is_id_given=id is not None)
+            await runner.start(record, bound, wake_at_ms=due_ms, is_id_given=True)
             ended = await runner.ends.wait(record.run_id)
         finally:
             runner.ends.forget(record.run_id)
-        result: T = _outcome(record.run_id, ended)
-        return result
+        return _outcome(record.run_id, ended)  # type: ignore[no-any-return]
 
     def get(self, run_id: str) -> Run[Any]:
         """Return a handle of a run. It does no I/O; the run may not exist."""

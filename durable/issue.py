@@ -14,7 +14,6 @@ from durable.checks import milliseconds
 from durable.core.codec import DecodeError
 from durable.core.commands import Command
 from durable.core.errors import ArgumentError
-from durable.core.execution import Execution
 from durable.core.failures import decode_error, rebuild_error, type_name_of
 from durable.core.retry import RetryDefault, resolve_retry
 from durable.definitions import Action, Workflow
@@ -23,7 +22,7 @@ from durable.parameters import globals_of
 if TYPE_CHECKING:
     from durable.call import Call
     from durable.core.commands import CommandFuture
-    from durable.core.loop import WorkflowLoop
+    from durable.core.execution import Execution
     from durable.core.retry import Retry
 
 
@@ -58,7 +57,39 @@ class Environment:
         self.defaults = defaults
         self._plain_steps: dict[Action[Any, Any], ActionStep] = {}
 
-    def plain_step(self, action: Action[Any, Any]) -> ActionStep:
+    def issue(
+        self, execution: Execution, call: Call[Any], options: StepOptions = NO_OPTIONS
+    ) -> CommandFuture:
+        """Make a step of a call that a body awaits."""
+        action = call.definition
+        if not isinstance(action, Action):
+            msg = (
+                f"a call of {action!r} cannot be a step: await an action's call, or start the run "
+                "from an action with Engine.current().start(...)"
+            )
+            raise TypeError(msg)
+        key = execution.next_key()
+        if execution.recorded(key) is None:
+            args = action.parameters.encode(call.arguments, self.defaults.payload_max)
+        else:
+            args = action.parameters.encode_unchecked(call.arguments)
+        due_ms = options.at_ms
+        if options.delay_s is not None:
+            due_ms = execution.time_ms() + milliseconds(options.delay_s)
+        command = Command(
+            action.kind,
+            options.name or action.name,
+            key,
+            args=args,
+            compares_args=not options.unstable_args,
+            due_ms=due_ms,
+            work=self._plain_step(action)
+            if options is NO_OPTIONS
+            else ActionStep(action, self, options),
+        )
+        return execution.issue(command)
+
+    def _plain_step(self, action: Action[Any, Any]) -> ActionStep:
         """Return what an action is as a step without options: the same for all of them."""
         step = self._plain_steps.get(action)
         if step is None:
@@ -81,6 +112,7 @@ class ActionStep:
             RetryDefault(defaults.retry, defaults.retry_actions_by_default),
         )
         self.timeout_s = action.timeout_s if options.timeout_s is None else options.timeout_s
+        self.name = action.name
         self.is_async = action.is_async
         self._action = action
         self._workflow = workflow
@@ -119,43 +151,3 @@ def known_errors(*definitions: Action[Any, Any] | Workflow[Any, Any]) -> dict[st
             if isinstance(value, type) and issubclass(value, BaseException):
                 known[type_name_of(value)] = value
     return known
-
-
-def issue_call(loop: WorkflowLoop, call: Call[Any]) -> CommandFuture:
-    """Make a step of a call that a body awaits."""
-    execution = loop.host
-    assert isinstance(execution, Execution)
-    return issue(execution, call, NO_OPTIONS)
-
-
-def issue(execution: Execution, call: Call[Any], options: StepOptions) -> CommandFuture:
-    """Make a step, with options, of a call that a body awaits."""
-    action = call.definition
-    environment = execution.environment
-    assert isinstance(environment, Environment)
-    if not isinstance(action, Action):
-        msg = (
-            f"a call of {action!r} cannot be a step: await an action's call, or start the run "
-            "from an action with Engine.current().start(...)"
-        )
-        raise TypeError(msg)
-    key = execution.next_key()
-    if execution.recorded(key) is None:
-        args = action.parameters.encode(call.arguments, environment.defaults.payload_max)
-    else:
-        args = action.parameters.encode_unchecked(call.arguments)
-    due_ms = options.at_ms
-    if options.delay_s is not None:
-        due_ms = execution.time_ms() + milliseconds(options.delay_s)
-    command = Command(
-        action.kind,
-        options.name or action.name,
-        key,
-        args=args,
-        compares_args=not options.unstable_args,
-        due_ms=due_ms,
-        work=environment.plain_step(action)
-        if options is NO_OPTIONS
-        else ActionStep(action, environment, options),
-    )
-    return execution.issue(command)

@@ -86,7 +86,7 @@ class Parameters:
         """
         names = self._plain_names
         if names is not None and not kwargs and self._required_count <= len(args) <= len(names):
-            return dict(zip(names, args, strict=False))
+            return dict(zip(names, args))  # noqa: B905  the longer ones have defaults
         try:
             return self._signature.bind(*args, **kwargs).arguments
         except TypeError as exc:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar, final
 
-from durable.current import check_asyncio, find_current
+from durable.current import check_asyncio, find_current, own_engine, refuse_in_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -106,14 +106,16 @@ async def run(call: Call[T], *, id: str | None = None, url: str | Path | None = 
     from durable.engine import Engine  # noqa: PLC0415  engines are made of runs
     from durable.shared import find_shared, share  # noqa: PLC0415  the same
 
+    refuse_in_body("durable.run()")
     check_asyncio()
-    current = find_current("durable.run()") if url is None else None
-    if current is not None:
-        shared = find_shared(engine=current)
-        if shared is None:
-            return await current.run(call, id=id)
+    engine = find_current("durable.run()") if url is None else None
+    if engine is not None:
+        shared = find_shared(engine=engine)
     else:
         new = Engine.from_env() if url is None else Engine(url)
         shared = find_shared(path=new.path) or share(new, new.path)
-    async with shared as engine:
+        engine = shared.engine
+    if shared is None or own_engine.get() is engine:
+        return await engine.run(call, id=id)
+    async with shared:
         return await engine.run(call, id=id)

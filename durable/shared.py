@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from contextvars import Context
 from typing import TYPE_CHECKING, final
 
-from durable.current import own_engine
 from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
@@ -22,7 +20,10 @@ _shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[SharedEngine]
 
 @final
 class SharedEngine:
-    """An engine that is open as long as somebody is in its ``async with``."""
+    """An engine that is open as long as somebody is in its ``async with``.
+
+    Not for its own actions: closing it waits for them, so that they must not wait for that.
+    """
 
     def __init__(self, engine: Engine, path: Path | None) -> None:
         self.engine = engine
@@ -30,9 +31,8 @@ class SharedEngine:
         self._users_count = 0
         self._is_open = False
         self._changing = asyncio.Lock()
-        self._closing: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> None:
         """Open it, if nobody has. Raises what opening an engine raises."""
         self._users_count += 1
         try:
@@ -43,15 +43,10 @@ class SharedEngine:
         except BaseException:
             await to_its_end(self._leave())
             raise
-        return self.engine
 
     async def __aexit__(self, *_: object) -> None:
         """Close it, if nobody else needs it."""
-        if own_engine.get() is self.engine:
-            # Closing waits for the action that leaves, which must not wait for that.
-            self._closing = asyncio.create_task(self._leave(), context=Context())
-        else:
-            await to_its_end(self._leave())
+        await to_its_end(self._leave())
 
     async def _leave(self) -> None:
         self._users_count -= 1

@@ -24,7 +24,7 @@ from durable.core.execution import Execution
 from durable.core.records import StepKind
 from durable.core.retry import seconds
 from durable.definitions import Workflow
-from durable.issue import StepOptions, issue
+from durable.issue import Environment, StepOptions
 from durable.runtime.instrumentation import body_logger
 from durable.status import to_datetime
 
@@ -154,7 +154,10 @@ class Step:
             *check_delay(run_after, run_at),
             check_flag(unstable_args, "unstable_args="),
         )
-        result: T = await issue(self._in_body(), call, options)
+        execution = self._in_body()
+        environment = execution.environment
+        assert isinstance(environment, Environment)
+        result: T = await environment.issue(execution, call, options)
         return result
 
     async def sleep(self, delay: float | timedelta, *, name: str | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from durable.core.loop import WorkflowLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Coroutine
 
     from durable.core.errors import NonDeterminismError
     from durable.core.tasks import WorkflowTask
@@ -28,6 +28,9 @@ class Host:
 
     def time_ms(self) -> int:
         return NOW_MS
+
+    def issue_call(self, call: object) -> Awaitable[Any]:
+        raise AssertionError(call)
 
     def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
         self.timers[handle] = when

@@ -223,3 +223,39 @@ async def test_a_body_that_a_long_sleep_drops_cannot_act(way: str, path: Path) -
         assert acted == ["released"]
         names = [step.name async for step in run.steps()]
         assert names[:2] == ["sleep", "test_dropped_bodies:release"]
+
+
+class _ByHand:
+    """A coroutine that is begun by hand, and not awaited: nothing leads from the body to it."""
+
+    def __init__(self) -> None:
+        self.coro = self._acting_at_its_end()
+        self.coro.send(None)
+
+    async def _acting_at_its_end(self) -> None:
+        try:
+            await _Awaitable(iter([None, None]))
+        finally:
+            await release()
+
+
+@durable.action
+async def echo(number: int) -> int:
+    return number
+
+
+@durable.workflow
+async def littering(step: Step) -> int:
+    """Leaves what only the collector frees, and then makes enough for it to come."""
+    _ByHand()
+    kept = [[number] for number in range(20_000)]
+    return await echo(len(kept))
+
+
+async def test_the_collector_does_not_run_another_bodys_code_as_this_ones(path: Path) -> None:
+    """Which would issue steps of the body whose turn it happens to be, not the same on replay."""
+    async with Engine(path) as engine:
+        for number in range(5):
+            run = await engine.start(littering(), id=f"run-{number}")
+            assert await run.result() == 20_000
+            assert [step.name async for step in run.steps()] == ["test_dropped_bodies:echo"]

@@ -210,18 +210,46 @@ async def nesting(step: Step, path: str) -> str:
     return await running_another(path)
 
 
-async def test_an_action_that_is_the_last_to_leave_does_not_wait_for_its_own_end(
-    path: Path,
-) -> None:
-    """The engine waits for the action, which must not wait for the engine."""
+@durable.action
+async def asking_late(path: str) -> str:
+    await passing.fn("late")
+    return await durable.run(inner(), id="inner", url=Path(path))
+
+
+@durable.workflow
+async def late(step: Step, path: str) -> str:
+    return await asking_late(path)
+
+
+async def test_closing_waits_for_an_action_that_runs_another(path: Path) -> None:
+    """Which is the last one to use the engine, and must not wait for its own end."""
     outer = asyncio.create_task(durable.run(nesting(str(path)), id="outer", url=path))
     await until(lambda: "inner" in gate.begun)
     outer.cancel()
+    gate.event("inner").set()
     with pytest.raises(asyncio.CancelledError):
         await outer
-    gate.event("inner").set()
-    await until(lambda: find_shared(path=path) is None)
     await nobody_has(path, "outer", "inner")
+
+
+async def test_an_action_cannot_hold_up_the_engine_that_is_being_closed(path: Path) -> None:
+    """It asks for another run when the last call has left, and the engine waits for it."""
+    outer = asyncio.create_task(durable.run(late(str(path)), id="outer", url=path))
+    await until(lambda: "late" in gate.begun)
+    shared = find_shared(path=path)
+    assert shared is not None
+    runner = shared.engine._runner
+    assert runner is not None
+    outer.cancel()
+    await until(lambda: runner._is_closing)
+    gate.event("late").set()
+    with pytest.raises(asyncio.CancelledError):
+        await outer
+    await nobody_has(path, "outer")
+    async with Engine(path, max_parallelism=0) as engine:
+        error = (await engine.list_steps("outer")).items[0].error
+        assert error is not None
+        assert error.type_name == "durable.EngineClosedError"
 
 
 async def test_one_that_leaves_twice_over_is_cancelled_like_any_other(

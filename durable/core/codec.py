@@ -203,9 +203,9 @@ def _encode(value: object, *, canonical: bool, sorts_sets: bool = False) -> str:
         except TypeError:
             # Ordering asks for text keys, which to_builtins makes of numbers, dates and the like.
             data = _canonical_encoder.encode(_to_plain(value))
-        if b"null" in data:
+        text = data.decode()
+        if "null" in text:
             _refuse_unfaithful_floats(_to_plain(value))
-        return data.decode()
     except EncodeError:
         raise
     except RecursionError:
@@ -214,6 +214,7 @@ def _encode(value: object, *, canonical: bool, sorts_sets: bool = False) -> str:
     except Exception as exc:
         # Users' own hooks (a dataclass property, model_dump) may raise anything.
         raise EncodeError(one_line(exc)) from exc
+    return text
 
 
 def safe_utf8(text: str) -> str:

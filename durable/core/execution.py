@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import math
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from durable.core.commands import (
     DUE_MS_MAX,
@@ -58,6 +58,19 @@ class _Ending(Enum):
     DONE = auto()
 
 
+# By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
+BODY, TASKS, GENERATORS, DONE = _Ending
+COMPLETED = StepState.COMPLETED
+
+
+class Environment(Protocol):
+    """What surrounds a body: the layers above."""
+
+    def issue(self, execution: Execution, call: Any) -> CommandFuture:  # noqa: ANN401
+        """Make a step of a call that the body awaits."""
+        ...
+
+
 @final
 class Execution:
     """A body, live on its own loop.
@@ -66,6 +79,10 @@ class Execution:
         run: The run, as recorded.
         history: All of its steps, as recorded.
         started_at_ms: The run's time in its first turn.
+
+    Attributes:
+        environment: What makes steps of the body's calls.
+        failures: What no part of the body could catch, for the runtime to log.
     """
 
     def __init__(
@@ -73,8 +90,7 @@ class Execution:
     ) -> None:
         self.run = run
         self.loop = WorkflowLoop(self, run.run_id)  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
-        # What the layers above want to find again from inside the body.
-        self.environment: object = None
+        self.environment: Environment | None = None
         self.failures: Sequence[dict[str, Any]] = ()
         self._now_ms = started_at_ms
         self._next_number = self._next_position = 0
@@ -91,7 +107,7 @@ class Execution:
         self._withdrawn: list[Command] = []
         self._is_any_unissued = False
         self._refusal: NonDeterminismError | None = None
-        self._ending = _Ending.BODY
+        self._ending = BODY
         self._outcome: Returned | Raised | None = None
         self._root: WorkflowTask[Any] | None = None
         self.is_canceled = False
@@ -185,6 +201,11 @@ class Execution:
         self._timers.clear()
 
     # --- what the body does ----------------------------------------------------------------------
+
+    def issue_call(self, call: Any) -> CommandFuture:  # noqa: ANN401  what the core does not know
+        """Make a step of a call that the body awaits."""
+        assert self.environment is not None
+        return self.environment.issue(self, call)
 
     def next_key(self) -> str:
         """Return the key of the next command of the task that runs now."""
@@ -287,7 +308,7 @@ class Execution:
         assert root is not None
         waiting = [(task, task.cancels_count) for task in self.loop.unfinished_tasks()]
         self.loop.pump(root.cancel)
-        if root.done() and self._ending is _Ending.BODY:
+        if root.done() and self._ending is BODY:
             return  # It ends by this: its tasks are cancelled as at any end, and not twice.
         # Not ``cancelling()``: a task may have taken its cancellation back, or had one before.
         left = [task for task, n in waiting if task.cancels_count == n and not task.done()]
@@ -302,7 +323,7 @@ class Execution:
         future, work = command.future, command.work
         assert future is not None
         command.future = None  # They refer to each other: free them without the collector.
-        if record.state is StepState.COMPLETED:
+        if record.state is COMPLETED:
             if value is UNSET:
                 value = None
                 if work is not None:
@@ -341,7 +362,7 @@ class Execution:
             issued = [command for command in issued if not command.is_withdrawn]
         if self._refusal is not None:
             self._check_refusal()
-        if self._ending is not _Ending.DONE:
+        if self._ending is not DONE:
             if issued or self._open:
                 for command in issued:
                     self._enter(command)
@@ -362,7 +383,7 @@ class Execution:
     def _check_refusal(self) -> None:
         """A refusal that did not end the body was swallowed: what the body did is unknown."""
         refusal, self._refusal = self._refusal, None
-        if not (self._ending is _Ending.DONE and isinstance(self._outcome, Raised)):
+        if not (self._ending is DONE and isinstance(self._outcome, Raised)):
             raise Stuck(str(refusal))
 
     def _enter(self, command: Command) -> None:
@@ -375,7 +396,7 @@ class Execution:
 
     def _advance_end(self) -> None:
         """Once the body has ended, end its tasks and then its async generators."""
-        if self._ending is _Ending.BODY:
+        if self._ending is BODY:
             root = self._root
             assert root is not None
             if not root.done():
@@ -383,18 +404,18 @@ class Execution:
             self._outcome = _outcome_of(root)
             left, generators = self.loop.unfinished_tasks(), self.loop.open_generators()
             if not left and not generators:
-                self._ending = _Ending.DONE
+                self._ending = DONE
                 return
-            self._ending = _Ending.TASKS
+            self._ending = TASKS
             if left:
                 self.loop.pump(lambda: [task.cancel() for task in left])
-        if self._ending is _Ending.TASKS and not self.loop.unfinished_tasks():
-            self._ending = _Ending.GENERATORS
+        if self._ending is TASKS and not self.loop.unfinished_tasks():
+            self._ending = GENERATORS
             generators = self.loop.open_generators()
             if generators:
                 self.loop.pump(self._close_generators, generators)
-        if self._ending is _Ending.GENERATORS and not self.loop.unfinished_tasks():
-            self._ending = _Ending.DONE
+        if self._ending is GENERATORS and not self.loop.unfinished_tasks():
+            self._ending = DONE
 
     def _close_generators(self, generators: list[Any]) -> None:
         async def close_all() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Awaitable
 
     from durable.core.errors import NonDeterminismError
 
@@ -15,6 +16,10 @@ class LoopHost(Protocol):
 
     def time_ms(self) -> int:
         """Return the run's own time."""
+        ...
+
+    def issue_call(self, call: Any) -> Awaitable[Any]:  # noqa: ANN401  what the core does not know
+        """Make a step of a call that the body awaits."""
         ...
 
     def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
@@ -40,6 +45,9 @@ class _ClosedHost:
 
     def time_ms(self) -> int:
         return 0
+
+    def issue_call(self, call: Any) -> Awaitable[Any]:  # noqa: ANN401, ARG002
+        raise GeneratorExit
 
     def start_timer(self, handle: asyncio.TimerHandle, when: float) -> None:
         pass

@@ -44,6 +44,7 @@ from durable.core.tasks import (
     FUTURE_INIT,
     HANDLE_INIT,
     TASK_INIT,
+    BodyHandle,
     CallbacksScope,
     WorkflowFuture,
     WorkflowTask,
@@ -126,7 +127,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         outer_loop = asyncio._get_running_loop()  # noqa: SLF001  the documented hook for loops
         outer_hooks = sys.get_asyncgen_hooks()
         asyncio._set_running_loop(self)  # noqa: SLF001
-        sys.set_asyncgen_hooks(firstiter=self._on_generator, finalizer=self._on_generator_dropped)
+        sys.set_asyncgen_hooks(self._on_generator, self._on_generator_dropped)
         self._pumping = True
         try:
             if first is not None:
@@ -149,22 +150,19 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
                 self._redeliveries.clear()
             # As in asyncio's loops: what a cycle makes ready is of the next one.
             for _ in range(len(ready)):
-                self._run_handle(ready.popleft())
+                handle = ready.popleft()
+                if not handle._cancelled:  # noqa: SLF001  as asyncio's own loops do
+                    try:
+                        handle._run()  # noqa: SLF001  as asyncio's own loops do
+                    except (SystemExit, KeyboardInterrupt) as exc:
+                        # The body's own is its task's result; that decides about the run.
+                        if is_from_signal(exc):
+                            raise
+                    if self._cancelled_by_anyio:
+                        order_cancelled(ready, self._cancelled_by_anyio)
                 left -= 1
                 if left == 0:
                     raise TurnTooLongError
-
-    def _run_handle(self, handle: asyncio.Handle) -> None:
-        if handle._cancelled:  # noqa: SLF001  as asyncio's own loops do
-            return
-        try:
-            handle._run()  # noqa: SLF001  as asyncio's own loops do
-        except (SystemExit, KeyboardInterrupt) as exc:
-            # The body's own is its task's result; that decides about the run.
-            if is_from_signal(exc):
-                raise
-        if self._cancelled_by_anyio:
-            order_cancelled(self._ready, self._cancelled_by_anyio)
 
     def fire(self, handle: asyncio.TimerHandle) -> None:
         """Run a timer's handle at the next pump, not a hair before its time.
@@ -316,7 +314,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         *args: Any,  # noqa: ANN401  as asyncio has it
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = BodyHandle(callback, args, self, context)
         if self._pumping:
             if type(callback) is MethodType and callback.__name__ == ANYIO_REDELIVERY:
                 self._redeliveries.append(handle)

@@ -208,9 +208,9 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=
         args: A JSON object from parameter name to value, in canonical form.
         attempts: How many attempts have begun; an interrupted one counts once.
         interruptions: How often the process died during an attempt.
+        due_at_ms: When a timer fires, a delayed step starts, or the next attempt is made.
         position: The place of its outcome among the deliveries to the body, from 0; ``None``
             while it was not handed over.
-        due_at_ms: When a timer fires, a delayed step starts, or the next attempt is made.
         result: Its value as JSON, when it completed.
         error: A ``StoredError`` as JSON: why it failed, or why the last attempt did.
     """
@@ -223,9 +223,9 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=
     state: StepState = StepState.PENDING
     attempts: int = 0
     interruptions: int = 0
-    position: int | None = None
     due_at_ms: int | None = None
     started_at_ms: int | None = None
+    position: int | None = None
     finished_at_ms: int | None = None
     result: str | None = None
     error: str | None = None

@@ -10,11 +10,13 @@ import asyncio
 import hashlib
 import sys
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, cast, final
+from zlib import crc32
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Awaitable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
     from types import CodeType
 
     from durable.core.loop import WorkflowLoop
@@ -30,8 +32,7 @@ def first_number(run_id: str) -> int:
 
     asyncio keeps the tasks of all loops in one set, in which equal hashes collide.
     """
-    digest = hashlib.blake2b(run_id.encode(), digest_size=5).digest()
-    return int.from_bytes(digest, "big") << 20
+    return crc32(run_id.encode()) << 20
 
 
 class WorkflowFuture(asyncio.Future[T]):
@@ -82,6 +83,29 @@ class WorkflowTask(asyncio.Task[T]):
     def cancel(self, msg: object = None) -> bool:
         self.cancels_count += 1
         return super().cancel(msg)
+
+
+@final
+class BodyHandle(asyncio.Handle):
+    """A callback that is ready to run on a body's loop."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[object, ...],
+        loop: WorkflowLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        # What asyncio's does, save to ask whether it is being debugged, which takes longer.
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
 
 
 @final

@@ -16,6 +16,11 @@ from durable.core.records import (
     advance_step,
 )
 
+# By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
+RUNNING = StepState.RUNNING
+COMPLETED = StepState.COMPLETED
+SLEEP = StepKind.SLEEP
+
 # --- runs ----------------------------------------------------------------------------------------
 
 
@@ -62,7 +67,7 @@ def make_stuck(record: RunRecord, error: BaseException) -> RunRecord:
 
 def start_timer(step: StepRecord, now_ms: int) -> StepRecord:
     """A timer runs from its issue on."""
-    running = advance_step(step.state, StepState.RUNNING)
+    running = advance_step(step.state, RUNNING)
     return replace(step, state=running, started_at_ms=now_ms)
 
 
@@ -70,7 +75,7 @@ def begin_attempt(step: StepRecord, now_ms: int) -> StepRecord:
     """An attempt begins."""
     return replace(
         step,
-        state=advance_step(step.state, StepState.RUNNING),
+        state=advance_step(step.state, RUNNING),
         attempts=step.attempts + 1,
         due_at_ms=None,
         started_at_ms=step.started_at_ms or now_ms,
@@ -96,9 +101,9 @@ def interrupt(step: StepRecord) -> StepRecord:
 
 def complete(step: StepRecord, result: str | None, now_ms: int) -> StepRecord:
     """The step has its result; a timer, never before it was due."""
-    if step.kind is StepKind.SLEEP:
+    if step.kind is SLEEP:
         now_ms = max(now_ms, step.due_at_ms or 0)
-    completed = advance_step(step.state, StepState.COMPLETED)
+    completed = advance_step(step.state, COMPLETED)
     return replace(step, state=completed, finished_at_ms=now_ms, result=result, error=None)
 
 

@@ -23,6 +23,7 @@ FINAL_ERRORS = (NonRetryable, ReturnTypeError, PayloadTooLarge)
 class ActionWork(Work, Protocol):
     """What an action's command stands for."""
 
+    name: str
     retry: Retry | None
     is_at_most_once: bool
     is_async: bool
@@ -75,22 +76,42 @@ class JobState(Enum):
     """It runs, and nobody wants its outcome any more."""
 
 
+# By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
+JOB_QUEUED, JOB_RESERVED, JOB_RUNNING, JOB_ENDED, JOB_WITHDRAWN, JOB_DROPPED = JobState
+
+
+class JobOwner(Protocol):
+    """Who wants an attempt made."""
+
+    def on_slot(self, job: Job) -> None:
+        """A queued job has its slot: record that it runs, then launch it."""
+        ...
+
+    def on_outcome(self, job: Job) -> None:
+        """A job has its outcome."""
+        ...
+
+
 @final
 class Job:
     """One attempt that is to be made, or is under way.
 
     Attributes:
         id: Which step it is: the run's id, and the step's number.
+        owner: Who is told what becomes of it; ``None`` while its run is not in memory.
     """
 
-    __slots__ = ("args", "attempt", "id", "number", "outcome", "state", "task", "work")
+    __slots__ = ("args", "attempt", "id", "number", "outcome", "owner", "state", "task", "work")
 
-    def __init__(self, attempt: Attempt, number: int, work: ActionWork, args: str) -> None:
+    def __init__(
+        self, attempt: Attempt, number: int, work: ActionWork, args: str, owner: JobOwner
+    ) -> None:
         self.attempt = attempt
         self.number = number
         self.id = (attempt.run_id, number)
         self.work = work
         self.args = args
-        self.state = JobState.QUEUED
+        self.owner: JobOwner | None = owner
+        self.state = JOB_QUEUED
         self.task: asyncio.Task[Any] | None = None
         self.outcome: Succeeded | Failed | None = None

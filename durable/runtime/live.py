@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from durable.runtime.instrumentation import EngineLog
-    from durable.runtime.job import Job
     from durable.runtime.open_steps import Effects
     from durable.runtime.writer import Writer
 
@@ -94,6 +93,9 @@ class Phase(Enum):
     GONE = auto()
 
 
+# By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
+OPENING, REPLAYING, STARTING, LIVE, LEAVING, STUCK, GONE = Phase
+
 PARKED_FOR_EVER = Parked(None)
 
 
@@ -123,7 +125,7 @@ class LiveRun:
         self._host = host
         self._spec = spec
         self.record = record
-        self.phase = Phase.OPENING
+        self.phase = OPENING
         self._is_start = is_start
         if interrupted is None:
             interrupted = {
@@ -147,9 +149,9 @@ class LiveRun:
     @property
     def is_ready(self) -> bool:
         """Whether ``advance`` has something to do."""
-        if self.phase is Phase.LIVE:
+        if self.phase is LIVE:
             return bool(self._deliveries)
-        return self.phase in (Phase.OPENING, Phase.REPLAYING)
+        return self.phase in (OPENING, REPLAYING)
 
     @property
     def is_cancel_pending(self) -> bool:
@@ -164,17 +166,17 @@ class LiveRun:
 
     @property
     def is_starting(self) -> bool:
-        return self.phase is Phase.STARTING
+        return self.phase is STARTING
 
     @property
     def is_leaving(self) -> bool:
-        return self.phase is Phase.LEAVING
+        return self.phase is LEAVING
 
     def work(self, number: int) -> Any:  # noqa: ANN401  what the core does not know
         return self._execution.command(number).work
 
     def settle(self, step: StepRecord, value: object) -> None:
-        if self.phase is Phase.STUCK:
+        if self.phase is STUCK:
             # There is no body to take it: it is recorded for the code that can.
             after: Effects = []
             self._steps.forget(step.number, after)
@@ -185,7 +187,7 @@ class LiveRun:
 
     def put_off(self, step: StepRecord, now_ms: int, after: Effects) -> None:
         change = Change(run_id=self.record.run_id, updated=[step])
-        if self.phase is Phase.STUCK:
+        if self.phase is STUCK:
             self._steps.forget(step.number, after)
         else:
             self._park_if_idle(now_ms, change)
@@ -196,7 +198,7 @@ class LiveRun:
 
         ``LiveHost.on_canceled`` is called when that is in the journal.
         """
-        if self.phase in (Phase.LEAVING, Phase.STUCK, Phase.GONE):
+        if self.phase in (LEAVING, STUCK, GONE):
             return False
         if self._cancel is not None:
             return True  # The first one counts.
@@ -204,7 +206,7 @@ class LiveRun:
             self.submit(Change(run_id=self.record.run_id), [(self._host.on_canceled, self)])
             return True
         self._cancel = asked
-        if self.phase is Phase.LIVE:
+        if self.phase is LIVE:
             self._deliveries.append((asked, UNSET))
             self._host.schedule(self)
         return True
@@ -215,7 +217,7 @@ class LiveRun:
         Returns:
             Whether it is done; not while the run is about to leave memory by itself.
         """
-        if self.phase in (Phase.LEAVING, Phase.GONE):
+        if self.phase in (LEAVING, GONE):
             return False
         self._steps.withdraw_jobs()
         self.drop()
@@ -227,22 +229,14 @@ class LiveRun:
         if self._steps.queued:
             self._steps.enqueue_queued()
 
-    def on_slot(self, job: Job) -> None:
-        """A queued attempt has its slot."""
-        self._steps.on_slot(job)
-
-    def on_outcome(self, job: Job) -> None:
-        """An attempt has ended."""
-        self._steps.on_outcome(job)
-
     # --- turns -----------------------------------------------------------------------------------
 
     def advance(self, deliveries_max: int) -> None:
         """Let the body go on by at most so many deliveries, if there is anything to do."""
         try:
-            if self.phase is Phase.OPENING:
+            if self.phase is OPENING:
                 self._open()
-            elif self.phase is Phase.REPLAYING:
+            elif self.phase is REPLAYING:
                 if not self._execution.replay(deliveries_max):
                     self._resume()
             else:
@@ -269,15 +263,15 @@ class LiveRun:
             return
         turn = self._execution.begin(self._spec.open)
         if self._execution.is_replaying:
-            self.phase = Phase.REPLAYING
+            self.phase = REPLAYING
             return
-        self.phase = Phase.STARTING if self._is_start else Phase.LIVE
+        self.phase = STARTING if self._is_start else LIVE
         self.record = begin_run(self.record, self._started_at_ms)
         self._commit_turn(turn, None, run=self.record)
 
     def _deliver(self, deliveries_max: int) -> None:
         count = 0
-        while self._deliveries and count < deliveries_max and self.phase is Phase.LIVE:
+        while self._deliveries and count < deliveries_max and self.phase is LIVE:
             count += 1
             step, value = self._deliveries[0]
             if step.number < 0 or self._execution.is_open(step.number):
@@ -309,7 +303,7 @@ class LiveRun:
             change.issued.append(self._steps.issue(command, now_ms, after))
         if turn.end is not None:
             self.record = change.run = self._ended(turn.end, now_ms)
-            self.phase = Phase.LEAVING
+            self.phase = LEAVING
             change.parked = PARKED_FOR_EVER
         else:
             self._park_if_idle(now_ms, change)
@@ -335,7 +329,7 @@ class LiveRun:
         after: Effects = [(self._host.on_canceled, self)]
         change.updated += self._steps.withdraw_all(now_ms, after)
         self.record = change.run = cancel_run(self.record, now_ms)
-        self.phase = Phase.LEAVING
+        self.phase = LEAVING
         change.parked = PARKED_FOR_EVER
         self.submit(change, after)
 
@@ -357,14 +351,14 @@ class LiveRun:
             return
         wake_at_ms = self._steps.wake_at_ms()
         if wake_at_ms is not None and wake_at_ms > now_ms + self._host.park_after_ms():
-            self.phase = Phase.LEAVING
+            self.phase = LEAVING
             change.parked = Parked(wake_at_ms)
 
     # --- commits ---------------------------------------------------------------------------------
 
     def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
         """A change is in the journal, or another run has the id of its start."""
-        if self.phase is Phase.GONE:
+        if self.phase is GONE:
             return
         if change.is_start:
             self._start_committed(taken_by)
@@ -372,10 +366,10 @@ class LiveRun:
                 return
         for act, subject in after:
             act(subject)
-        if self.phase is Phase.LEAVING:
+        if self.phase is LEAVING:
             if change.parked is not None:
                 self._leave(change.parked.wake_at_ms)
-        elif self.phase is Phase.STUCK:
+        elif self.phase is STUCK:
             if not self._steps.has_jobs:
                 self._leave(None)
         elif self._deliveries:
@@ -384,8 +378,8 @@ class LiveRun:
     def _start_committed(self, taken_by: RunRecord | None) -> None:
         if taken_by is not None:
             self.drop()
-        elif self.phase is Phase.STARTING:
-            self.phase = Phase.LIVE
+        elif self.phase is STARTING:
+            self.phase = LIVE
         self._host.on_start_committed(self, taken_by)
 
     def _leave(self, wake_at_ms: int | None) -> None:
@@ -394,9 +388,9 @@ class LiveRun:
 
     def drop(self) -> None:
         """Drop the run from memory. Attempts that run go on, and keep their outcome."""
-        if self.phase is Phase.GONE:
+        if self.phase is GONE:
             return
-        self.phase = Phase.GONE
+        self.phase = GONE
         self._steps.clear()
         self._deliveries.clear()
         self._execution.close()
@@ -405,7 +399,7 @@ class LiveRun:
 
     def _resume(self) -> None:
         """Replay has come to where the journal ends: take up what is open."""
-        self.phase = Phase.LIVE
+        self.phase = LIVE
         now_ms = self._host.clock.now_ms()
         change = Change(run_id=self.record.run_id)
         after: Effects = []
@@ -450,9 +444,9 @@ class LiveRun:
         change = Change(run_id=self.record.run_id, run=self.record, is_start=self._is_start)
         after: Effects = []
         # Outcomes that were waiting for their delivery are kept for the code that can take them.
-        if self.phase is Phase.LIVE:
+        if self.phase is LIVE:
             change.updated += [step for step, _ in self._deliveries]
-        self.phase = Phase.STUCK
+        self.phase = STUCK
         self._deliveries.clear()
         self._execution.close()
         self._steps.keep_running_only(after)

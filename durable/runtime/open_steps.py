@@ -29,7 +29,14 @@ from durable.core.transitions import (
 )
 from durable.journal.base import Change
 from durable.runtime.attempt import Attempt
-from durable.runtime.job import Failed, Job, JobState, Succeeded
+from durable.runtime.job import (
+    JOB_QUEUED,
+    JOB_RESERVED,
+    JOB_RUNNING,
+    Failed,
+    Job,
+    Succeeded,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,6 +46,9 @@ if TYPE_CHECKING:
     from durable.runtime.job import ActionWork
     from durable.runtime.settings import Settings
     from durable.runtime.workpool import Workpool
+
+SLEEP = StepKind.SLEEP
+RUNNING = StepState.RUNNING
 
 Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
 """What is to be called once a change is committed: functions, each with its argument."""
@@ -146,7 +156,7 @@ class OpenSteps:
             args=command.args,
             due_at_ms=command.due_ms,
         )
-        if command.kind is StepKind.SLEEP:
+        if command.kind is SLEEP:
             after.append((self._set_alarm, step))
             step = start_timer(step, now_ms)
         elif step.due_at_ms is not None and step.due_at_ms > now_ms:
@@ -174,7 +184,7 @@ class OpenSteps:
             self._host.alarms.cancel(alarm)
         job = self._jobs.pop(number, None)
         if job is not None:
-            if job.state in (JobState.QUEUED, JobState.RESERVED):
+            if job.state in (JOB_QUEUED, JOB_RESERVED):
                 self._host.pool.withdraw(job)  # At once: a queued step never starts.
             else:
                 after.append((self._host.drop if may_finish else self._host.withdraw, job))
@@ -196,7 +206,7 @@ class OpenSteps:
         """Forget all but the attempts that run, whose outcomes are to be recorded."""
         for number, step in list(self._records.items()):
             job = self._jobs.get(number)
-            if step.state.is_final or job is None or job.state is not JobState.RUNNING:
+            if step.state.is_final or job is None or job.state is not JOB_RUNNING:
                 self.forget(number, after)
 
     def clear(self) -> None:
@@ -204,7 +214,8 @@ class OpenSteps:
         for alarm in self._alarms.values():
             self._host.alarms.cancel(alarm)
         for job in self._jobs.values():
-            if job.state in (JobState.QUEUED, JobState.RESERVED):
+            job.owner = None
+            if job.state in (JOB_QUEUED, JOB_RESERVED):
                 self._host.pool.withdraw(job)
         self._alarms.clear()
         self._jobs.clear()
@@ -217,7 +228,7 @@ class OpenSteps:
         """Give the step's next attempt a slot, or a place in the queue; return its new record."""
         job = self._make_job(step, work)
         if self._host.pool.reserve():
-            job.state = JobState.RESERVED
+            job.state = JOB_RESERVED
             after.append((self._host.launch, job))
             return begin_attempt(step, now_ms)
         if self._owner.is_starting:
@@ -234,7 +245,7 @@ class OpenSteps:
             number=step.attempts + 1,
             interruptions=step.interruptions,
         )
-        job = self._jobs[step.number] = Job(attempt, step.number, work, step.args)
+        job = self._jobs[step.number] = Job(attempt, step.number, work, step.args, self)
         return job
 
     def enqueue_queued(self) -> None:
@@ -244,7 +255,7 @@ class OpenSteps:
             self._enqueue(job)
 
     def _enqueue(self, job: Job) -> None:
-        if job.state is JobState.QUEUED:
+        if job.state is JOB_QUEUED:
             self._host.pool.enqueue(job)
 
     def on_slot(self, job: Job) -> None:
@@ -259,7 +270,7 @@ class OpenSteps:
         step = self._records.get(job.number)
         if step is None:
             return
-        assert step.state is StepState.RUNNING
+        assert step.state is RUNNING
         now_ms = self._host.clock.now_ms()
         outcome = job.outcome
         if isinstance(outcome, Succeeded):
@@ -293,7 +304,7 @@ class OpenSteps:
             return
         step = self._records[number]
         now_ms = self._host.clock.now_ms()
-        if step.kind is StepKind.SLEEP:
+        if step.kind is SLEEP:
             self._settle(complete(step, None, now_ms))
             return
         after: Effects = []
@@ -351,11 +362,11 @@ class OpenSteps:
         if step.state.is_final:
             return step
         is_due = step.due_at_ms is None or step.due_at_ms <= now_ms
-        if step.kind is StepKind.SLEEP or (step.state is StepState.PENDING and not is_due):
+        if step.kind is SLEEP or (step.state is StepState.PENDING and not is_due):
             after.append((self._set_alarm, step))
             return step
         work: Any = command.work
-        if step.state is StepState.RUNNING:
+        if step.state is RUNNING:
             if self._take_up(step):
                 return step
             if interrupted.get(step.number) == step.interruptions:
@@ -376,6 +387,7 @@ class OpenSteps:
         if job is None or job.attempt.number != step.attempts:
             return False
         self._jobs[step.number] = job
+        job.owner = self
         return True
 
     def take_up_outcomes(self) -> None:

@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import anyio
 import anyio.lowlevel
@@ -35,12 +35,13 @@ from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from durable.core.errors import JournalError
     from durable.core.records import RunRecord
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
-    from durable.runtime.job import Job
     from durable.runtime.live import WorkflowSpec
     from durable.runtime.open_steps import Effects
 
@@ -71,7 +72,7 @@ class Runner:
         self.settings = settings
         self.log = log
         self.alarms = Alarms(clock)
-        self.pool = Workpool(self, max_parallelism)
+        self.pool = Workpool(max_parallelism)
         # Bound once: each step's change has them as its effects.
         self.launch = self.pool.launch
         self.withdraw = self.pool.withdraw
@@ -83,7 +84,7 @@ class Runner:
         self._catalog = catalog
         self._live: dict[str, LiveRun] = {}
         self._claiming_count = 0
-        self._starting: set[str] = set()
+        self._starting: dict[str, bool] = {}
         self._start_waiters = Waiters()
         self._ids = Turns()
         self.ends = Ends(journal, self)
@@ -194,9 +195,23 @@ class Runner:
         if taken_by is not None:
             _check_same(taken_by, record)
 
-    def _submit_start(self, record: RunRecord, spec: WorkflowSpec, wake_at_ms: int | None) -> None:
+    def run(
+        self, record: RunRecord, spec: WorkflowSpec, *, wake_at_ms: int | None
+    ) -> Coroutine[Any, Any, RunRecord | None]:
+        """Do what ``start`` does for a run with a new id; return what waits for its end."""
+        self._submit_start(record, spec, wake_at_ms, waits_for_end=True)
+        return self.ends.wait(record.run_id)
+
+    def _submit_start(
+        self,
+        record: RunRecord,
+        spec: WorkflowSpec,
+        wake_at_ms: int | None,
+        *,
+        waits_for_end: bool = False,
+    ) -> None:
         self.check_open()
-        self._starting.add(record.run_id)
+        self._starting[record.run_id] = waits_for_end
         if wake_at_ms is None and self._room > 0:
             live = LiveRun(self, spec, record, [], is_start=True)
             self._live[record.run_id] = live
@@ -245,7 +260,8 @@ class Runner:
             self._wake.set(change.parked.wake_at_ms)
 
     def _acknowledge(self, run_id: str, taken_by: RunRecord | None) -> None:
-        self._starting.remove(run_id)
+        if self._starting.pop(run_id) and taken_by is not None:
+            self.ends.fail(run_id, lambda: _conflict(taken_by))
         self._start_waiters.tell(run_id, taken_by)
 
     # --- waiting for the end ---------------------------------------------------------------------
@@ -274,16 +290,6 @@ class Runner:
         # The next owner replays the run.
         live.drop()
         self._live.pop(live.record.run_id, None)
-
-    # --- pool ------------------------------------------------------------------------------------
-
-    def on_slot(self, job: Job) -> None:
-        self._live[job.attempt.run_id].on_slot(job)
-
-    def on_outcome(self, job: Job) -> None:
-        live = self._live.get(job.attempt.run_id)
-        if live is not None:
-            live.on_outcome(job)
 
     # --- leaving and coming back -----------------------------------------------------------------
 
@@ -416,6 +422,9 @@ class Runner:
             live.drop()
         self._live.clear()
         self._claiming_count = 0
+        for run_id, waits_for_end in self._starting.items():
+            if waits_for_end:
+                self.ends.fail(run_id, lambda: _unavailable(error))
         self._starting.clear()
         self._start_waiters.fail_all(lambda: _unavailable(error))
         self.control.fail_all(lambda: _unavailable(error))
@@ -432,6 +441,10 @@ def _sole_error(exc: BaseException) -> BaseException:
         return exc
     group: BaseExceptionGroup[BaseException] = exc  # pyright: ignore[reportUnknownVariableType]
     return _sole_error(group.exceptions[0]) if len(group.exceptions) == 1 else group
+
+
+def _conflict(taken_by: RunRecord) -> RunConflictError:
+    return RunConflictError(f"the new id {taken_by.run_id!r} is taken: ask again")
 
 
 def _check_same(found: RunRecord, wanted: RunRecord) -> None:

@@ -53,14 +53,17 @@ class Waiters:
         for run_id in list(self._by_run):
             self.tell(run_id, None)
 
+    def fail(self, run_id: str, make_error: Callable[[], Exception]) -> None:
+        """Wake the waiters of a run with an error."""
+        for waiter in self._by_run.pop(run_id, ()):
+            if not waiter.done():
+                waiter.set_exception(make_error())
+                waiter.exception()  # Its task may be gone: nobody has to retrieve it.
+
     def fail_all(self, make_error: Callable[[], Exception]) -> None:
         """Wake all waiters with an error."""
-        everybody, self._by_run = self._by_run, {}
-        for waiters in everybody.values():
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_exception(make_error())
-                    waiter.exception()  # Its task may be gone: nobody has to retrieve it.
+        for run_id in list(self._by_run):
+            self.fail(run_id, make_error)
 
 
 @final
@@ -174,6 +177,10 @@ class Ends:
     def tell_removed(self, run_id: str) -> None:
         """There is no such run any more: who looks in the journal will see."""
         self._waiters.tell(run_id, None)
+
+    def fail(self, run_id: str, make_error: Callable[[], Exception]) -> None:
+        """The run is not to be had: its waiters get an error."""
+        self._waiters.fail(run_id, make_error)
 
     def on_outage(self) -> None:
         """The journal has failed."""

@@ -15,13 +15,21 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, final
 
 import anyio
 
 from durable.runtime.attempt import CURRENT_ATTEMPT
 from durable.runtime.calling import call_async, call_sync
-from durable.runtime.job import Failed, JobState
+from durable.runtime.job import (
+    JOB_DROPPED,
+    JOB_ENDED,
+    JOB_QUEUED,
+    JOB_RESERVED,
+    JOB_RUNNING,
+    JOB_WITHDRAWN,
+    Failed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,24 +39,11 @@ if TYPE_CHECKING:
     from durable.runtime.job import Job, Succeeded
 
 
-class WorkpoolHost(Protocol):
-    """What the pool tells the runner."""
-
-    def on_slot(self, job: Job) -> None:
-        """A queued job has its slot: record that it runs, then launch it."""
-        ...
-
-    def on_outcome(self, job: Job) -> None:
-        """A job has its outcome."""
-        ...
-
-
 @final
 class Workpool:
     """The slots, the queue before them, and the attempts that run."""
 
-    def __init__(self, host: WorkpoolHost, max_parallelism: int) -> None:
-        self._host = host
+    def __init__(self, max_parallelism: int) -> None:
         self._max = max_parallelism
         self._used = 0
         self._queue: deque[Job] = deque()
@@ -86,7 +81,7 @@ class Workpool:
     @property
     def is_idle(self) -> bool:
         """Whether no function runs whose outcome is wanted."""
-        return not any(job.state is JobState.RUNNING for job in self._begun.values())
+        return not any(job.state is JOB_RUNNING for job in self._begun.values())
 
     @property
     def is_settled(self) -> bool:
@@ -96,13 +91,13 @@ class Workpool:
     def drop_unlaunched(self) -> None:
         """Forget the attempts that did not begin: what is recorded of them is unknown."""
         for job in self._queue:
-            job.state = JobState.WITHDRAWN
+            job.state = JOB_WITHDRAWN
         self._queue.clear()
 
     @property
     def queued_count(self) -> int:
         """How many attempts wait for a slot."""
-        return sum(job.state is JobState.QUEUED for job in self._queue)
+        return sum(job.state is JOB_QUEUED for job in self._queue)
 
     @property
     def running_count(self) -> int:
@@ -124,18 +119,19 @@ class Workpool:
         return True
 
     def enqueue(self, job: Job) -> None:
-        """Wait for a slot; ``on_slot`` is called, maybe at once."""
-        assert job.state is JobState.QUEUED
+        """Wait for a slot; the job's owner hears of it, maybe at once."""
+        assert job.state is JOB_QUEUED
         self._queue.append(job)
         self._give_slots()
 
     def _give_slots(self) -> None:
         while self._queue and not self._is_paused and self._used < self._max:
             job = self._queue.popleft()
-            if job.state is JobState.QUEUED:
+            if job.state is JOB_QUEUED:
                 self._used += 1
-                job.state = JobState.RESERVED
-                self._host.on_slot(job)
+                job.state = JOB_RESERVED
+                assert job.owner is not None
+                job.owner.on_slot(job)
 
     def _give_back(self) -> None:
         self._used -= 1
@@ -147,10 +143,10 @@ class Workpool:
 
     def launch(self, job: Job) -> None:
         """Have the function of a job started that has its slot, now that this is committed."""
-        if job.state is JobState.WITHDRAWN:
+        if job.state is JOB_WITHDRAWN:
             return
-        assert job.state is JobState.RESERVED
-        job.state = JobState.RUNNING
+        assert job.state is JOB_RESERVED
+        job.state = JOB_RUNNING
         self._begun[job.id] = job
         if not self._launched:
             # Soon, so that the next commit can begin before what this one allows.
@@ -166,7 +162,9 @@ class Workpool:
             return
         for job in launched:
             # Not tasks of the group, which cost more than all else that is done for a step.
-            self._tasks.add(self._loop.create_task(self._run(job)))
+            task = self._loop.create_task(self._run(job), name=job.work.name)
+            if not task.done():  # The host may start its tasks eagerly.
+                self._tasks.add(task)
 
     async def _hold_tasks(self, crashed: asyncio.Future[BaseException]) -> None:
         """Be the group's task for all attempts: end with the first that crashes, end them all."""
@@ -181,23 +179,23 @@ class Workpool:
 
     def withdraw(self, job: Job) -> None:
         """End a job whose outcome nobody waits for any more."""
-        if job.state is JobState.QUEUED:
-            job.state = JobState.WITHDRAWN
-        elif job.state is JobState.RESERVED:
-            job.state = JobState.WITHDRAWN
+        if job.state is JOB_QUEUED:
+            job.state = JOB_WITHDRAWN
+        elif job.state is JOB_RESERVED:
+            job.state = JOB_WITHDRAWN
             self._give_back()
         else:
             self._forget(job)
-            if job.state is JobState.RUNNING:
-                job.state = JobState.DROPPED
+            if job.state is JOB_RUNNING:
+                job.state = JOB_DROPPED
                 if job.work.is_async and job.task is not None:
                     job.task.cancel()
 
     def drop(self, job: Job) -> None:
         """Want the outcome of a job no more that has begun, and let it finish."""
         self._forget(job)
-        if job.state is JobState.RUNNING:
-            job.state = JobState.DROPPED
+        if job.state is JOB_RUNNING:
+            job.state = JOB_DROPPED
 
     def _forget(self, job: Job) -> None:
         if self._begun.get(job.id) is job:
@@ -217,7 +215,7 @@ class Workpool:
         task = asyncio.current_task(self._loop)
         assert task is not None
         try:
-            if job.state is JobState.RUNNING:
+            if job.state is JOB_RUNNING:
                 job.task = task
                 CURRENT_ATTEMPT.set(job.attempt)
                 work = job.work
@@ -239,7 +237,7 @@ class Workpool:
         finally:
             self._tasks.discard(task)
             job.task = None
-            job.state = JobState.ENDED
+            job.state = JOB_ENDED
             if self._is_paused:
                 self._ended.set()
             self._give_back()
@@ -247,4 +245,5 @@ class Workpool:
     def _report(self, job: Job, outcome: Succeeded | Failed) -> None:
         if job.outcome is None and self._begun.get(job.id) is job:
             job.outcome = outcome
-            self._host.on_outcome(job)
+            if job.owner is not None:
+                job.owner.on_outcome(job)
