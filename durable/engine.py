@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from durable import registry
 from durable.call import Call
@@ -25,8 +24,9 @@ from durable.checks import (
     check_id,
     check_policy,
 )
-from durable.core.errors import EngineClosedError, NoEngineError, RunNotFoundError
-from durable.core.records import RunRecord, RunState, StepKind
+from durable.controlling import Controlling
+from durable.core.errors import EngineClosedError, NoEngineError
+from durable.core.records import StepKind
 from durable.core.retry import Retry, seconds
 from durable.current import (
     add_open,
@@ -40,18 +40,19 @@ from durable.current import (
 from durable.issue import Defaults
 from durable.journal.url import parse_url
 from durable.journal.whole import to_its_end
-from durable.paging import iterate, runs_page, runs_query, steps_page, steps_query
+from durable.observing import Observing
 from durable.run import Run
 from durable.runtime.clock import SystemClock
 from durable.runtime.instrumentation import EngineLog
 from durable.runtime.settings import MAX_INTERRUPTIONS, Settings
 from durable.starting import new_run
-from durable.status import EngineStatistics, Page, RunStatus, StepInfo, run_status
+from durable.status import EngineStatistics, run_not_found
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from types import TracebackType
 
+    from durable.core.records import RunRecord
     from durable.journal.base import Journal
     from durable.runtime.clock import Clock
     from durable.runtime.runner import Runner
@@ -63,7 +64,7 @@ MAX_PAYLOAD = 8 * 1024 * 1024
 
 
 @final
-class Engine:
+class Engine(Observing, Controlling):
     """Runs workflows in this process, journaled in a database file.
 
     Args:
@@ -368,164 +369,6 @@ class Engine:
                     raise TimeoutError(msg) from None
         return _outcome(run_id, record)
 
-    async def cancel(self, run_id: str, *, interrupt: bool = False) -> bool:
-        """Cancel a run; return once that is in the journal.
-
-        No queued step of it begins any more. Its body gets ``asyncio.CancelledError`` where it
-        waits, and may run further steps to clean up; a body that does not is over at once, and one
-        that has not begun, or is stuck, without being asked. Cancelling it again does nothing.
-
-        Args:
-            run_id: The run.
-            interrupt: Cancel its running async actions, too. Otherwise they finish, and their
-                results are dropped.
-
-        Returns:
-            ``False`` when the run was over already.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-            JournalUnavailableError: The storage failed: the outcome is unknown; ask again.
-            EngineClosedError: The engine is closed, or was closed meanwhile.
-
-        Cancellation:
-            Never splits it. A cancelled caller does not know its outcome.
-        """
-        runner, _ = self._opened("engine.cancel()")
-        check_flag(interrupt, "interrupt=")
-        is_canceled = await runner.control.cancel(check_id(run_id), interrupt=interrupt)
-        if is_canceled is None:
-            raise _not_found(run_id)
-        return is_canceled
-
-    async def resume(self, run_id: str) -> bool:
-        """Try a ``stuck`` run again with the code as it is now; return once that is committed.
-
-        Returns:
-            ``False`` when the run is not stuck.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-            JournalUnavailableError, EngineClosedError: As for ``cancel``.
-        """
-        runner, _ = self._opened("engine.resume()")
-        is_resumed = await runner.control.resume(check_id(run_id))
-        if is_resumed is None:
-            raise _not_found(run_id)
-        return is_resumed
-
-    async def cleanup(self, run_id: str, *, force: bool = False) -> bool:
-        """Remove a run and its steps from the journal; return once that is committed.
-
-        Args:
-            run_id: The run.
-            force: Remove it even if it is not over: its running async actions are cancelled, sync
-                ones finish unheard, and its body is dropped without cleaning up.
-
-        Returns:
-            ``False`` when there is no such run, or, without ``force``, when it is not over.
-
-        Raises:
-            JournalUnavailableError, EngineClosedError: As for ``cancel``.
-        """
-        runner, _ = self._opened("engine.cleanup()")
-        return await runner.control.cleanup(check_id(run_id), force=check_flag(force, "force="))
-
-    # --- observing -------------------------------------------------------------------------------
-
-    async def status(self, run_id: str) -> RunStatus:
-        """Return where a run stands, as committed.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-            JournalUnavailableError: The storage failed; ask again.
-            JournalCorruptError: A row of it is damaged; the message names it.
-        """
-        _, journal = self._opened("engine.status()")
-        found = await journal.load_status(check_id(run_id))
-        if found is None:
-            raise _not_found(run_id)
-        return run_status(*found)
-
-    async def list_runs(
-        self,
-        *,
-        name: str | None = None,
-        state: RunState | str | None = None,
-        parent: str | None = None,
-        order: Literal["asc", "desc"] = "asc",
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> Page[RunStatus]:
-        """Return a page of runs, in the order of their start.
-
-        Args:
-            name: Only runs of the workflow of that name.
-            state: Only runs in that state.
-            parent: Only children of that run.
-            order: ``asc`` for the oldest first, ``desc`` for the newest.
-            limit: How many at most, up to 1,000.
-            cursor: Where the last page ended. Pages stay right while runs are added.
-
-        Raises:
-            ValueError: The order, limit, state or cursor is not valid.
-            JournalUnavailableError, JournalCorruptError: As for ``status``.
-        """
-        _, journal = self._opened("engine.list_runs()")
-        query = runs_query(
-            name=name, state=state, parent=parent, order=order, limit=limit, cursor=cursor
-        )
-        return runs_page(await journal.list_runs(query), query)
-
-    async def list_steps(
-        self,
-        run_id: str,
-        *,
-        order: Literal["asc", "desc"] = "asc",
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> Page[StepInfo]:
-        """Return a page of a run's steps, in the order of their issue.
-
-        Args:
-            run_id: The run.
-            order: ``asc`` for the first step first, ``desc`` for the last.
-            limit: How many at most, up to 1,000.
-            cursor: Where the last page ended.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-            ValueError: The order, limit or cursor is not valid.
-            JournalUnavailableError, JournalCorruptError: As for ``status``.
-        """
-        _, journal = self._opened("engine.list_steps()")
-        query = steps_query(run_id, order, limit, cursor)
-        rows = await journal.list_steps(query)
-        if rows is None:
-            raise _not_found(query.run_id)
-        return steps_page(rows, query)
-
-    def iter_runs(
-        self,
-        *,
-        name: str | None = None,
-        state: RunState | str | None = None,
-        parent: str | None = None,
-        order: Literal["asc", "desc"] = "asc",
-    ) -> AsyncIterator[RunStatus]:
-        """Iterate over the runs that ``list_runs`` would page through. Raises what that raises."""
-        return iterate(
-            lambda cursor: self.list_runs(
-                name=name, state=state, parent=parent, order=order, cursor=cursor
-            )
-        )
-
-    def iter_steps(
-        self, run_id: str, *, order: Literal["asc", "desc"] = "asc"
-    ) -> AsyncIterator[StepInfo]:
-        """Iterate over a run's steps, as ``list_steps`` pages through. Raises what that raises."""
-        return iterate(lambda cursor: self.list_steps(run_id, order=order, cursor=cursor))
-
     # --- settings --------------------------------------------------------------------------------
 
     def set_max_parallelism(self, count: int) -> None:
@@ -560,10 +403,5 @@ def _nothing() -> None:
 
 def _outcome(run_id: str, record: RunRecord | None) -> Any:  # noqa: ANN401
     if record is None:
-        raise _not_found(run_id)
+        raise run_not_found(run_id)
     return outcome_of(record)
-
-
-def _not_found(run_id: str) -> RunNotFoundError:
-    msg = f"the journal has no run {run_id!r}: check the id, and which journal it was started in"
-    return RunNotFoundError(msg)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 import msgspec
 
 from durable.core.codec import DecodeError, decode_plain
-from durable.core.errors import JournalCorruptError, damaged
+from durable.core.errors import JournalCorruptError, RunNotFoundError, damaged
 from durable.core.failures import decode_error
 from durable.core.records import ErrorInfo, RunState, StepKind, StepState
 
@@ -196,3 +196,9 @@ def _error(text: str | None, where: str) -> ErrorInfo | None:
 
 def _damaged(where: str, exc: Exception) -> JournalCorruptError:
     return JournalCorruptError(damaged(where, exc))
+
+
+def run_not_found(run_id: str) -> RunNotFoundError:
+    """Return the error that says so."""
+    msg = f"the journal has no run {run_id!r}: check the id, and which journal it was started in"
+    return RunNotFoundError(msg)
