@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from durable import Call
+    from durable import Call, JournalError
     from durable.core.records import RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, StepQuery
 
@@ -157,6 +157,11 @@ class FaultyJournal:
 
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self.inner.load_status(run_id)
+
+    async def load_statuses(
+        self, run_ids: list[str]
+    ) -> dict[str, tuple[RunRecord, list[StepRecord]] | JournalError]:
+        return await self.inner.load_statuses(run_ids)
 
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
         return await self.inner.list_runs(query)

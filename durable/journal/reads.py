@@ -10,10 +10,15 @@ from durable.journal.rows import OPEN_STATES, RUN_JSON, STEP_JSON, decode_run, d
 if TYPE_CHECKING:
     import sqlite3
 
+    from durable.core.errors import JournalError
     from durable.core.records import RunRecord, StepRecord
     from durable.journal.base import RunQuery, StepQuery
 
 RUN_BY_ID = f"SELECT CAST({RUN_JSON} AS BLOB) FROM durable_run WHERE run_id = ?"
+RUNS_BY_ID = f"""
+SELECT CAST({RUN_JSON} AS BLOB), run_id FROM durable_run
+WHERE run_id IN (SELECT value FROM json_each(?))
+"""
 OPEN_STEPS_OF_RUNS = f"""
 SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN {OPEN_STATES}
@@ -31,6 +36,21 @@ def read_status(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[St
     """Return one run and its open steps."""
     run = read_run(db, run_id)
     return None if run is None else (run, _read_open_steps(db, [run_id]).get(run_id, []))
+
+
+def read_statuses(
+    db: sqlite3.Connection, run_ids: list[str]
+) -> dict[str, tuple[RunRecord, list[StepRecord]] | JournalError]:
+    """Return those runs that there are, with their open steps, or why they cannot be read."""
+    ids = text(run_ids)
+    found: dict[str, tuple[RunRecord, list[StepRecord]] | JournalError] = {}
+    steps = dict(db.execute(OPEN_STEPS_OF_RUNS, (ids,)).fetchall())
+    for data, run_id in db.execute(RUNS_BY_ID, (ids,)).fetchall():
+        try:
+            found[run_id] = decode_run(data), decode_steps(run_id, steps.get(run_id, b"[]"))
+        except JournalCorruptError as exc:
+            found[run_id] = exc
+    return found
 
 
 def read_runs(

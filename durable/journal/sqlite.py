@@ -192,6 +192,11 @@ class SqliteJournal:
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_status, run_id=run_id))
 
+    async def load_statuses(
+        self, run_ids: list[str]
+    ) -> dict[str, tuple[RunRecord, list[StepRecord]] | JournalError]:
+        return await self._read(partial(reads.read_statuses, run_ids=run_ids))
+
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
         return await self._read(partial(reads.read_runs, query=query))
 

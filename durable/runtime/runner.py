@@ -31,6 +31,7 @@ from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
 from durable.runtime.waiting import Ends, Turns, Waiters
+from durable.runtime.watching import Watching
 from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
@@ -77,6 +78,7 @@ class Runner:
         self.launch = self.pool.launch
         self.withdraw = self.pool.withdraw
         self.drop = self.pool.drop
+        self.watching = Watching(journal, self)
         self.writer = Writer(journal, self)
         self.pump = Pump(log, self._on_void_turn)
         self.schedule = self.pump.schedule
@@ -106,6 +108,7 @@ class Runner:
             async with anyio.create_task_group() as group:
                 self.pool.open(group)
                 group.start_soon(self.writer.serve)
+                group.start_soon(self.watching.serve)
                 self.writer.ask_claim()
                 ready.set()
                 await stop.wait()
@@ -156,6 +159,7 @@ class Runner:
         self._start_waiters.fail_all(self._closed_error)
         self.ends.fail_all(self._closed_error)
         self.control.fail_all(self._closed_error)
+        self.watching.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
@@ -330,6 +334,7 @@ class Runner:
             event = f"durable.run_{record.state}"
             self.log.info(event, run_id=record.run_id, workflow=record.name)
             self.ends.tell(record)
+            self.watching.on_final(record)
 
     def _claim_if_room(self) -> None:
         """Claim what waits in the journal for one of the runs in memory to leave."""
@@ -433,6 +438,7 @@ class Runner:
     def on_restored(self) -> None:
         self.log.warning("durable.journal_restored")
         self.ends.on_restored()
+        self.watching.look_again()
 
 
 def _sole_error(exc: BaseException) -> BaseException:
