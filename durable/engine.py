@@ -77,6 +77,9 @@ class Engine(Observing, Controlling):
         max_payload: The largest arguments or result, in bytes of JSON; by default 8 MiB.
         max_interruptions: How often the process may die during one step before the step fails, by
             default 100 times.
+        worker: Whether it works on runs, which it does while no other engine has the journal: until
+            then it is a standby. Otherwise it is a client: every call works, and what it starts or
+            asks for is done by the engine that works, now or when there is one.
 
     Raises:
         TypeError, ValueError: A setting is not valid. Nothing was opened.
@@ -92,8 +95,13 @@ class Engine(Observing, Controlling):
         drain_timeout: float | timedelta = 10.0,
         max_payload: int = MAX_PAYLOAD,
         max_interruptions: int = MAX_INTERRUPTIONS,
+        worker: bool = True,
     ) -> None:
         self._path = parse_url(url)
+        self._is_worker = check_flag(worker, "worker=")
+        if self._path is None and not worker:
+            msg = "a journal in memory has no other process: give Engine(worker=False) a file"
+            raise ValueError(msg)
         self._max_parallelism = check_count(max_parallelism, "max_parallelism")
         self._drain_timeout_s = check_drain_timeout(drain_timeout)
         self._max_payload = check_count(max_payload, "max_payload")
@@ -155,8 +163,11 @@ class Engine(Observing, Controlling):
     async def __aenter__(self) -> Engine:
         """Open the journal, take up what is due, and begin to work.
 
+        If another engine works on the journal, in this process or another, this one is a standby:
+        it serves all calls, and takes over when the other is closed or dies.
+
         Raises:
-            JournalLockedError: Another process owns the journal; the message has its id.
+            JournalLockedError: Another process writes to the journal, and does not come to an end.
             JournalVersionError: It was written by a newer durable.
             JournalCorruptError: It is damaged, or not a journal.
             JournalUnavailableError: The file cannot be opened.
@@ -172,7 +183,7 @@ class Engine(Observing, Controlling):
 
         self._journal = journal = SqliteJournal(self._path)
         try:
-            await to_its_end(journal.open())
+            await to_its_end(journal.open(is_worker=self._is_worker))
             runner = Runner(
                 journal,
                 self._catalog,

@@ -126,8 +126,11 @@ class FaultyJournal:
         self.disk = disk
         self.inner = SqliteJournal(path)
 
-    async def open(self) -> None:
-        await self.inner.open()
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  what does not go to the disk
+        return getattr(self.inner, name)
+
+    async def open(self, *, is_worker: bool = True) -> None:
+        await self.inner.open(is_worker=is_worker)
 
     async def reopen(self) -> None:
         if not self.disk.is_there():

@@ -136,7 +136,11 @@ def test_a_relative_path_starts_at_the_working_directory(
 
     monkeypatch.chdir(tmp_path)
     asyncio.run(work())
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["here.db", "here.db.lock"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "here.db",
+        "here.db.lock",
+        "here.db.write",
+    ]
 
 
 def test_the_environment_names_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,8 @@ class StepKind(StrEnum):
     EVENT = "event"
     CANCEL = "cancel"
     """No step: that the run is to end."""
+    CLEANUP = "cleanup"
+    """No step: that the run is to be removed."""
 
 
 # An empty set is a final state. A state may always be kept.
@@ -234,6 +236,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=
 
 
 CANCEL_NUMBER = -1
+CLEANUP_NUMBER = -2
 
 
 def cancel_record(now_ms: int, *, interrupt: bool) -> StepRecord:
@@ -244,6 +247,18 @@ def cancel_record(now_ms: int, *, interrupt: bool) -> StepRecord:
         kind=StepKind.CANCEL,
         name="cancel",
         args='{"interrupt":true}' if interrupt else "{}",
+        state=StepState.COMPLETED,
+        finished_at_ms=now_ms,
+    )
+
+
+def cleanup_record(now_ms: int) -> StepRecord:
+    """Return the record that a run is to be removed, which no body is ever handed."""
+    return StepRecord(
+        number=CLEANUP_NUMBER,
+        key="cleanup",
+        kind=StepKind.CLEANUP,
+        name="cleanup",
         state=StepState.COMPLETED,
         finished_at_ms=now_ms,
     )

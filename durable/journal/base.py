@@ -7,6 +7,8 @@ Rules:
   writes nothing, and cannot take the journal back.
 - A run is somebody's work when its wake time has come. Claiming it clears the wake time; parking it
   sets a new one, or none, and gives the claim back.
+- Whoever has the journal open and does not own it is a *guest*. Guests read, and write what the
+  owner is to do: runs that are due, and what is asked of others. Nothing fences them.
 - A commit that raised has an unknown outcome. The journal must be opened again before it is used.
 """
 
@@ -20,7 +22,7 @@ from durable.core.errors import JournalError, JournalLockedError
 from durable.core.records import RunRecord, RunState, StepRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 class OwnershipLostError(JournalLockedError):
@@ -46,7 +48,9 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
         asked: Something for the run, from outside of its body: kept, unless there is one, or the
             run is over.
         parked: Gives the claim back, with the run's next wake time.
-        is_removal: The run, and what belongs to it, is to be no more.
+        is_wake: The run is due, even if the owner works on it: something was asked of it.
+        is_removal: The run, and what belongs to it, is to be no more. A guest removes no run that
+            the owner works on.
     """
 
     run_id: str
@@ -56,6 +60,7 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     updated: list[StepRecord] = []
     asked: StepRecord | None = None
     parked: Parked | None = None
+    is_wake: bool = False
     is_removal: bool = False
 
     def size(self) -> int:
@@ -110,11 +115,18 @@ class StepQuery(msgspec.Struct, frozen=True, kw_only=True):
 class Journal(Protocol):
     """A store of runs and steps. One task at a time calls ``open``, ``commit`` and ``claim``."""
 
-    async def open(self) -> None:
-        """Migrate, become the owner, and make what the last owner left behind claimable.
+    @property
+    def is_owner(self) -> bool:
+        """Whether this is the one that works on the runs."""
+        ...
+
+    async def open(self, *, is_worker: bool = True) -> None:
+        """Migrate, become the owner if there is none, and make claimable what the last one left.
+
+        With an owner there, or not as a worker, be a guest.
 
         Raises:
-            JournalLockedError: Another process owns it.
+            JournalLockedError: Another process writes, and does not come to an end.
             JournalVersionError: It is newer than this code.
             JournalCorruptError: It is damaged, or not a journal.
             JournalUnavailableError: The storage failed.
@@ -122,11 +134,34 @@ class Journal(Protocol):
         ...
 
     async def reopen(self) -> None:
-        """Open again after a failed commit, as the same owner.
+        """Open again after a failed commit, as the same owner, or as a guest.
 
         Raises:
             OwnershipLostError: Another owner has taken over meanwhile.
             JournalError: What ``open`` raises.
+        """
+        ...
+
+    async def take_over(self) -> bool:
+        """Become the owner, if this is a worker, and the owner is gone; return whether it was done.
+
+        Raises:
+            JournalError: The outcome is unknown; ask again.
+        """
+        ...
+
+    def watch(self, tell: Callable[[], None]) -> None:
+        """Have ``tell`` called, in any thread, when others may have written, or the owner is gone.
+
+        It is called once in a while anyway, until the journal is closed.
+        """
+        ...
+
+    async def release_dead_claims(self) -> bool:
+        """If there is no owner, see that no run is held to be worked on; return whether it was so.
+
+        Raises:
+            JournalError: The outcome is unknown; ask again.
         """
         ...
 
@@ -169,6 +204,18 @@ class Journal(Protocol):
         self, run_ids: list[str]
     ) -> dict[str, tuple[RunRecord, list[StepRecord]] | JournalError]:
         """Return those runs that there are, as ``load_status`` does, or why they cannot be read."""
+        ...
+
+    async def is_asked(self, run_id: str, number: int) -> bool:
+        """Return whether what has that number was asked of a run, or handed to it."""
+        ...
+
+    async def find_over(self, run_ids: list[str]) -> list[str]:
+        """Return those runs that have ended, or that there are not."""
+        ...
+
+    async def next_wake_at_ms(self) -> int | None:
+        """Return when the next run is due; ``None`` when none is."""
         ...
 
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:

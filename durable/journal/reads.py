@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from durable.core.errors import JournalCorruptError, damaged
 from durable.journal.rows import OPEN_STATES, RUN_JSON, STEP_JSON, decode_run, decode_steps, text
 
@@ -24,6 +26,13 @@ SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN {OPEN_STATES}
 GROUP BY run_id
 """
+
+ASKED = "SELECT 1 FROM durable_step WHERE run_id = ? AND number = ?"
+UNFINISHED = """
+SELECT CAST(json_group_array(run_id) AS BLOB) FROM durable_run
+WHERE run_id IN (SELECT value FROM json_each(?)) AND finished_at_ms IS NULL
+"""
+NEXT_WAKE = "SELECT min(wake_at_ms) FROM durable_run WHERE wake_at_ms IS NOT NULL"
 
 
 def read_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
@@ -51,6 +60,24 @@ def read_statuses(
         except JournalCorruptError as exc:
             found[run_id] = exc
     return found
+
+
+def read_asked(db: sqlite3.Connection, run_id: str, number: int) -> bool:
+    """Return whether that was asked of a run."""
+    return db.execute(ASKED, (run_id, number)).fetchone() is not None
+
+
+def read_over(db: sqlite3.Connection, run_ids: list[str]) -> list[str]:
+    """Return those runs that have ended, or that there are not."""
+    (data,) = db.execute(UNFINISHED, (text(run_ids),)).fetchone()
+    unfinished = set(msgspec.json.decode(data, type=list[str]))
+    return [run_id for run_id in run_ids if run_id not in unfinished]
+
+
+def read_next_wake(db: sqlite3.Connection) -> int | None:
+    """Return when the next run is due that nobody works on, or of which something was asked."""
+    (wake_at_ms,) = db.execute(NEXT_WAKE).fetchone()
+    return None if wake_at_ms is None else int(wake_at_ms)
 
 
 def read_runs(

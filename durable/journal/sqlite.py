@@ -6,6 +6,8 @@ Rules:
   cut. Source: sqlite.org/pragma.html#pragma_synchronous, sqlite.org/wal.html.
 - A transaction is one plain function that runs whole on the connection's thread. Cancelling its
   caller does not split it.
+- Whoever writes holds the lock on writing: see ``writelock``. One of those that have the file open
+  is the owner; the others are *guests*: what they write is not fenced, and is for the owner to do.
 - After a failed commit the connection is not trusted any more: ``reopen`` makes a new one.
 """
 
@@ -30,9 +32,11 @@ from durable.core.errors import (
     JournalVersionError,
 )
 from durable.journal import reads, writes
+from durable.journal.lookout import Lookout
 from durable.journal.ownership import OwnershipLock
 from durable.journal.rows import probes
 from durable.journal.whole import to_its_end
+from durable.journal.writelock import WriteLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,8 +65,12 @@ class SqliteJournal:
     """A journal in an SQLite file, or in memory when ``path`` is ``None``."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._lock: OwnershipLock | None = None
+        self._path = self._real_path = path
+        self._ownership: OwnershipLock | None = None
+        self._write_lock: WriteLock | None = None
+        self._lookout: Lookout | None = None
+        self._is_worker = True
+        self._is_owner = False
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
         self._epoch = 0
@@ -80,17 +88,79 @@ class SqliteJournal:
         """The database file."""
         return self._path
 
+    @property
+    def is_owner(self) -> bool:
+        return self._is_owner
+
     # --- life ------------------------------------------------------------------------------------
 
-    async def open(self) -> None:
-        if self._path is not None:
-            # The path is fixed once, whatever the working directory becomes.
-            self._path, self._lock = await anyio.to_thread.run_sync(_take_ownership, self._path)
+    async def open(self, *, is_worker: bool = True) -> None:
+        self._is_worker = is_worker
         try:
-            await self._connect(self._become_owner)
+            if self._path is not None:
+                # The path is fixed once, whatever the working directory becomes.
+                self._path = await anyio.to_thread.run_sync(_check_path, self._path)
+                await anyio.to_thread.run_sync(self._take_locks, self._path)
+            await self._connect()
         except BaseException:
             await self.close()
             raise
+
+    def _take_locks(self, path: Path) -> None:
+        # Beside the file itself, whatever links lead to it.
+        self._real_path = path = path.resolve()
+        self._ownership = OwnershipLock(path)
+        self._write_lock = WriteLock(path, BUSY_TIMEOUT_S, self._ownership.holder)
+        if not self._is_worker or not self._ownership.try_acquire():
+            self._write_lock.be_guest()
+
+    async def take_over(self) -> bool:
+        ownership = self._ownership
+        if ownership is None or self._is_owner or not ownership.is_held:
+            return False
+        await self._become_what_is_due()
+        return self._is_owner
+
+    async def _become_what_is_due(self) -> None:
+        """Be the owner, if the lock is held, else a guest."""
+        self._is_owner = await self._write(self._set_up)
+        if self._is_owner:
+            await anyio.to_thread.run_sync(self._settle_in)
+
+    def _settle_in(self) -> None:
+        if self._write_lock is not None:
+            self._write_lock.be_owner()
+
+    def watch(self, tell: Callable[[], None]) -> None:
+        if self._real_path is not None:
+            self._lookout = Lookout(self._real_path, self._look, tell)
+
+    def _look(self) -> bool | None:
+        """See what the others do: in the thread of the lookout."""
+        ownership, write_lock = self._ownership, self._write_lock
+        assert ownership is not None
+        assert write_lock is not None
+        is_free = False
+        with contextlib.suppress(JournalError):
+            if write_lock.look():
+                return None
+            if self._is_worker and not ownership.is_held:
+                is_free = ownership.try_acquire()
+        return is_free
+
+    async def release_dead_claims(self) -> bool:
+        ownership = self._ownership
+        if ownership is None or self._is_owner:
+            return False
+        if not await anyio.to_thread.run_sync(ownership.try_acquire):
+            return False
+        if self._is_worker:
+            return await self.take_over()
+        try:
+            await self._write(writes.end_ownership)
+        finally:
+            ownership.release()
+        return True
 
     async def reopen(self) -> None:
         # Whole: a connection that is cut off while it is opened or closed is lost, and keeps its
@@ -102,24 +172,33 @@ class SqliteJournal:
             # A journal in memory is its connection.
             assert self._writer is not None
             await self._call(self._writer, _roll_back)
-            await self._call(self._writer, partial(_transact, work=self._become_owner))
+            await self._become_what_is_due()
             return
         await self._disconnect()
         if not await anyio.to_thread.run_sync(self._path.exists):
             msg = f"{self._name} is gone: its file was removed. Put it back, or restart without it."
             raise JournalUnavailableError(msg)
-        await self._connect(self._become_owner)
+        await self._connect()
 
     async def close(self) -> None:
+        lookout, self._lookout = self._lookout, None
+        if lookout is not None:
+            await anyio.to_thread.run_sync(lookout.stop)
         await self._disconnect()
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._is_owner = False
+        await anyio.to_thread.run_sync(self._give_locks_back)
 
-    async def _connect(self, first: Callable[[sqlite3.Connection], None]) -> None:
+    def _give_locks_back(self) -> None:
+        if self._write_lock is not None:
+            self._write_lock.close()
+        if self._ownership is not None:
+            self._ownership.release()
+        self._write_lock = self._ownership = None
+
+    async def _connect(self) -> None:
         self._writer = await self._open_connection()
-        await self._call(self._writer, partial(_set_up_writer, name=self._name))
-        await self._call(self._writer, partial(_transact, work=first))
+        await self._call(self._writer, self._locked(partial(_set_up_writer, name=self._name)))
+        await self._become_what_is_due()
         await self._call(self._writer, writes.prepare_commits)
         if self._path is None:
             self._reader = self._writer
@@ -149,13 +228,17 @@ class SqliteJournal:
             with contextlib.suppress(sqlite3.Error):
                 await connection.close()
 
-    def _become_owner(self, db: sqlite3.Connection) -> None:
+    def _set_up(self, db: sqlite3.Connection) -> bool:
+        """Make the tables, if there are none, and become the owner, if the lock is held."""
         if not _is_journal(db, self._name):
             _run_script(db, files("durable.journal").joinpath("schema.sql").read_text("utf-8"))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if self._ownership is not None and not self._ownership.is_held:
+            return False
         self._epoch = writes.new_epoch(db, self._epoch)
         db.execute(writes.RELEASE_CLAIMS)
         db.execute(writes.RETRY_STUCK)
+        return True
 
     # --- the contract ----------------------------------------------------------------------------
 
@@ -165,10 +248,14 @@ class SqliteJournal:
         def work(db: sqlite3.Connection) -> dict[str, RunRecord]:
             try:
                 self._check_file()
-                rows = writes.rows_of(changes, self._epoch)
+                epoch = self._epoch if self._is_owner else None
+                rows = writes.rows_of(changes, epoch)
             finally:
                 under_way.put(None)
-            return writes.commit(db, changes, rows, self._epoch)
+            if self._write_lock is None:
+                return writes.commit(db, changes, rows, epoch)
+            with self._write_lock:
+                return writes.commit(db, changes, rows, epoch)
 
         asyncio.get_running_loop().call_soon(_let_begin, under_way)
         return await self._call(self._writer, work)
@@ -184,7 +271,7 @@ class SqliteJournal:
             writes.check_fence(db, self._epoch)
             return writes.claim_due(db, now_ms, limit, self._epoch)
 
-        return await self._call(self._writer, partial(_transact, work=work))
+        return await self._write(work)
 
     async def load_run(self, run_id: str) -> RunRecord | None:
         return await self._read(partial(reads.read_run, run_id=run_id))
@@ -197,6 +284,15 @@ class SqliteJournal:
     ) -> dict[str, tuple[RunRecord, list[StepRecord]] | JournalError]:
         return await self._read(partial(reads.read_statuses, run_ids=run_ids))
 
+    async def is_asked(self, run_id: str, number: int) -> bool:
+        return await self._read(partial(reads.read_asked, run_id=run_id, number=number))
+
+    async def find_over(self, run_ids: list[str]) -> list[str]:
+        return await self._read(partial(reads.read_over, run_ids=run_ids))
+
+    async def next_wake_at_ms(self) -> int | None:
+        return await self._read(reads.read_next_wake)
+
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
         return await self._read(partial(reads.read_runs, query=query))
 
@@ -205,6 +301,21 @@ class SqliteJournal:
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await self._call(self._reader, partial(_snapshot, work=work))
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._call(self._writer, self._locked(partial(_transact, work=work)))
+
+    def _locked(self, work: Callable[[sqlite3.Connection], T]) -> Callable[[sqlite3.Connection], T]:
+        """Return what does ``work`` while nobody else writes."""
+        write_lock = self._write_lock
+        if write_lock is None:
+            return work
+
+        def locked(db: sqlite3.Connection) -> T:
+            with write_lock:
+                return work(db)
+
+        return locked
 
     # --- the one way to the connection -----------------------------------------------------------
 
@@ -257,24 +368,26 @@ def _let_begin(under_way: SimpleQueue[None]) -> None:
         under_way.get(timeout=HAND_OVER_S_MAX)
 
 
-def _take_ownership(path: Path) -> tuple[Path, OwnershipLock]:
+def _check_path(path: Path) -> Path:
+    """Return the path of a journal, absolute.
+
+    Raises:
+        JournalUnavailableError: There cannot be a file.
+    """
+    path = path.absolute()
     try:
-        return _lock_file(path.absolute())
+        is_dir, has_parent = path.is_dir(), path.parent.is_dir()
+        path.resolve()
     except OSError as exc:
         msg = f"the journal {path} cannot be opened: {exc.strerror}. Check its path."
         raise JournalUnavailableError(msg) from exc
-
-
-def _lock_file(path: Path) -> tuple[Path, OwnershipLock]:
-    if path.is_dir():
+    if is_dir:
         msg = f"{path} is a directory; a journal is a file, such as {path / 'durable.db'}"
         raise JournalUnavailableError(msg)
-    if not path.parent.is_dir():
+    if not has_parent:
         msg = f"the directory {path.parent} of the journal {path.name} does not exist; make it"
         raise JournalUnavailableError(msg)
-    lock = OwnershipLock(path.resolve())
-    lock.acquire()
-    return path, lock
+    return path
 
 
 # --- functions of the connection's thread --------------------------------------------------------

@@ -18,8 +18,9 @@ import msgspec
 from msgspec.structs import astuple
 
 from durable.core.errors import JournalCorruptError, damaged
-from durable.core.records import RunRecord, RunState, StepRecord
+from durable.core.records import RunRecord, StepRecord
 from durable.journal.base import Change, Claim, OwnershipLostError
+from durable.journal.reads import read_next_wake
 from durable.journal.rows import (
     OPEN_STATES,
     RAW_ROWS,
@@ -59,6 +60,9 @@ RELEASE_CLAIMS = "UPDATE durable_run SET epoch = NULL, wake_at_ms = 0 WHERE epoc
 # A stuck run is tried again by each new owner: its code may have been mended.
 RETRY_STUCK = "UPDATE durable_run SET wake_at_ms = 0 WHERE state = 'stuck'"
 
+# The epoch, too: an owner that is stopped in its tracks, and has lost the lock, is fenced.
+END_OWNERSHIP = "UPDATE durable_owner SET epoch = epoch + 1"
+
 RUNS_BY_ID = f"""
 SELECT CAST(json_group_array({RUN_JSON}) AS BLOB) FROM durable_run
 WHERE run_id IN (SELECT value FROM json_each(?))
@@ -78,8 +82,8 @@ def _insert_steps(part: str, names: Sequence[str]) -> str:
     """
 
 
-def _assign(names: Sequence[str]) -> str:
-    return ", ".join(f"{name} = new.{name}" for name in names)
+def _assign(names: Sequence[str], new: str = "new") -> str:
+    return ", ".join(f"{name} = {new}.{name}" for name in names)
 
 
 # A commit is one INSERT into this view, of the epoch and of the rows as JSON. So it is one call
@@ -93,6 +97,7 @@ COMMIT_PARTS = (
     "updated",
     "runs",
     "parked",
+    "woken",
     "removed",
 )
 COMMIT = f"INSERT INTO durable_commit VALUES ({', '.join('?' * len(COMMIT_PARTS))})"
@@ -101,10 +106,13 @@ CREATE TEMP VIEW durable_commit AS SELECT {", ".join(f"NULL AS {part}" for part 
 """
 FENCED = "durable: another owner has taken the journal over"
 
-# A final state is written once: a late writer changes nothing.
+# A final state is written once: a late writer changes nothing. Without an epoch it is a guest's:
+# it removes no run that the owner works on. What was asked is kept as it was first; but what was
+# handed to the body counts more than what was asked at the same time and was not.
 COMMIT_TRIGGER = f"""
 CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEGIN
-    SELECT RAISE(ABORT, '{FENCED}') WHERE NEW.epoch IS NOT (SELECT epoch FROM durable_owner);
+    SELECT RAISE(ABORT, '{FENCED}')
+    WHERE NEW.epoch IS NOT NULL AND NEW.epoch IS NOT (SELECT epoch FROM durable_owner);
 
     INSERT INTO durable_run ({", ".join(RUN_COLUMNS)}, wake_at_ms, epoch)
     SELECT {_columns("$[0]", RUN_COLUMNS, RUN_COLUMNS)},
@@ -114,12 +122,14 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     {_insert_steps("issued", ("run_id", *NEW_STEP_COLUMNS))}
     {_insert_steps("whole", WHOLE_COLUMNS)}
 
-    INSERT OR IGNORE INTO durable_step ({", ".join(WHOLE_COLUMNS)})
+    INSERT INTO durable_step ({", ".join(WHOLE_COLUMNS)})
     SELECT {_columns("$", WHOLE_COLUMNS, WHOLE_COLUMNS)} FROM json_each(NEW.asked)
     WHERE EXISTS (
         SELECT 1 FROM durable_run
         WHERE run_id = json_extract(value, '$[0]') AND finished_at_ms IS NULL
-    );
+    )
+    ON CONFLICT DO UPDATE SET args = excluded.args, {_assign(STEP_CHANGES, "excluded")}
+    WHERE durable_step.position IS NULL AND excluded.position IS NOT NULL;
 
     UPDATE durable_step SET {_assign(STEP_CHANGES)} FROM (
         SELECT {_columns("$", UPDATE_COLUMNS, UPDATE_COLUMNS)} FROM json_each(NEW.updated)
@@ -134,14 +144,26 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     ) AS new
     WHERE durable_run.run_id = new.run_id AND durable_run.finished_at_ms IS NULL;
 
-    UPDATE durable_run SET wake_at_ms = new.wake_at_ms, epoch = NULL FROM (
+    UPDATE durable_run SET epoch = NULL, wake_at_ms = CASE
+        WHEN finished_at_ms IS NOT NULL THEN new.wake_at_ms
+        ELSE coalesce(min(durable_run.wake_at_ms, new.wake_at_ms), durable_run.wake_at_ms,
+                      new.wake_at_ms)
+    END FROM (
         SELECT json_extract(value, '$[0]') AS run_id, json_extract(value, '$[1]') AS wake_at_ms
         FROM json_each(NEW.parked)
     ) AS new
     WHERE durable_run.run_id = new.run_id;
 
-    DELETE FROM durable_step WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
-    DELETE FROM durable_run WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
+    UPDATE durable_run SET wake_at_ms = 0
+    WHERE run_id IN (SELECT value FROM json_each(NEW.woken)) AND finished_at_ms IS NULL;
+
+    DELETE FROM durable_step WHERE run_id IN (SELECT value FROM json_each(NEW.removed))
+      AND (NEW.epoch IS NOT NULL OR EXISTS (
+          SELECT 1 FROM durable_run AS run
+          WHERE run.run_id = durable_step.run_id AND run.epoch IS NULL
+      ));
+    DELETE FROM durable_run WHERE run_id IN (SELECT value FROM json_each(NEW.removed))
+      AND (NEW.epoch IS NOT NULL OR epoch IS NULL);
 END
 """
 
@@ -158,8 +180,6 @@ RUNS_BY_SEQ = f"""
 SELECT CAST(json_group_array({RUN_JSON}) AS BLOB) FROM durable_run
 WHERE seq IN (SELECT value FROM json_each(:seqs))
 """
-NEXT_WAKE = "SELECT min(wake_at_ms) FROM durable_run WHERE wake_at_ms IS NOT NULL"
-
 STEPS_OF_RUNS = f"""
 SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) GROUP BY run_id
@@ -199,6 +219,12 @@ def new_epoch(db: sqlite3.Connection, epoch: int) -> int:
     return int(owner[0])
 
 
+def end_ownership(db: sqlite3.Connection) -> None:
+    """Have nobody own the journal, and nobody work on its runs."""
+    db.execute(END_OWNERSHIP)
+    db.execute(RELEASE_CLAIMS)
+
+
 def ownership_lost(present: int, epoch: int) -> OwnershipLostError:
     """Return the error that says so."""
     msg = (
@@ -208,8 +234,11 @@ def ownership_lost(present: int, epoch: int) -> OwnershipLostError:
     return OwnershipLostError(msg)
 
 
-def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
-    """Return the parts of ``COMMIT``: of each row, the last that is to be written."""
+def rows_of(changes: Sequence[Change], epoch: int | None) -> CommitRows:
+    """Return the parts of ``COMMIT``: of each row, the last that is to be written.
+
+    Without an epoch it is a guest who writes.
+    """
     changes = _one_of_each_run(changes)
     starts = [change for change in changes if change.is_start]
     others = [change for change in changes if not change.is_start] if starts else changes
@@ -241,12 +270,16 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
                 if change.parked is not None
             ]
         ),
+        _json_rows([change.run_id for change in changes if change.is_wake]),
         _json_rows([change.run_id for change in changes if change.is_removal]),
     )
 
 
-def _start_row(change: Change, epoch: int) -> tuple[RunRecord | None, int | None, int | None]:
+def _start_row(
+    change: Change, epoch: int | None
+) -> tuple[RunRecord | None, int | None, int | None]:
     if change.parked is None:
+        assert epoch is not None
         return change.run, None, epoch
     return change.run, change.parked.wake_at_ms, None
 
@@ -269,6 +302,7 @@ def _merge(changes: list[Change]) -> Change:
     for change in changes:
         # A start after the removal of the run that has its id finds the id taken.
         merged.is_start = merged.is_start or change.is_start
+        merged.is_wake = merged.is_wake or change.is_wake
         merged.is_removal = merged.is_removal or change.is_removal
         merged.asked = merged.asked or change.asked
         merged.run = change.run or merged.run
@@ -286,7 +320,7 @@ def _json_rows(rows: Sequence[object]) -> str | None:
 
 
 def commit(
-    db: sqlite3.Connection, changes: Sequence[Change], rows: CommitRows, epoch: int
+    db: sqlite3.Connection, changes: Sequence[Change], rows: CommitRows, epoch: int | None
 ) -> dict[str, RunRecord]:
     """Write ``changes``, whose rows are ``rows``.
 
@@ -297,7 +331,8 @@ def commit(
         db.execute(COMMIT, rows)
     except sqlite3.IntegrityError:
         # Nothing was written. It is another owner's, or ids are taken; both are rare.
-        check_fence(db, epoch)
+        if epoch is not None:
+            check_fence(db, epoch)
         taken = _find_taken(db, changes)
         if not taken:
             raise
@@ -318,7 +353,7 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
     (seqs,) = db.execute(DUE_SEQS, {"now_ms": now_ms, "limit": limit}).fetchone()
     db.execute(CLAIM_SEQS, {"epoch": epoch, "seqs": seqs})
     (data,) = db.execute(RUNS_BY_SEQ, {"seqs": seqs}).fetchone()
-    (next_wake_at_ms,) = db.execute(NEXT_WAKE).fetchone()
+    next_wake_at_ms = read_next_wake(db)
     errors: list[tuple[RunRecord | None, JournalError]] = []
     runs: list[RunRecord] = []
     for row in RAW_ROWS.decode(data):
@@ -326,8 +361,9 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
             runs.append(decode_run(row))
         except JournalCorruptError as exc:
             errors.append((None, exc))
-    begun = [run.run_id for run in runs if run.state is not RunState.PENDING]
-    steps = dict(db.execute(STEPS_OF_RUNS, (text(begun),)).fetchall() if begun else ())
+    # Of one that has not begun, too: something may have been asked of it.
+    run_ids = text([run.run_id for run in runs])
+    steps = dict(db.execute(STEPS_OF_RUNS, (run_ids,)).fetchall() if runs else ())
     claimed: list[tuple[RunRecord, list[StepRecord]]] = []
     for run in runs:
         try:
@@ -339,7 +375,7 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
 
 def _decode_history(run: RunRecord, data: bytes) -> list[StepRecord]:
     steps = decode_steps(run.run_id, data)
-    if steps and run.started_at_ms is None:
+    if steps and steps[-1].number >= 0 and run.started_at_ms is None:
         why = "it has steps, but no time at which it was started"
         raise JournalCorruptError(damaged(f"run {run.run_id!r}", why))
     return steps

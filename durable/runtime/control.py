@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, final
 
-from durable.core.records import RunState, cancel_record
+from durable.core.records import RunState, StepKind, cancel_record
 from durable.core.transitions import cancel_run, withdraw
 from durable.journal.base import Change, Parked
+from durable.runtime.asking import Asking
 from durable.runtime.waiting import Waiters
 
 if TYPE_CHECKING:
@@ -33,12 +34,21 @@ class ControlHost(Protocol):
     clock: Clock
     writer: Writer
 
+    @property
+    def is_owner(self) -> bool:
+        """Whether the runs are worked on here."""
+        ...
+
     def check_open(self) -> None:
         """Raise when the engine is closing, or its journal out."""
         ...
 
     async def wait_while_starting(self, run_id: str) -> None:
         """Return once no start of the run is under way."""
+        ...
+
+    async def wait_for_others(self) -> None:
+        """Return when others may have written something."""
         ...
 
     def live(self, run_id: str) -> LiveRun | None:
@@ -69,6 +79,7 @@ class Control:
         self._acks = Waiters()
         self._told = Waiters()
         self._gone = Waiters()
+        self._asking = Asking(journal, self, host)
 
     async def cancel(self, run_id: str, *, interrupt: bool) -> bool | None:
         """Have a run end; ``False`` when it is over already, ``None`` when there is none.
@@ -81,6 +92,8 @@ class Control:
         is_asked = False
         while True:
             host.check_open()
+            if not host.is_owner:
+                return await self._asking.cancel(run_id, interrupt=interrupt)
             await host.wait_while_starting(run_id)
             live = host.live(run_id)
             if live is None:
@@ -114,13 +127,15 @@ class Control:
         """
         while True:
             self._host.check_open()
+            if not self._host.is_owner:
+                return await self._asking.resume(run_id)
             await self._host.wait_while_starting(run_id)
             record = await self._journal.load_run(run_id)
             if record is None or record.state is not RunState.STUCK:
                 return None if record is None else False
             self._host.check_open()
             if self._host.live(run_id) is None:
-                await self._submit(Change(run_id=run_id, parked=Parked(0)))
+                await self.submit(Change(run_id=run_id, parked=Parked(0)))
                 return True
             await self._wait(self._gone, run_id)  # Attempts of it still run, or it is tried now.
 
@@ -133,22 +148,29 @@ class Control:
         """
         while True:
             self._host.check_open()
+            if not self._host.is_owner:
+                return await self._asking.cleanup(run_id, force=force)
             await self._host.wait_while_starting(run_id)
             record = await self._journal.load_run(run_id)
             if record is None or not (force or record.state.is_final):
                 return False
             self._host.check_open()
             live = self._host.live(run_id)
-            if live is not None and not live.abandon():
+            if live is not None and (live.is_starting or not live.abandon()):
                 await self._wait(self._gone, run_id)
                 continue
-            await self._submit(Change(run_id=run_id, is_removal=True))
+            await self.submit(Change(run_id=run_id, is_removal=True))
             return True
 
-    async def _submit(self, change: Change) -> None:
+    async def submit(self, change: Change) -> None:
+        """Return once a change of a run that is not in memory is committed."""
+        self.submit_nowait(change)
+        await self._wait(self._acks, change.run_id)
+
+    def submit_nowait(self, change: Change) -> None:
+        """Have a change of a run that is not in memory committed."""
         self._submitted.setdefault(change.run_id, []).append(change)
         self._host.writer.submit(change, self, [])
-        await self._wait(self._acks, change.run_id)
 
     async def _ask_in_journal(
         self, record: RunRecord, open_steps: list[StepRecord], *, interrupt: bool
@@ -158,10 +180,40 @@ class Control:
         change.asked = cancel_record(now_ms, interrupt=interrupt)
         change.parked = Parked(0)
         if record.state in (RunState.PENDING, RunState.STUCK):
-            change.run = cancel_run(record, now_ms)
-            change.updated += (withdraw(step, now_ms) for step in open_steps)
-            change.parked = Parked(None)
-        await self._submit(change)
+            self._end(change, record, open_steps)
+        await self.submit(change)
+
+    def _end(self, change: Change, record: RunRecord, steps: list[StepRecord]) -> None:
+        """Make a change end a run whose body cannot be told."""
+        now_ms = self._host.clock.now_ms()
+        change.run = cancel_run(record, now_ms)
+        change.updated += (withdraw(step, now_ms) for step in steps if not step.state.is_final)
+        change.parked = Parked(None)
+
+    # --- what others have asked ------------------------------------------------------------------
+
+    def take_asked(self, record: RunRecord, steps: list[StepRecord]) -> bool:
+        """Remove a run that was claimed, if that was asked; return whether it was.
+
+        It is removed once it has left memory, if it is about to.
+        """
+        if all(step.kind is not StepKind.CLEANUP for step in steps):
+            return False
+        live = self._host.live(record.run_id)
+        if live is not None and not live.abandon():
+            live.hear(steps)
+        else:
+            self.submit_nowait(Change(run_id=record.run_id, is_removal=True))
+        return True
+
+    def end_undefined(self, record: RunRecord, steps: list[StepRecord]) -> bool:
+        """End a run whose code is not there, if that was asked; return whether it was."""
+        if all(step.kind is not StepKind.CANCEL or step.position is not None for step in steps):
+            return False
+        change = Change(run_id=record.run_id)
+        self._end(change, record, steps)
+        self.submit_nowait(change)
+        return True
 
     def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
         """What was asked of a run that was not in memory is in the journal."""
@@ -187,7 +239,7 @@ class Control:
     def on_claimed(self, live: LiveRun) -> None:
         """A run was claimed: what was to be written for one that nobody works on is void."""
         for change in self._submitted.pop(live.record.run_id, ()):
-            if change.asked is not None:
+            if change.asked is not None and change.asked.kind is StepKind.CANCEL:
                 live.cancel(change.asked)
             change.asked = change.run = change.parked = None
             change.updated = []

@@ -142,6 +142,9 @@ class LiveRun:
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
         self._steps = OpenSteps(record.run_id, host, self, steps)
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
+        # The change by which it leaves memory, and whether it is wanted again right after.
+        self._parking: Change | None = None
+        self.is_wanted_again = False
 
     def __repr__(self) -> str:
         return f"<LiveRun {self.record.run_id!r} {self.phase.name} open={len(self._steps)}>"
@@ -211,6 +214,29 @@ class LiveRun:
             self._host.schedule(self)
         return True
 
+    def hear(self, steps: list[StepRecord]) -> None:
+        """Take what others have asked of the run, as recorded among its steps.
+
+        Where it cannot, because it is about to leave memory, the run is claimed again after that.
+        """
+        # The change that parks it is not under way: it would have been committed before the claim,
+        # which has taken the wake time. What was asked stays in the journal.
+        parking = self._parking
+        if self.phase is LEAVING:
+            assert parking is not None
+            if not self.record.state.is_final:
+                parking.parked = Parked(0)
+            return
+        if self.phase in (STARTING, STUCK):
+            self.is_wanted_again = True
+            if parking is not None:
+                parking.parked = None
+            return
+        asked = next((step for step in steps if step.kind is StepKind.CANCEL), None)
+        if asked is not None and self._cancel is None and not self._is_told:
+            self._is_cancel_recorded = True
+            self.cancel(asked)
+
     def abandon(self) -> bool:
         """Stop all that is under way for the run, which is to be removed.
 
@@ -225,6 +251,8 @@ class LiveRun:
 
     def submit(self, change: Change, after: Effects) -> None:
         self._is_start = False
+        if change.parked is not None:
+            self._parking = change
         self._host.writer.submit(change, self, after)
         if self._steps.queued:
             self._steps.enqueue_queued()

@@ -27,6 +27,7 @@ from durable.journal.base import Change, Parked
 from durable.runtime.clock import Alarms, EarliestAlarm
 from durable.runtime.control import Control
 from durable.runtime.live import LiveRun
+from durable.runtime.neighbours import Neighbours
 from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from durable.core.errors import JournalError
-    from durable.core.records import RunRecord
+    from durable.core.records import RunRecord, StepRecord
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
@@ -91,7 +92,8 @@ class Runner:
         self._ids = Turns()
         self.ends = Ends(journal, self)
         self.control = Control(journal, self)
-        self._wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
+        self.wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
+        self.neighbours = Neighbours(journal, self)
         self._undefined: dict[tuple[str, int], list[str]] = {}
         self._orphans = Orphans(self.pool)
         self._is_closing = False
@@ -109,6 +111,7 @@ class Runner:
                 self.pool.open(group)
                 group.start_soon(self.writer.serve)
                 group.start_soon(self.watching.serve)
+                group.start_soon(self.neighbours.serve)
                 self.writer.ask_claim()
                 ready.set()
                 await stop.wait()
@@ -160,6 +163,7 @@ class Runner:
         self.ends.fail_all(self._closed_error)
         self.control.fail_all(self._closed_error)
         self.watching.fail_all(self._closed_error)
+        self.neighbours.stop()
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
@@ -173,6 +177,15 @@ class Runner:
     def live_runs_count(self) -> int:
         """How many runs are in memory."""
         return len(self._live)
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether the runs are worked on here, and not by another process or engine."""
+        return self._journal.is_owner
+
+    async def wait_for_others(self) -> None:
+        await self.neighbours.wait()
+        self.check_open()
 
     # --- starting --------------------------------------------------------------------------------
 
@@ -221,7 +234,10 @@ class Runner:
             self._live[record.run_id] = live
             self.schedule(live)
         else:
-            due_ms = self.clock.now_ms() if wake_at_ms is None else wake_at_ms
+            due_ms = wake_at_ms
+            if due_ms is None:
+                # Another process may have another clock: due by any.
+                due_ms = self.clock.now_ms() if self.is_owner else 0
             change = Change(run_id=record.run_id, run=record, is_start=True, parked=Parked(due_ms))
             self.writer.submit(change, self, [])
 
@@ -254,6 +270,8 @@ class Runner:
         if taken_by is not None:
             del self._live[live.record.run_id]
             self._claim_if_room()
+            if live.is_wanted_again:
+                self._claim_again(taken_by.run_id)
         self._acknowledge(live.record.run_id, taken_by)
 
     def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:  # noqa: ARG002
@@ -261,12 +279,17 @@ class Runner:
         if change.is_start:
             self._acknowledge(change.run_id, taken_by)
         if taken_by is None and change.parked is not None and change.parked.wake_at_ms is not None:
-            self._wake.set(change.parked.wake_at_ms)
+            self.wake.set(change.parked.wake_at_ms)
+        if change.is_wake:
+            self.writer.ask_claim()
 
     def _acknowledge(self, run_id: str, taken_by: RunRecord | None) -> None:
         if self._starting.pop(run_id) and taken_by is not None:
             self.ends.fail(run_id, lambda: _conflict(taken_by))
         self._start_waiters.tell(run_id, taken_by)
+        if not self.is_owner:
+            # It may have ended by now, which nobody would tell.
+            self.neighbours.look_again()
 
     # --- waiting for the end ---------------------------------------------------------------------
 
@@ -308,9 +331,15 @@ class Runner:
             del self._live[record.run_id]
         self.control.on_gone(record.run_id)
         self._tell_if_final(record)
+        if live.is_wanted_again:
+            self._claim_again(record.run_id)
         if wake_at_ms is not None:
-            self._wake.set(wake_at_ms)
+            self.wake.set(wake_at_ms)
         self._claim_if_room()
+
+    def _claim_again(self, run_id: str) -> None:
+        """Claim a run again that has left memory without having heard what others asked of it."""
+        self.writer.submit(Change(run_id=run_id, parked=Parked(0)), self, [])
 
     def on_canceled(self, live: LiveRun) -> None:
         self.control.on_canceled(live.record.run_id)
@@ -320,7 +349,7 @@ class Runner:
         if live is not None:
             live.drop()
         self.control.on_gone(run_id)
-        self.ends.tell_removed(run_id)
+        self.ends.tell_to_look(run_id)
         self._claim_if_room()
 
     def on_over(self, record: RunRecord) -> None:
@@ -344,6 +373,8 @@ class Runner:
     @property
     def _room(self) -> int:
         """How many more runs there may be in memory; what a claim may bring has its room."""
+        if not self.is_owner:
+            return 0
         return self.settings.live_runs_max - len(self._live) - self._claiming_count
 
     def reserve_claim(self) -> int:
@@ -366,25 +397,32 @@ class Runner:
         is_more_due = next_ms is not None and next_ms <= self.clock.now_ms()
         self._orphans.withdraw_unwanted(claim, self._live, is_more_due=is_more_due)
         for record, steps in claim.runs:
-            if record.state.is_final:  # In a damaged journal only: nothing is due of it.
-                self._park(record)
-                continue
-            stale = self._live.pop(record.run_id, None)
-            if stale is not None:
-                stale.drop()
-            spec = self._catalog.find(record.name, record.version)
-            if spec is None:
-                self._park_undefined(record)
-                continue
-            interrupted = self._orphans.take(record.run_id)
-            live = LiveRun(self, spec, record, steps, interrupted=interrupted)
-            self._live[record.run_id] = live
-            self.control.on_claimed(live)
-            self.schedule(live)
+            self._work_on(record, steps)
         if is_more_due and self._room > 0:
             self.writer.ask_claim()
         elif next_ms is not None:
-            self._wake.set(next_ms)
+            self.wake.set(next_ms)
+
+    def _work_on(self, record: RunRecord, steps: list[StepRecord]) -> None:
+        if record.state.is_final:  # In a damaged journal only: nothing is due of it.
+            self._park(record)
+            return
+        if self.control.take_asked(record, steps):
+            return
+        live = self._live.get(record.run_id)
+        if live is not None:
+            live.hear(steps)
+            return
+        spec = self._catalog.find(record.name, record.version)
+        if spec is None:
+            if not self.control.end_undefined(record, steps):
+                self._park_undefined(record)
+            return
+        interrupted = self._orphans.take(record.run_id)
+        live = LiveRun(self, spec, record, steps, interrupted=interrupted)
+        self._live[record.run_id] = live
+        self.control.on_claimed(live)
+        self.schedule(live)
 
     # --- code that is not there ------------------------------------------------------------------
 
@@ -439,6 +477,7 @@ class Runner:
         self.log.warning("durable.journal_restored")
         self.ends.on_restored()
         self.watching.look_again()
+        self.neighbours.look_again()
 
 
 def _sole_error(exc: BaseException) -> BaseException:

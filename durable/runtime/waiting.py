@@ -48,6 +48,10 @@ class Waiters:
             if not waiter.done():
                 waiter.set_result(record)
 
+    def run_ids(self) -> list[str]:
+        """Return whose waiters there are."""
+        return list(self._by_run)
+
     def tell_all_to_look(self) -> None:
         """Wake all waiters, to look in the journal."""
         for run_id in list(self._by_run):
@@ -174,8 +178,12 @@ class Ends:
             self._kept[record.run_id] = record
         self._waiters.tell(record.run_id, record)
 
-    def tell_removed(self, run_id: str) -> None:
-        """There is no such run any more: who looks in the journal will see."""
+    def waited_for(self) -> list[str]:
+        """Return the runs whose end somebody waits for."""
+        return self._waiters.run_ids()
+
+    def tell_to_look(self, run_id: str) -> None:
+        """The run has ended, or is gone: who looks in the journal will see."""
         self._waiters.tell(run_id, None)
 
     def fail(self, run_id: str, make_error: Callable[[], Exception]) -> None:

@@ -160,10 +160,11 @@ class Watching:
         if topic is not None:
             topic.publish((record, []), topic.asked_count)
 
-    def look_again(self) -> None:
-        """Read all again: others have written, or the journal was out."""
+    def look_again(self, is_known: Callable[[str], bool] | None = None) -> None:
+        """Read all again but what is known here: others have written, or the journal was out."""
         for topic in list(self._topics.values()):
-            self._ask(topic)
+            if is_known is None or not is_known(topic.run_id):
+                self._ask(topic)
 
     def fail_all(self, make_error: Callable[[], Exception]) -> None:
         """The engine is closed: nobody will see anything any more."""

@@ -1,0 +1,89 @@
+"""Noticing what other processes do with a journal's file, cheaply.
+
+A thread looks at the times of the write-ahead log: that is no work for the event loop, which sleeps
+on. A commit changes them; where two fall into one tick of the file system's clock, the second could
+not be told from the first, so a time that is that new is looked at again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LOOK_S = 0.04
+"""How often it looks. Others' commits are to be known within 100 ms."""
+
+TELL_S_MAX = 1.0
+"""How long it is silent at most: some file systems are late with their times."""
+
+TICK_NS = 20_000_000
+"""The clock of files goes on at least that often, 100 times a second at the least."""
+
+COARSE_TICK_NS = 2_000_000_000
+"""The same for file systems that know whole seconds only."""
+
+SECOND_NS = 1_000_000_000
+
+
+@final
+class Lookout:
+    """The thread.
+
+    Args:
+        look: Is called each time; returns whether to tell even if the file has not changed, or
+            ``None`` for not to tell even if it has.
+        tell: Is called in the thread, after a change.
+    """
+
+    def __init__(
+        self, database: Path, look: Callable[[], bool | None], tell: Callable[[], None]
+    ) -> None:
+        self._log = database.with_name(database.name + "-wal")
+        self._look = look
+        self._tell = tell
+        self._stopping = threading.Event()
+        # A daemon, so that an engine that is never closed does not keep the interpreter alive.
+        self._thread = threading.Thread(target=self._run, name="durable.lookout", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return when it has ended."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        seen: tuple[int, int, int] | None = None
+        is_new = True
+        told_s = time.monotonic()
+        while not self._stopping.wait(LOOK_S):
+            answer = self._look()
+            stamp = self._stamp()
+            is_changed = is_new or stamp != seen
+            seen, is_new = stamp, _is_new(stamp)
+            if answer is None:
+                # What was written until now is known.
+                continue
+            now_s = time.monotonic()
+            if answer or is_changed or now_s - told_s >= TELL_S_MAX:
+                told_s = now_s
+                self._tell()
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = os.stat(self._log)  # noqa: PTH116  what pathlib does costs as much again
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _is_new(stamp: tuple[int, int, int] | None) -> bool:
+    if stamp is None:
+        return False
+    tick_ns = TICK_NS if stamp[0] % SECOND_NS else COARSE_TICK_NS
+    return abs(time.time_ns() - stamp[0]) <= tick_ns
