@@ -181,9 +181,13 @@ class Engine(Observing, Controlling):
         from durable.journal.sqlite import SqliteJournal  # noqa: PLC0415  late: 30 ms of sqlite3
         from durable.runtime.runner import Runner  # noqa: PLC0415  late: anyio
 
-        self._journal = journal = SqliteJournal(self._path)
+        self._journal = journal = (
+            SqliteJournal(self._path)
+            if self._is_worker
+            else SqliteJournal(self._path, is_worker=False)
+        )
         try:
-            await to_its_end(journal.open(is_worker=self._is_worker))
+            await to_its_end(journal.open())
             runner = Runner(
                 journal,
                 self._catalog,

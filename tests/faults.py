@@ -129,8 +129,8 @@ class FaultyJournal:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  what does not go to the disk
         return getattr(self.inner, name)
 
-    async def open(self, *, is_worker: bool = True) -> None:
-        await self.inner.open(is_worker=is_worker)
+    async def open(self) -> None:
+        await self.inner.open()
 
     async def reopen(self) -> None:
         if not self.disk.is_there():

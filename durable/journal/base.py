@@ -120,10 +120,10 @@ class Journal(Protocol):
         """Whether this is the one that works on the runs."""
         ...
 
-    async def open(self, *, is_worker: bool = True) -> None:
+    async def open(self) -> None:
         """Migrate, become the owner if there is none, and make claimable what the last one left.
 
-        With an owner there, or not as a worker, be a guest.
+        With an owner there, or for a client, be a guest.
 
         Raises:
             JournalLockedError: Another process writes, and does not come to an end.
@@ -143,7 +143,7 @@ class Journal(Protocol):
         ...
 
     async def take_over(self) -> bool:
-        """Become the owner, if this is a worker, and the owner is gone; return whether it was done.
+        """Become the owner, if there is none any more; return whether that was done. No client does.
 
         Raises:
             JournalError: The outcome is unknown; ask again.

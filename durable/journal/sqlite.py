@@ -62,14 +62,18 @@ _CORRUPT = {"SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_SCHEMA"}
 
 @final
 class SqliteJournal:
-    """A journal in an SQLite file, or in memory when ``path`` is ``None``."""
+    """A journal in an SQLite file, or in memory when ``path`` is ``None``.
 
-    def __init__(self, path: Path | None) -> None:
+    Args:
+        is_worker: Whether it may become the owner; otherwise it stays a guest.
+    """
+
+    def __init__(self, path: Path | None, *, is_worker: bool = True) -> None:
         self._path = self._real_path = path
         self._ownership: OwnershipLock | None = None
         self._write_lock: WriteLock | None = None
         self._lookout: Lookout | None = None
-        self._is_worker = True
+        self._is_worker = is_worker
         self._is_owner = False
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
@@ -94,8 +98,7 @@ class SqliteJournal:
 
     # --- life ------------------------------------------------------------------------------------
 
-    async def open(self, *, is_worker: bool = True) -> None:
-        self._is_worker = is_worker
+    async def open(self) -> None:
         try:
             if self._path is not None:
                 # The path is fixed once, whatever the working directory becomes.
