@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import until_open
 from worker_program import stepping, waiting
 
 from durable import Engine, RunCanceled, RunState
@@ -121,7 +122,7 @@ def test_the_work_goes_on_when_the_owner_ends(
             both[:] = [standby, Worker(path, effects)]
 
 
-async def _round(  # noqa: PLR0913
+async def _round(
     path: Path, effects: Path, number: int, owner: Worker, ends: str, *, is_loaded: bool
 ) -> float:
     """Have the owner end, while it works or after; return how long nobody worked."""
@@ -133,7 +134,7 @@ async def _round(  # noqa: PLR0913
         ]
         if is_loaded:
             while len(await asyncio.to_thread(lines, effects)) < (number + 1) * RUNS:
-                await asyncio.sleep(0.001)
+                pass
         else:
             for run in runs:
                 await run.result()
@@ -182,8 +183,7 @@ def test_what_was_asked_of_a_dead_owner_is_done_by_the_next(path: Path, tmp_path
         async with Engine(path, worker=False) as client:
             for name in ("cancel", "remove", "keep"):
                 run = await client.start(waiting(), id=name)
-                while not (await run.status()).running:
-                    await asyncio.sleep(0.005)
+                await until_open(run)
             await asyncio.to_thread(worker.kill)
             assert await client.cancel("cancel") is True
             assert await client.cleanup("remove", force=True) is True

@@ -1,4 +1,4 @@
-"""A worker process: ``python worker_program.py JOURNAL EFFECTS``, as ``uvicorn --workers`` has many.
+"""A worker process: ``python worker_program.py JOURNAL EFFECTS``. Web servers have several.
 
 It says "open" once its engine is, and works, or stands by, until it is killed or told to end.
 """
@@ -46,7 +46,7 @@ async def waiting(step: Step) -> None:
 
 async def main() -> None:
     async with Engine(Path(sys.argv[1]), drain_timeout=1):
-        print("open", flush=True)
+        print("open", flush=True)  # noqa: T201
         await asyncio.to_thread(sys.stdin.readline)
 
 

@@ -143,7 +143,7 @@ class Journal(Protocol):
         ...
 
     async def take_over(self) -> bool:
-        """Become the owner, if there is none any more; return whether that was done. No client does.
+        """Become the owner, if there is none any more; return whether it was done. No client does.
 
         Raises:
             JournalError: The outcome is unknown; ask again.

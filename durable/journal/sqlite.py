@@ -143,13 +143,11 @@ class SqliteJournal:
         ownership, write_lock = self._ownership, self._write_lock
         assert ownership is not None
         assert write_lock is not None
-        is_free = False
-        with contextlib.suppress(JournalError):
+        with contextlib.suppress(JournalError):  # A lock file cannot be made: nobody has it either.
             if write_lock.look():
                 return None
-            if self._is_worker and not ownership.is_held:
-                is_free = ownership.try_acquire()
-        return is_free
+            return self._is_worker and not ownership.is_held and ownership.try_acquire()
+        return False
 
     async def release_dead_claims(self) -> bool:
         ownership = self._ownership

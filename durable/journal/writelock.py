@@ -98,6 +98,8 @@ class WriteLock:
         Returns:
             Whether nobody else can have written since the last time.
         """
+        if not self._lock.is_held:
+            return False
         is_alone = CAN_SHARE and not self._is_guest and self._guests.try_acquire()
         if is_alone:
             self._guests.release()
