@@ -8,6 +8,7 @@ from durable.core.tasks import WorkflowFuture
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Sequence
 
     from durable.core.loop import WorkflowLoop
     from durable.core.records import StepKind, StepRecord
@@ -145,14 +146,20 @@ class Turn:
     Attributes:
         issued: New commands, numbered, in order.
         withdrawn: Earlier commands that the body does not wait for any more.
+        patches: What is new in the code, as records.
         end: How the body ended, if it did.
     """
 
-    __slots__ = ("end", "issued", "withdrawn")
+    __slots__ = ("end", "issued", "patches", "withdrawn")
 
     def __init__(
-        self, issued: list[Command], withdrawn: list[Command], end: Returned | Raised | None
+        self,
+        issued: list[Command],
+        withdrawn: list[Command],
+        patches: Sequence[StepRecord],
+        end: Returned | Raised | None,
     ) -> None:
         self.issued = issued
         self.withdrawn = withdrawn
+        self.patches = patches
         self.end = end

@@ -35,7 +35,7 @@ from durable.core.commands import (
 from durable.core.errors import DeadlockError, NonDeterminismError, damaged
 from durable.core.history import History, describe, shorten
 from durable.core.loop import TurnTooLongError, WorkflowLoop
-from durable.core.records import StepKind, StepRecord, StepState
+from durable.core.records import StepKind, StepRecord, StepState, patch_record
 from durable.core.tasks import unlink
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class Execution:
         self._issued: list[Command] = []
         self._withdrawn: list[Command] = []
         self._is_any_unissued = False
+        self._patches = {step.name: True for step in history if step.kind is StepKind.PATCH}
+        self._new_patches: Sequence[StepRecord] = ()
         self._refusal: NonDeterminismError | None = None
         self._ending = BODY
         self._outcome: Returned | Raised | None = None
@@ -239,6 +241,17 @@ class Execution:
         else:
             self._is_any_unissued = True
 
+    def patched(self, change_id: str) -> bool:
+        """Return whether the body is to do what is new: recorded, once the answer is yes."""
+        known = self._patches.get(change_id)
+        if known is None:
+            known = self._patches[change_id] = self._history is None
+            if known:
+                recorded_count = sum(self._patches.values()) - 1
+                patch = patch_record(change_id, recorded_count, self._now_ms)
+                self._new_patches = (*self._new_patches, patch)
+        return known
+
     # --- LoopHost --------------------------------------------------------------------------------
 
     def time_ms(self) -> int:
@@ -357,7 +370,8 @@ class Execution:
             raise Stuck(damaged(f"run {self.run.run_id!r}", why)) from exc
 
     def _close_turn(self) -> Turn:
-        issued = self._issued
+        issued, patches = self._issued, self._new_patches
+        self._new_patches = ()
         if self._is_any_unissued:
             issued = [command for command in issued if not command.is_withdrawn]
         if self._refusal is not None:
@@ -366,7 +380,7 @@ class Execution:
             if issued or self._open:
                 for command in issued:
                     self._enter(command)
-                return Turn(issued, self._withdrawn, None)
+                return Turn(issued, self._withdrawn, patches, None)
             # Nothing is ready, nothing is under way: no turn will ever follow. A leftover task
             # that waits for ever, after the body has ended, is dropped with it.
             if self._outcome is None:
@@ -378,7 +392,7 @@ class Execution:
         for command in left:
             command.is_withdrawn = True
         self.close()
-        return Turn([], self._withdrawn + left, self._outcome)
+        return Turn([], self._withdrawn + left, patches, self._outcome)
 
     def _check_refusal(self) -> None:
         """A refusal that did not end the body was swallowed: what the body did is unknown."""

@@ -299,6 +299,7 @@ class LiveRun:
             step = self._steps.withdraw(command, now_ms, after, may_finish=may_finish)
             if step is not None:
                 change.updated.append(step)
+        change.issued += turn.patches
         for command in turn.issued:
             change.issued.append(self._steps.issue(command, now_ms, after))
         if turn.end is not None:
