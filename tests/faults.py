@@ -155,6 +155,9 @@ class FaultyJournal:
     async def load_run(self, run_id: str) -> RunRecord | None:
         return await self.inner.load_run(run_id)
 
+    async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+        return await self.inner.load_history(run_id)
+
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self.inner.load_status(run_id)
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from durable.journal.base import RunQuery, StepQuery
 
 RUN_BY_ID = f"SELECT CAST({RUN_JSON} AS BLOB) FROM durable_run WHERE run_id = ?"
+STEPS_OF_RUN = f"""
+SELECT CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step WHERE run_id = ?
+"""
 OPEN_STEPS_OF_RUNS = f"""
 SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN {OPEN_STATES}
@@ -31,6 +34,15 @@ def read_status(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[St
     """Return one run and its open steps."""
     run = read_run(db, run_id)
     return None if run is None else (run, _read_open_steps(db, [run_id]).get(run_id, []))
+
+
+def read_history(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+    """Return one run and all its steps."""
+    run = read_run(db, run_id)
+    if run is None:
+        return None
+    (data,) = db.execute(STEPS_OF_RUN, (run_id,)).fetchone()
+    return run, decode_steps(run_id, data)
 
 
 def read_runs(

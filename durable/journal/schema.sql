@@ -26,6 +26,7 @@ CREATE TABLE durable_run (
     created_at_ms  INTEGER NOT NULL,
     started_at_ms  INTEGER,
     finished_at_ms INTEGER,
+    restarted_from INTEGER,
     wake_at_ms     INTEGER,
     epoch          INTEGER
 ) STRICT;

@@ -189,6 +189,9 @@ class SqliteJournal:
     async def load_run(self, run_id: str) -> RunRecord | None:
         return await self._read(partial(reads.read_run, run_id=run_id))
 
+    async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+        return await self._read(partial(reads.read_history, run_id=run_id))
+
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_status, run_id=run_id))
 
