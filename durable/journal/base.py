@@ -191,6 +191,10 @@ class Journal(Protocol):
         """Return the run and its open steps, of one moment."""
         ...
 
+    async def list_finished(self, before_ms: int, limit: int) -> list[str]:
+        """Return up to so many runs that were over before then, and have no parent."""
+        ...
+
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
         """Return the runs that match: each with its place for ``RunQuery.after``, and its open
         steps, all of one moment."""

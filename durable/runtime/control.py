@@ -69,7 +69,7 @@ class Control:
         self._journal = journal
         self._host = host
         self._submitted: dict[str, list[Change]] = {}
-        self._restarts = Turns()
+        self._turns = Turns()
         self._acks = Waiters()
         self._told = Waiters()
         self._gone = Waiters()
@@ -139,7 +139,7 @@ class Control:
             JournalUnavailableError: The outcome is unknown.
             EngineClosedError: The engine is closing.
         """
-        async with self._restarts.hold(run_id):
+        async with self._turns.hold(run_id):
             while True:
                 self._host.check_open()
                 await self._host.wait_while_starting(run_id)
@@ -168,19 +168,19 @@ class Control:
             JournalUnavailableError: The outcome is unknown.
             EngineClosedError: The engine is closing.
         """
-        while True:
-            self._host.check_open()
-            await self._host.wait_while_starting(run_id)
-            record = await self._journal.load_run(run_id)
-            if record is None or not (force or record.state.is_final):
-                return False
-            self._host.check_open()
-            live = self._host.live(run_id)
-            if live is not None and not live.abandon():
+        async with self._turns.hold(run_id):
+            while True:
+                self._host.check_open()
+                await self._host.wait_while_starting(run_id)
+                record = await self._journal.load_run(run_id)
+                if record is None or not (force or record.state.is_final):
+                    return False
+                self._host.check_open()
+                live = self._host.live(run_id)
+                if live is None or live.abandon():
+                    await self._submit(Change(run_id=run_id, is_removal=True))
+                    return True
                 await self._wait(self._gone, run_id)
-                continue
-            await self._submit(Change(run_id=run_id, is_removal=True))
-            return True
 
     async def _submit(self, change: Change) -> None:
         self._submitted.setdefault(change.run_id, []).append(change)
