@@ -91,7 +91,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._callbacks_scope: CallbacksScope | None = None
         self._closed = False
         self._refusals_left = CLOSE_ATTEMPTS_MAX
-        self._pumping = False
+        self._pumping = self._in_body = False
         self._fired_at = 0.0
         self.context = contextvars.Context()
         self._number = first_number(run_id)
@@ -132,9 +132,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         try:
             if first is not None:
                 first(*args)
+            self._in_body = True
             self._run_ready()
         finally:
-            self._pumping = False
+            self._pumping = self._in_body = False
             sys.set_asyncgen_hooks(*outer_hooks)
             asyncio._set_running_loop(outer_loop)  # noqa: SLF001
 
@@ -144,8 +145,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         cycles = redeliveries = 0
         while ready or (self._redeliveries and redeliveries < REDELIVERIES_PER_TURN_MAX):
             cycles += 1
-            if redeliveries < REDELIVERIES_PER_TURN_MAX or cycles % REDELIVERIES_PER_TURN_MAX == 0:
-                redeliveries += bool(self._redeliveries)
+            if self._redeliveries and (
+                redeliveries < REDELIVERIES_PER_TURN_MAX or cycles % REDELIVERIES_PER_TURN_MAX == 0
+            ):
+                redeliveries += 1
                 ready.extend(self._redeliveries)
                 self._redeliveries.clear()
             # As in asyncio's loops: what a cycle makes ready is of the next one.
@@ -320,7 +323,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
                 self._redeliveries.append(handle)
                 return handle
             self._ready.append(handle)
-            if is_cancelled_by_anyio(sys._getframe(1)):  # noqa: SLF001
+            if self._in_body and is_cancelled_by_anyio(sys._getframe(1)):  # noqa: SLF001
                 self._cancelled_by_anyio.append((number_of_waiter(callback, args), handle))
         elif not self._closed:
             raise NonDeterminismError(TOUCHED_FROM_OUTSIDE)
