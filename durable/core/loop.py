@@ -86,8 +86,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._tasks: list[WorkflowTask[Any]] = []
         self._tasks_kept = TASKS_KEPT_MIN
         self._siblings: dict[Any, WorkflowTask[Any]] = {}
-        self._generators = BegunGenerators()
-        self._on_generator = self._generators.add
+        self._generators: BegunGenerators | None = None
         self._callbacks_scope: CallbacksScope | None = None
         self._closed = False
         self._refusals_left = CLOSE_ATTEMPTS_MAX
@@ -127,7 +126,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         outer_loop = asyncio._get_running_loop()  # noqa: SLF001  the documented hook for loops
         outer_hooks = sys.get_asyncgen_hooks()
         asyncio._set_running_loop(self)  # noqa: SLF001
-        sys.set_asyncgen_hooks(self._on_generator, self._on_generator_dropped)
+        sys.set_asyncgen_hooks(self._on_generator_begun, self._on_generator_dropped)
         self._pumping = True
         try:
             if first is not None:
@@ -185,7 +184,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
 
     def open_generators(self) -> list[Any]:
         """Return the async generators that were begun and still exist, in that order."""
-        return self._generators.existing()
+        return [] if self._generators is None else self._generators.existing()
 
     def close(self) -> None:
         """Drop the body from memory: its frames are closed, and whatever they try is refused."""
@@ -198,7 +197,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._ready.clear()
         self._redeliveries.clear()
         self._tasks.clear()
-        self._generators.clear()
+        self._generators = None
         # Host and loop refer to each other: free them without the collector.
         self.host = CLOSED_HOST
 
@@ -373,9 +372,16 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     def get_exception_handler(self) -> None:
         return None
 
+    def _on_generator_begun(self, generator: Any) -> None:  # noqa: ANN401  of anything
+        if self._generators is None:
+            self._generators = BegunGenerators()
+        self._generators.add(generator)
+
     def _on_generator_dropped(self, generator: Any) -> None:  # noqa: ANN401  of anything
         # Dropped by the body: as asyncio, close it in a task. At any other time: forget it.
-        if not self._closed and self._generators.drop(generator) and self._pumping:
+        if self._closed or self._generators is None:
+            return
+        if self._generators.drop(generator) and self._pumping:
             self.create_task(generator.aclose(), context=self.context)
 
     # --- what bodies may not do ------------------------------------------------------------------
