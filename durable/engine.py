@@ -23,6 +23,7 @@ from durable.checks import (
     check_flag,
     check_id,
     check_policy,
+    check_retention,
 )
 from durable.controlling import Controlling
 from durable.core.errors import EngineClosedError, NoEngineError
@@ -80,6 +81,8 @@ class Engine(Observing, Controlling):
         worker: Whether it works on runs, which it does while no other engine has the journal: until
             then it is a standby. Otherwise it is a client: every call works, and what it starts or
             asks for is done by the engine that works, now or when there is one.
+        retention: How long a run is kept after its end, in seconds or as a ``timedelta``; by
+            default for ever. Older ones are removed at the opening, and then once a minute.
 
     Raises:
         TypeError, ValueError: A setting is not valid. Nothing was opened.
@@ -96,6 +99,7 @@ class Engine(Observing, Controlling):
         max_payload: int = MAX_PAYLOAD,
         max_interruptions: int = MAX_INTERRUPTIONS,
         worker: bool = True,
+        retention: float | timedelta | None = None,
     ) -> None:
         self._path = parse_url(url)
         self._is_worker = check_flag(worker, "worker=")
@@ -106,7 +110,8 @@ class Engine(Observing, Controlling):
         self._drain_timeout_s = check_drain_timeout(drain_timeout)
         self._max_payload = check_count(max_payload, "max_payload")
         self._settings = Settings(
-            max_interruptions=check_count(max_interruptions, "max_interruptions")
+            max_interruptions=check_count(max_interruptions, "max_interruptions"),
+            retention_ms=check_retention(retention),
         )
         self._catalog = Catalog(
             Defaults(

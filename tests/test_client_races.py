@@ -12,6 +12,7 @@ from waiting import WAIT_S_MAX, until, until_state
 
 import durable
 from durable import Engine, RunCanceled, RunNotFoundError, RunState, Step
+from durable.core.records import CLEANUP_NUMBER
 from durable.runtime.live import Phase
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ async def test_what_is_asked_while_the_run_leaves_memory_is_heard(
 async def _until_asked(client: Engine) -> None:
     assert client._journal is not None
     async with asyncio.timeout(WAIT_S_MAX):
-        while not await client._journal.is_asked("r", -2):
+        while not await client._journal.is_asked("r", CLEANUP_NUMBER):
             pass
 
 

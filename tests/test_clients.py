@@ -297,6 +297,21 @@ async def test_a_client_resumes_and_removes(path: Path) -> None:
             await owner.status(run.id)
 
 
+async def test_a_client_restarts_what_is_over(path: Path) -> None:
+    async with both(path) as (owner, client):
+        assert await client.run(echoing("a"), id="r") == "a"
+        run = await client.restart("r", from_step=0)
+        assert await result(run) == "a"
+        assert gate.begun == ["a", "a"]
+        assert (await owner.status("r")).generation == 1
+    async with Engine(path, worker=False) as client:
+        await client.restart("r", from_step=0)
+        assert (await client.status("r")).state is RunState.PENDING
+        async with Engine(path):
+            assert await result(client.get("r")) == "a"
+    assert gate.begun == ["a"] * 3
+
+
 @pytest.mark.parametrize("how", ["running", "parked", "delayed"])
 async def test_a_client_removes_by_force_what_the_owner_works_on(path: Path, how: str) -> None:
     async with both(path) as (owner, client):

@@ -67,7 +67,7 @@ def test_stored_names_do_not_change() -> None:
     assert list(RunState) == list(RUN_PAIRS)
     assert list(StepState) == list(STEP_PAIRS)
     kinds = ["action", "query", "mutation", "workflow", "sleep", "event"]
-    kinds += ["cancel", "cleanup"]
+    kinds += ["cancel", "cleanup", "patch"]
     assert list(StepKind) == kinds
     assert StoredError.__struct_fields__ == (
         "type_name",
