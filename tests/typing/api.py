@@ -6,7 +6,7 @@ Where an error is expected, ``type: ignore`` says so to both, and both complain 
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -216,6 +216,9 @@ async def engine_calls() -> None:
         except RunFailed as failed:
             assert_type(failed.error, ErrorInfo)
             assert_type(failed.run_id, str)
+    assert_type(engine.watch("r"), AsyncIterator[RunStatus])
+    assert_type(engine.get("r").watch(), AsyncIterator[RunStatus])
+    Engine("sqlite:///a.db", worker=False)
     assert_type(Engine.current(), Engine)
     assert_type(Engine.from_env(), Engine)
 
