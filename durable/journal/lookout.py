@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-LOOK_S = 0.07
+LOOK_S = 0.08
 """How often it looks: each time costs a thread's awakening. Others' commits are to be known within
 100 ms."""
 
-TELL_S_MAX = 1.0
+TELL_S_MAX = 2.0
 """How long it is silent at most: some file systems are late with their times."""
 
 TICK_NS = 20_000_000
