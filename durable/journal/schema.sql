@@ -58,3 +58,5 @@ CREATE TABLE durable_step (
     event_id       TEXT,
     PRIMARY KEY (run_id, number)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX durable_step_child ON durable_step (child_run_id) WHERE child_run_id IS NOT NULL;

@@ -21,13 +21,20 @@ from durable.core.codec import safe_text
 from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
 from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import Execution
-from durable.core.records import RunRecord, RunState, StepKind, StepRecord, StepState
+from durable.core.records import (
+    RunRecord,
+    RunState,
+    StepKind,
+    StepRecord,
+    StepState,
+    cancel_record,
+)
 from durable.core.transitions import begin_cancel, begin_run, cancel_run, end_run, make_stuck
 from durable.journal.base import Change, Parked
 from durable.runtime.open_steps import OpenSteps, StepsHost
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
 
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.open_steps import Effects
@@ -110,6 +117,7 @@ class LiveRun:
         interrupted: The steps that ran when another process died, and their interruptions until
             then; ``None`` when this process takes the run up for the first time. Any other step
             that is recorded as running, and has not begun here, was never begun.
+        ended: Its children that are over, of those that it waits for.
     """
 
     def __init__(
@@ -121,6 +129,7 @@ class LiveRun:
         *,
         is_start: bool = False,
         interrupted: dict[int, int] | None = None,
+        ended: Iterable[RunRecord] = (),
     ) -> None:
         self._host = host
         self._spec = spec
@@ -140,7 +149,7 @@ class LiveRun:
         self._cancel: StepRecord | None = None if self._is_told else cancel
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
-        self._steps = OpenSteps(record.run_id, host, self, steps)
+        self._steps = OpenSteps(record.run_id, host, self, steps, ended)
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
 
     def __repr__(self) -> str:
@@ -211,17 +220,38 @@ class LiveRun:
             self._host.schedule(self)
         return True
 
-    def abandon(self) -> bool:
-        """Stop all that is under way for the run, which is to be removed.
+    def cancel_recorded(self, asked: StepRecord) -> None:
+        """Have the body cancelled; that it is to be is committed before what follows from it."""
+        if not self._is_told:
+            self._is_cancel_recorded = True
+            self.cancel(asked)
 
-        Returns:
-            Whether it is done; not while the run is about to leave memory by itself.
-        """
-        if self.phase in (LEAVING, GONE):
-            return False
+    @property
+    def is_about_to_leave(self) -> bool:
+        """Whether it leaves memory by itself, after the next commit."""
+        return self.phase in (LEAVING, GONE)
+
+    def abandon(self) -> None:
+        """Stop all that is under way for the run, which is to be removed."""
+        assert not self.is_about_to_leave
         self._steps.withdraw_jobs()
         self.drop()
-        return True
+
+    def on_child_ended(self, child: RunRecord) -> bool:
+        """Take a child's end; return whether it is known: the run is not about to be parked."""
+        if self.phase is LIVE:
+            self._steps.end_child(child)
+        elif self.phase in (OPENING, REPLAYING):
+            self._steps.note_end(child)
+        return self.phase is not LEAVING or self.record.state.is_final
+
+    def park_if_idle(self) -> None:
+        """Leave memory, if there is nothing to do for long: no child is there any more."""
+        if self.phase is LIVE:
+            change = Change(run_id=self.record.run_id)
+            self._park_if_idle(self._host.clock.now_ms(), change)
+            if change.parked is not None:
+                self.submit(change, [])
 
     def submit(self, change: Change, after: Effects) -> None:
         self._is_start = False
@@ -288,9 +318,10 @@ class LiveRun:
         now_ms = self._host.clock.now_ms()
         change = Change(run_id=self.record.run_id, run=run, is_start=self._is_start)
         after: Effects = []
-        may_finish = False
+        may_finish = interrupt = False
         if delivered is not None and delivered.kind is StepKind.CANCEL:
             may_finish = delivered.args == "{}"
+            interrupt = not may_finish
             self._record_cancel(delivered, change, after)
         elif delivered is not None:
             self._steps.forget(delivered.number, after)
@@ -299,9 +330,12 @@ class LiveRun:
             step = self._steps.withdraw(command, now_ms, after, may_finish=may_finish)
             if step is not None:
                 change.updated.append(step)
+                if step.child_run_id is not None:
+                    asked = cancel_record(now_ms, interrupt=interrupt)
+                    self._host.children.cancel([step], asked, change, after)
         change.issued += turn.patches
         for command in turn.issued:
-            change.issued.append(self._steps.issue(command, now_ms, after))
+            change.issued.append(self._steps.issue(command, now_ms, change, after))
         if turn.end is not None:
             self.record = change.run = self._ended(turn.end, now_ms)
             self.phase = LEAVING
@@ -323,12 +357,15 @@ class LiveRun:
     def _end_canceled(self) -> None:
         """End a run whose body cannot be told of its cancel: it has not begun, or is stuck."""
         change = Change(run_id=self.record.run_id, is_start=self._is_start)
+        asked = self._cancel
+        assert asked is not None
         if not self._is_cancel_recorded:
-            change.asked = self._cancel
+            change.asked = asked
         self._cancel = None
         now_ms = self._host.clock.now_ms()
         after: Effects = [(self._host.on_canceled, self)]
         change.updated += self._steps.withdraw_all(now_ms, after)
+        self._host.children.cancel(change.updated, asked, change, after)
         self.record = change.run = cancel_run(self.record, now_ms)
         self.phase = LEAVING
         change.parked = PARKED_FOR_EVER
@@ -348,10 +385,12 @@ class LiveRun:
 
     def _park_if_idle(self, now_ms: int, change: Change) -> None:
         """Let a run leave memory that has nothing to do for long, in the commit of its turn."""
-        if self._deliveries:
+        if self._deliveries or not self._steps.is_waiting:
             return
         wake_at_ms = self._steps.wake_at_ms()
-        if wake_at_ms is not None and wake_at_ms > now_ms + self._host.park_after_ms():
+        if wake_at_ms is not None and wake_at_ms <= now_ms + self._host.park_after_ms():
+            return
+        if not self._host.children.are_here(self.record.run_id):
             self.phase = LEAVING
             change.parked = Parked(wake_at_ms)
 
@@ -362,7 +401,7 @@ class LiveRun:
         if self.phase is GONE:
             return
         if change.is_start:
-            self._start_committed(taken_by)
+            self._start_committed(change, taken_by)
             if taken_by is not None:
                 return
         for act, subject in after:
@@ -376,8 +415,9 @@ class LiveRun:
         elif self._deliveries:
             self._host.schedule(self)
 
-    def _start_committed(self, taken_by: RunRecord | None) -> None:
+    def _start_committed(self, change: Change, taken_by: RunRecord | None) -> None:
         if taken_by is not None:
+            self._host.children.void(change)
             self.drop()
         elif self.phase is STARTING:
             self.phase = LIVE

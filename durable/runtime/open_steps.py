@@ -13,9 +13,12 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
-from durable.core.commands import UNSET
+from msgspec.structs import replace
+
+from durable.core.commands import UNSET, Work
 from durable.core.failures import encode_exception
-from durable.core.records import StepKind, StepRecord, StepState
+from durable.core.nesting import settle_by
+from durable.core.records import RunRecord, StepKind, StepRecord, StepState
 from durable.core.transitions import (
     back_off,
     begin_attempt,
@@ -24,11 +27,13 @@ from durable.core.transitions import (
     fail,
     interrupt,
     interruption_error,
+    start_child,
     start_timer,
     withdraw,
 )
 from durable.journal.base import Change
 from durable.runtime.attempt import Attempt
+from durable.runtime.ids import new_run_id
 from durable.runtime.job import (
     JOB_QUEUED,
     JOB_RESERVED,
@@ -42,21 +47,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from durable.core.commands import Command
+    from durable.runtime.children import Children
     from durable.runtime.clock import Alarm, Alarms, Clock
     from durable.runtime.job import ActionWork
     from durable.runtime.settings import Settings
     from durable.runtime.workpool import Workpool
 
 SLEEP = StepKind.SLEEP
+WORKFLOW = StepKind.WORKFLOW
 RUNNING = StepState.RUNNING
 
 Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
 """What is to be called once a change is committed: functions, each with its argument."""
 
 
+class ChildWork(Work, Protocol):
+    """What the command of a workflow's call stands for."""
+
+    name: str
+    version: int
+
+
 class StepsHost(Protocol):
     """What the open steps of all runs share."""
 
+    children: Children
     clock: Clock
     alarms: Alarms
     pool: Workpool
@@ -111,13 +126,19 @@ class OpenSteps:
 
     Args:
         recorded: What the journal has of those that were not delivered.
+        ended: The children that are over, of those that the body waits for.
 
     Attributes:
         queued: Attempts that found no slot, until their change is submitted.
     """
 
     def __init__(
-        self, run_id: str, host: StepsHost, owner: StepsOwner, recorded: Iterable[StepRecord]
+        self,
+        run_id: str,
+        host: StepsHost,
+        owner: StepsOwner,
+        recorded: Iterable[StepRecord],
+        ended: Iterable[RunRecord] = (),
     ) -> None:
         self._run_id = run_id
         self._host = host
@@ -127,6 +148,8 @@ class OpenSteps:
         }
         self._jobs: dict[int, Job] = {}
         self._alarms: dict[int, Alarm] = {}
+        self._children: dict[str, int] = {}
+        self._ended = {child.run_id: child for child in ended}
         self.queued: list[Job] = []
 
     def __len__(self) -> int:
@@ -137,17 +160,20 @@ class OpenSteps:
         """Whether an attempt is queued or under way, or has an outcome that is not committed."""
         return bool(self._jobs)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether alarms and children are all that there is to wait for."""
+        return not self._jobs and bool(self._records)
+
     def wake_at_ms(self) -> int | None:
-        """Return when the first alarm is due, if alarms are all that there is to wait for."""
-        if self._jobs or not self._records:
-            return None
+        """Return when the first alarm is due."""
         dues = [step.due_at_ms for step in self._records.values()]
-        return min(due for due in dues if due is not None)
+        return min((due for due in dues if due is not None), default=None)
 
     # --- what the body does ----------------------------------------------------------------------
 
-    def issue(self, command: Command, now_ms: int, after: Effects) -> StepRecord:
-        """Take a new command; return its step's record."""
+    def issue(self, command: Command, now_ms: int, change: Change, after: Effects) -> StepRecord:
+        """Take a new command, to be written by ``change``; return its step's record."""
         step = StepRecord(
             number=command.number,
             key=command.key,
@@ -159,6 +185,9 @@ class OpenSteps:
         if command.kind is SLEEP:
             after.append((self._set_alarm, step))
             step = start_timer(step, now_ms)
+        elif command.kind is WORKFLOW:
+            child_work: Any = command.work
+            step = self._issue_child(step, child_work, now_ms, change, after)
         elif step.due_at_ms is not None and step.due_at_ms > now_ms:
             after.append((self._set_alarm, step))
         else:
@@ -179,21 +208,24 @@ class OpenSteps:
 
     def forget(self, number: int, after: Effects, *, may_finish: bool = False) -> StepRecord | None:
         """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
-        alarm = self._alarms.pop(number, None)
-        if alarm is not None:
-            self._host.alarms.cancel(alarm)
+        self._cancel_alarm(number)
         job = self._jobs.pop(number, None)
         if job is not None:
             if job.state in (JOB_QUEUED, JOB_RESERVED):
                 self._host.pool.withdraw(job)  # At once: a queued step never starts.
             else:
                 after.append((self._host.drop if may_finish else self._host.withdraw, job))
-        return self._records.pop(number, None)
+        step = self._records.pop(number, None)
+        if step is not None and step.child_run_id is not None:
+            self._children.pop(step.child_run_id, None)
+        return step
 
     def withdraw_all(self, now_ms: int, after: Effects) -> list[StepRecord]:
         """Forget all steps, and let running functions finish; return the new records."""
         steps = list(self._records.values())
         for step in steps:
+            if step.state is RUNNING and step.number not in self._jobs:
+                self._take_up(step)  # It was not resumed, and may have an attempt all the same.
             self.forget(step.number, after, may_finish=True)
         return [withdraw(step, now_ms) for step in steps]
 
@@ -220,6 +252,8 @@ class OpenSteps:
         self._alarms.clear()
         self._jobs.clear()
         self._records.clear()
+        self._children.clear()
+        self._ended.clear()
         del self._owner  # They refer to each other: free them without the collector.
 
     # --- attempts --------------------------------------------------------------------------------
@@ -289,7 +323,60 @@ class OpenSteps:
         self._records[step.number] = step
         self._owner.settle(step, value)
 
+    # --- children --------------------------------------------------------------------------------
+
+    def _issue_child(
+        self, step: StepRecord, work: ChildWork, now_ms: int, change: Change, after: Effects
+    ) -> StepRecord:
+        child = RunRecord(
+            run_id=new_run_id(now_ms),
+            name=work.name,
+            version=work.version,
+            parent_id=self._run_id,
+            args=step.args,
+            created_at_ms=now_ms,
+        )
+        is_delayed = step.due_at_ms is not None and step.due_at_ms > now_ms
+        due_ms = step.due_at_ms if is_delayed else None
+        self._host.children.start(child, due_ms, change, after)
+        return self._await_child(replace(step, child_run_id=child.run_id), now_ms, after)
+
+    def _await_child(self, step: StepRecord, now_ms: int, after: Effects) -> StepRecord:
+        assert step.child_run_id is not None
+        self._children[step.child_run_id] = step.number
+        if step.state is RUNNING:
+            return step
+        if step.due_at_ms is not None and step.due_at_ms > now_ms:
+            after.append((self._set_alarm, step))
+            return step
+        return start_child(step, now_ms)
+
+    def _resume_child(self, step: StepRecord, now_ms: int, after: Effects) -> StepRecord:
+        if step.state.is_final:
+            return step
+        child = self._ended.get(step.child_run_id or "")
+        if child is not None:
+            return settle_by(step, child, now_ms)
+        return self._await_child(step, now_ms, after)
+
+    def note_end(self, child: RunRecord) -> None:
+        """A child is over; the body is being replayed, and may wait for it."""
+        self._ended[child.run_id] = child
+
+    def end_child(self, child: RunRecord) -> None:
+        """A child is over: its step is settled, if the body waits for it."""
+        number = self._children.pop(child.run_id, None)
+        if number is not None:
+            self._cancel_alarm(number)
+            step = self._records[number]
+            self._settle(settle_by(step, child, self._host.clock.now_ms()))
+
     # --- alarms ----------------------------------------------------------------------------------
+
+    def _cancel_alarm(self, number: int) -> None:
+        alarm = self._alarms.pop(number, None)
+        if alarm is not None:
+            self._host.alarms.cancel(alarm)
 
     def _set_alarm(self, step: StepRecord) -> None:
         if step.number in self._records:
@@ -306,6 +393,12 @@ class OpenSteps:
         now_ms = self._host.clock.now_ms()
         if step.kind is SLEEP:
             self._settle(complete(step, None, now_ms))
+            return
+        if step.kind is WORKFLOW:
+            if step.state.is_final:
+                return
+            begun = self._records[number] = start_child(step, now_ms)
+            self._owner.submit(Change(run_id=self._run_id, updated=[begun]), [])
             return
         after: Effects = []
         begun = self._offer(step, self._owner.work(number), now_ms, after)
@@ -336,11 +429,14 @@ class OpenSteps:
         recorded, self._records = self._records, {}
         changed: list[StepRecord] = []
         settled: list[StepRecord] = []
+        ended_at = {child.run_id: child.finished_at_ms or 0 for child in self._ended.values()}
         for command in commands:
             before = self._records[command.number] = recorded[command.number]
             if is_ending:
                 self._take_up(before)
                 step = before
+            elif command.kind is WORKFLOW:
+                step = self._resume_child(before, now_ms, after)
             else:
                 step = self._resume_step(before, command, interrupted, now_ms, after)
             self._records[command.number] = step
@@ -348,7 +444,15 @@ class OpenSteps:
                 settled.append(step)
             elif step is not before:
                 changed.append(step)
-        settled.sort(key=lambda step: (step.finished_at_ms or 0, step.number))
+        self._ended.clear()
+        # Children that ended meanwhile are heard of now, in the order in which they ended.
+        settled.sort(
+            key=lambda step: (
+                step.finished_at_ms or 0,
+                ended_at.get(step.child_run_id or "", 0),
+                step.number,
+            )
+        )
         return changed, settled
 
     def _resume_step(
