@@ -390,9 +390,10 @@ class LiveRun:
         wake_at_ms = self._steps.wake_at_ms()
         if wake_at_ms is not None and wake_at_ms <= now_ms + self._host.park_after_ms():
             return
-        if not self._host.children.are_here(self.record.run_id):
-            self.phase = LEAVING
-            change.parked = Parked(wake_at_ms)
+        if self._steps.awaits_children and self._host.children.are_here(self.record.run_id):
+            return  # One of them may end soon; the last that leaves memory says so.
+        self.phase = LEAVING
+        change.parked = Parked(wake_at_ms)
 
     # --- commits ---------------------------------------------------------------------------------
 

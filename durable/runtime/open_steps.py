@@ -165,6 +165,11 @@ class OpenSteps:
         """Whether alarms and children are all that there is to wait for."""
         return not self._jobs and bool(self._records)
 
+    @property
+    def awaits_children(self) -> bool:
+        """Whether any of them is a child that is not over."""
+        return bool(self._children)
+
     def wake_at_ms(self) -> int | None:
         """Return when the first alarm is due."""
         dues = [step.due_at_ms for step in self._records.values()]
