@@ -27,9 +27,11 @@ from durable.core.errors import (
     RunCanceled,
     RunConflictError,
     RunFailed,
+    RunNotFinishedError,
     RunNotFoundError,
     StepFailed,
     StepInterrupted,
+    StepNotFoundError,
 )
 from durable.core.records import ErrorInfo, RunState, StepKind, StepState
 from durable.core.retry import Retry
@@ -70,6 +72,7 @@ __all__ = [
     "RunCanceled",
     "RunConflictError",
     "RunFailed",
+    "RunNotFinishedError",
     "RunNotFoundError",
     "RunState",
     "RunStatus",
@@ -78,6 +81,7 @@ __all__ = [
     "StepInfo",
     "StepInterrupted",
     "StepKind",
+    "StepNotFoundError",
     "StepState",
     "Workflow",
     "action",

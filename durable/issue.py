@@ -73,6 +73,11 @@ class Environment:
             args = definition.parameters.encode(call.arguments, self.defaults.payload_max)
         else:
             args = definition.parameters.encode_unchecked(call.arguments)
+        if options is NO_OPTIONS and isinstance(definition, Action):
+            work = self._plain_step(definition)
+            return execution.issue(
+                Command(definition.kind, definition.name, key, args=args, work=work)
+            )
         due_ms = options.at_ms
         if options.delay_s is not None:
             due_ms = execution.time_ms() + milliseconds(options.delay_s)
@@ -83,18 +88,11 @@ class Environment:
             args=args,
             compares_args=not options.unstable_args,
             due_ms=due_ms,
-            work=self._work(definition, options),
+            work=ChildStep(definition, self.workflow)
+            if isinstance(definition, Workflow)
+            else ActionStep(definition, self, options),
         )
         return execution.issue(command)
-
-    def _work(
-        self, definition: Action[Any, Any] | Workflow[Any, Any], options: StepOptions
-    ) -> ActionStep | ChildStep:
-        if isinstance(definition, Workflow):
-            return ChildStep(definition, self.workflow)
-        if options is NO_OPTIONS:
-            return self._plain_step(definition)
-        return ActionStep(definition, self, options)
 
     def _plain_step(self, action: Action[Any, Any]) -> ActionStep:
         """Return what an action is as a step without options: the same for all of them."""

@@ -527,7 +527,7 @@ async def delaying(step: Step, at: datetime | None) -> str:
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("is_at", [True, False])
-async def test_a_child_begins_when_it_is_due_and_not_before(path: Path, is_at: bool) -> None:  # noqa: FBT001
+async def test_a_child_begins_when_it_is_due_and_not_before(path: Path, is_at: bool) -> None:
     clock = ManualClock()
     at = datetime.fromtimestamp(START_MS / 1000 + NAP_S, UTC) if is_at else None
     async with opened(path, clock) as engine:

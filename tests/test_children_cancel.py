@@ -121,7 +121,7 @@ async def until_all_canceled(engine: Engine, run_ids: list[str]) -> None:
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("interrupt", [True, False])
-async def test_a_cancel_reaches_all_that_is_under_the_run(path: Path, interrupt: bool) -> None:  # noqa: FBT001
+async def test_a_cancel_reaches_all_that_is_under_the_run(path: Path, interrupt: bool) -> None:
     """What runs there finishes, or is cancelled with ``interrupt``."""
     async with opened(path) as engine:
         run = await engine.start(above(DEPTH), id="top")
@@ -167,7 +167,7 @@ async def test_that_a_child_is_to_end_is_in_the_commit_that_acknowledges_the_can
 async def test_no_queued_step_of_a_child_begins(path: Path) -> None:
     @durable.workflow(name="children.queued")
     async def queued(_step: Step) -> list[str]:
-        return await asyncio.gather(held("a"), above(1), held("b"))
+        return list(await asyncio.gather(held("a"), above(1), held("b")))
 
     async with opened(path, max_parallelism=1) as engine:
         run = await engine.start(queued(), id="top")

@@ -159,7 +159,7 @@ async def test_a_parent_stays_until_the_last_of_its_children_has_left(
     @durable.workflow(name="children.two")
     async def two(_step: Step) -> list[str]:
         world.bodies["two"] += 1
-        return await asyncio.gather(sleeper(MONTH_S), held("it"))
+        return list(await asyncio.gather(sleeper(MONTH_S), held("it")))
 
     async with opened(path, clock) as engine:
         run = await engine.start(two(), id="top")

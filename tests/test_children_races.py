@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -102,10 +103,8 @@ async def check_both(engine: Engine, run: durable.Run[str]) -> tuple[str, RunSta
     """Return what became of a run, and of its child."""
     told = await outcome(run)
     child = await the_child(engine, run.id)
-    try:
+    with contextlib.suppress(RunCanceled):
         await engine.get(child.id).result(timeout=WAIT_S_MAX)
-    except RunCanceled:
-        pass
     world.may_end.set()
     return told, (await engine.status(child.id)).state
 
@@ -224,7 +223,7 @@ async def test_a_child_may_end_at_any_moment_of_its_parents_coming_back(
             await until(lambda: world.begun)
         engine = Engine(file)
         async with engine:
-            with at_cycle(cycle, lambda: world.may_end.set()):
+            with at_cycle(cycle, world.may_end.set):
                 while not world.may_end.is_set():  # noqa: ASYNC110  so many cycles
                     await asyncio.sleep(0)
                 assert await outcome(engine.get(run.id)) == "done"

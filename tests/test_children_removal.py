@@ -126,7 +126,7 @@ async def test_a_run_is_removed_with_all_that_is_under_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [True, False])
-async def test_a_child_is_not_removed_while_its_parent_may_need_it(path: Path, force: bool) -> None:  # noqa: FBT001
+async def test_a_child_is_not_removed_while_its_parent_may_need_it(path: Path, force: bool) -> None:
     """Whether it is over or not: the parent would wait for ever, or could not be restarted."""
     async with opened(path) as engine:
         run = await engine.start(tree(1), id="it")

@@ -24,13 +24,23 @@ from durable.core.failures import (
     rebuild_error,
     type_name_of,
 )
-from durable.core.records import RunRecord, RunState, StepRecord, StoredError
+from durable.core.records import RunRecord, RunState, StepRecord, StepState, StoredError
 from durable.core.transitions import complete, fail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CANCELED_TYPE = type_name_of(RunCanceled)
+
+
+def is_child_started(step: StepRecord) -> bool:
+    """Whether an open step has its child, be it a delayed one.
+
+    After a restart it has the id of a child that is still to be started.
+    """
+    if step.state is StepState.PENDING:
+        return step.due_at_ms is not None
+    return not step.state.is_final
 
 
 def settle_by(step: StepRecord, child: RunRecord, now_ms: int) -> StepRecord:

@@ -18,8 +18,9 @@ import msgspec
 from msgspec.structs import astuple
 
 from durable.core.errors import JournalCorruptError, damaged
-from durable.core.records import RunRecord, StepRecord
-from durable.journal.base import Change, ChildChanges, Claim, OwnershipLostError
+from durable.core.nesting import is_child_started
+from durable.core.records import CANCEL_NUMBER, RunRecord, StepRecord
+from durable.journal.base import Change, ChildChanges, Claim, OwnershipLostError, Restart
 from durable.journal.reads import read_descendants
 from durable.journal.rows import (
     OPEN_STATES,
@@ -48,8 +49,9 @@ NEW_STEP_COLUMNS = STEP_COLUMNS[NEW_STEP]
 STEP_CHANGES = STEP_COLUMNS[STEP_CHANGE]
 NOTHING_MORE = (None,) * (len(STEP_COLUMNS) - len(NEW_STEP_COLUMNS))
 WHOLE_COLUMNS = ("run_id", *STEP_COLUMNS)
+RESTART_COLUMNS = ("run_id", *Restart.__struct_fields__)
 UPDATE_COLUMNS = ("run_id", "number", *STEP_CHANGES)
-RUN_CHANGES = ("state", "started_at_ms", "finished_at_ms", "result", "error")
+RUN_CHANGES = ("state", "started_at_ms", "finished_at_ms", "restarted_from", "result", "error")
 
 FENCE = "SELECT epoch FROM durable_owner"
 
@@ -80,6 +82,16 @@ def _insert_steps(part: str, names: Sequence[str]) -> str:
     """
 
 
+def _restarts() -> str:
+    """Return SQL that selects the restarts of runs that are over, and still of that generation."""
+    return f"""
+        SELECT asked.* FROM (
+            SELECT {_columns("$", RESTART_COLUMNS, RESTART_COLUMNS)} FROM json_each(NEW.restarts)
+        ) AS asked JOIN durable_run AS run ON run.run_id = asked.run_id
+        WHERE run.finished_at_ms IS NOT NULL AND run.generation = asked.generation - 1
+    """
+
+
 def _assign(names: Sequence[str]) -> str:
     return ", ".join(f"{name} = new.{name}" for name in names)
 
@@ -89,6 +101,8 @@ def _assign(names: Sequence[str]) -> str:
 COMMIT_PARTS = (
     "epoch",
     "starts",
+    "restarts",
+    "dropped",
     "issued",
     "whole",
     "asked",
@@ -105,6 +119,46 @@ CREATE TEMP VIEW durable_commit AS SELECT {", ".join(f"NULL AS {part}" for part 
 """
 FENCED = "durable: another owner has taken the journal over"
 
+# Of a restart from a step, what the body did until that step first mattered is kept. Later outcomes
+# of earlier steps are handed to it again; later steps are found to be left over when the body has
+# gone as far, and dropped then.
+RESTART = f"""
+    DELETE FROM durable_step WHERE run_id IN (
+        SELECT run_id FROM ({_restarts()}) WHERE from_position IS NULL
+    );
+    DELETE FROM durable_step
+    WHERE run_id IN (SELECT run_id FROM ({_restarts()})) AND number = {CANCEL_NUMBER};
+
+    UPDATE durable_step SET position = NULL FROM ({_restarts()}) AS new
+    WHERE durable_step.run_id = new.run_id AND position >= new.from_position;
+
+    UPDATE durable_step SET
+        state = iif(kind = 'sleep', 'running', 'pending'),
+        attempts = 0, interruptions = 0, result = NULL, error = NULL, finished_at_ms = NULL,
+        started_at_ms = iif(kind = 'sleep', new.now_ms, NULL),
+        due_at_ms = CASE
+            WHEN kind <> 'sleep' THEN NULL
+            WHEN json_extract(args, '$.until') IS NULL THEN new.now_ms + due_at_ms - started_at_ms
+            ELSE due_at_ms
+        END,
+        -- Another child than before, which is started when the body is found to wait for it.
+        child_run_id = iif(
+            kind = 'workflow',
+            printf('%012x', new.now_ms) || lower(hex(randomblob(10))),
+            child_run_id
+        )
+    FROM ({_restarts()}) AS new
+    WHERE durable_step.run_id = new.run_id AND number >= 0 AND position IS NULL
+      AND (number >= new.from_number OR durable_step.state = 'canceled');
+
+    UPDATE durable_run SET
+        state = 'pending', generation = new.generation, result = NULL, error = NULL,
+        finished_at_ms = NULL,
+        started_at_ms = iif(new.from_position IS NULL, NULL, started_at_ms),
+        restarted_from = iif(new.from_position IS NULL, NULL, new.from_number)
+    FROM ({_restarts()}) AS new WHERE durable_run.run_id = new.run_id;
+"""
+
 # A final state is written once: a late writer changes nothing.
 COMMIT_TRIGGER = f"""
 CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEGIN
@@ -114,6 +168,14 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     SELECT {_columns("$[0]", RUN_COLUMNS, RUN_COLUMNS)},
            json_extract(value, '$[1]'), json_extract(value, '$[2]')
     FROM json_each(NEW.starts);
+
+    {RESTART}
+    DELETE FROM durable_step
+    WHERE run_id IN (SELECT json_extract(value, '$[0]') FROM json_each(NEW.dropped))
+      AND number >= (
+        SELECT json_extract(value, '$[1]') FROM json_each(NEW.dropped)
+        WHERE json_extract(value, '$[0]') = durable_step.run_id
+      );
 
     {_insert_steps("issued", ("run_id", *NEW_STEP_COLUMNS))}
     {_insert_steps("whole", WHOLE_COLUMNS)}
@@ -253,6 +315,14 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
             [_start_row(change.run, change.parked, epoch) for change in starts]
             + [_start_row(*start, epoch) for family in families for start in family.started]
         ),
+        _json_rows([(each.run_id, *astuple(each.restart)) for each in changes if each.restart]),
+        _json_rows(
+            [
+                (change.run_id, change.dropped_from)
+                for change in changes
+                if change.dropped_from is not None
+            ]
+        ),
         _json_rows(issued),
         _json_rows(whole),
         # What a run has written of itself stands: it may have been told to its body already.
@@ -307,6 +377,9 @@ def _merge(changes: list[Change]) -> Change:
         merged.is_start = merged.is_start or change.is_start
         merged.is_removal = merged.is_removal or change.is_removal
         merged.asked = merged.asked or change.asked
+        merged.restart = merged.restart or change.restart
+        if change.dropped_from is not None:
+            merged.dropped_from = change.dropped_from
         merged.run = change.run or merged.run
         merged.parked = change.parked or merged.parked
         if change.children is not None:
@@ -406,7 +479,7 @@ def _read_ended(
         step.child_run_id: run
         for run, steps in claimed
         for step in steps
-        if step.child_run_id is not None and not step.state.is_final
+        if step.child_run_id is not None and is_child_started(step)
     }
     if not awaited:
         return {}

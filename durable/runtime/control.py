@@ -1,4 +1,6 @@
-"""What callers have done to runs: cancel, resume, remove. Live ones at once, others by their rows.
+"""What callers have done to runs: cancel, resume, restart, remove.
+
+Live ones at once, others by their rows.
 
 Rules:
 
@@ -15,9 +17,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from durable.core.records import RunState, StepKind, cancel_record
+from durable.core.restarts import first_dropped, first_position
 from durable.core.transitions import cancel_run, withdraw
-from durable.journal.base import Change, Parked
-from durable.runtime.waiting import Waiters
+from durable.journal.base import Change, Parked, Restart
+from durable.runtime.waiting import Turns, Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +75,7 @@ class Control:
         self._host = host
         self._submitted: dict[str, list[Change]] = {}
         self._removing: set[str] = set()
+        self._turns = Turns()
         self._acks = Waiters()
         self._told = Waiters()
         self._gone = Waiters()
@@ -130,6 +134,39 @@ class Control:
                 return True
             await self._wait(self._gone, run_id)  # Attempts of it still run, or it is tried now.
 
+    async def restart(self, run_id: str, find: Callable[[list[StepRecord]], int]) -> bool | None:
+        """Have a run that is over go on; ``False`` when it is not, ``None`` when there is none.
+
+        Args:
+            run_id: The run.
+            find: Says from which step, given all of them.
+
+        Raises:
+            JournalUnavailableError: The outcome is unknown.
+            EngineClosedError: The engine is closing.
+        """
+        async with self._turns.hold(run_id):
+            while True:
+                self._host.check_open()
+                await self._host.wait_while_starting(run_id)
+                found = await self._journal.load_history(run_id)
+                if found is None or not found[0].state.is_final:
+                    return None if found is None else False
+                self._host.check_open()
+                if self._host.live(run_id) is None:
+                    break
+                await self._wait(self._gone, run_id)
+            record, steps = found
+            from_number = first_dropped(record, steps, find(steps))
+            restart = Restart(
+                generation=record.generation + 1,
+                from_number=from_number,
+                from_position=first_position(steps, from_number),
+                now_ms=self._host.clock.now_ms(),
+            )
+            await self._submit(Change(run_id=run_id, restart=restart, parked=Parked(0)), [])
+            return True
+
     async def cleanup(self, run_id: str, *, force: bool) -> bool:
         """Remove a run and all that is under it.
 
@@ -141,23 +178,24 @@ class Control:
             JournalUnavailableError: The outcome is unknown.
             EngineClosedError: The engine is closing.
         """
-        while True:
-            self._host.check_open()
-            await self._host.wait_while_starting(run_id)
-            tree = await self._journal.load_tree(run_id)
-            if tree is None or tree.is_awaited:
-                return False
-            if not force and not (tree.run.state.is_final and all(tree.descendants.values())):
-                return False
-            self._host.check_open()
-            # Those that have begun since are in memory, or found by the commit.
-            run_ids = {run_id, *tree.descendants}
-            run_ids.update(*map(self._host.children.family, list(run_ids)))
-            live = [run for each in run_ids if (run := self._host.live(each)) is not None]
-            leaving = next((run for run in live if run.is_about_to_leave), None)
-            if leaving is not None:
+        async with self._turns.hold(run_id):
+            while True:
+                self._host.check_open()
+                await self._host.wait_while_starting(run_id)
+                tree = await self._journal.load_tree(run_id)
+                if tree is None or tree.is_awaited:
+                    return False
+                if not force and not (tree.run.state.is_final and all(tree.descendants.values())):
+                    return False
+                self._host.check_open()
+                # Those that have begun since are in memory, or found by the commit.
+                run_ids = {run_id, *tree.descendants}
+                run_ids.update(*map(self._host.children.family, list(run_ids)))
+                live = [run for each in run_ids if (run := self._host.live(each)) is not None]
+                leaving = next((run for run in live if run.is_about_to_leave), None)
+                if leaving is None:
+                    break
                 await self._wait(self._gone, leaving.record.run_id)
-                continue
             for run in live:
                 run.abandon()
             self._removing |= run_ids

@@ -29,7 +29,14 @@ from durable.core.records import (
     StepState,
     cancel_record,
 )
-from durable.core.transitions import begin_cancel, begin_run, cancel_run, end_run, make_stuck
+from durable.core.transitions import (
+    begin_cancel,
+    begin_run,
+    cancel_run,
+    end_run,
+    make_stuck,
+    withdraw,
+)
 from durable.journal.base import Change, Parked
 from durable.runtime.open_steps import OpenSteps, StepsHost
 
@@ -306,6 +313,8 @@ class LiveRun:
             step, value = self._deliveries[0]
             if step.number < 0 or self._execution.is_open(step.number):
                 step = replace(step, position=self._execution.next_position)
+                if step.number < 0:  # A restart has to know what the body did because of it.
+                    step = replace(step, result=str(self._execution.next_number))
                 turn = self._execution.deliver(step, value)
                 self._deliveries.popleft()
                 self._commit_turn(turn, step)
@@ -445,17 +454,20 @@ class LiveRun:
         now_ms = self._host.clock.now_ms()
         change = Change(run_id=self.record.run_id)
         after: Effects = []
-        if self.record.state is RunState.STUCK:
+        if self.record.restarted_from is not None:
+            change.dropped_from = self._execution.next_number
+            again = self._execution.withdrawn_again
+            change.updated += (withdraw(step, now_ms) for step in again)
+        if self.record.state in (RunState.STUCK, RunState.PENDING):
             is_canceled = self._execution.is_canceled
             self.record = change.run = begin_run(
                 self.record, self._started_at_ms, is_canceled=is_canceled
             )
         commands = self._execution.open_commands()
         is_ending = self._cancel is not None
-        changed, settled = self._steps.resume(
-            commands, self.interrupted, now_ms, after, is_ending=is_ending
+        settled = self._steps.resume(
+            commands, self.interrupted, now_ms, change, after, is_ending=is_ending
         )
-        change.updated += changed
         self._deliveries.extend((step, UNSET) for step in settled)
         if self._cancel is not None:
             self._deliveries.append((self._cancel, UNSET))

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from durable.core.commands import UNSET, Work
 from durable.core.failures import encode_exception
-from durable.core.nesting import settle_by
+from durable.core.nesting import is_child_started, settle_by
 from durable.core.records import RunRecord, StepKind, StepRecord, StepState
 from durable.core.transitions import (
     back_off,
@@ -192,7 +192,8 @@ class OpenSteps:
             step = start_timer(step, now_ms)
         elif command.kind is WORKFLOW:
             child_work: Any = command.work
-            step = self._issue_child(step, child_work, now_ms, change, after)
+            step = replace(step, child_run_id=new_run_id(now_ms))
+            step = self._start_child(step, child_work, now_ms, change, after)
         elif step.due_at_ms is not None and step.due_at_ms > now_ms:
             after.append((self._set_alarm, step))
         else:
@@ -330,11 +331,12 @@ class OpenSteps:
 
     # --- children --------------------------------------------------------------------------------
 
-    def _issue_child(
+    def _start_child(
         self, step: StepRecord, work: ChildWork, now_ms: int, change: Change, after: Effects
     ) -> StepRecord:
+        assert step.child_run_id is not None
         child = RunRecord(
-            run_id=new_run_id(now_ms),
+            run_id=step.child_run_id,
             name=work.name,
             version=work.version,
             parent_id=self._run_id,
@@ -344,7 +346,7 @@ class OpenSteps:
         is_delayed = step.due_at_ms is not None and step.due_at_ms > now_ms
         due_ms = step.due_at_ms if is_delayed else None
         self._host.children.start(child, due_ms, change, after)
-        return self._await_child(replace(step, child_run_id=child.run_id), now_ms, after)
+        return self._await_child(step, now_ms, after)
 
     def _await_child(self, step: StepRecord, now_ms: int, after: Effects) -> StepRecord:
         assert step.child_run_id is not None
@@ -356,9 +358,14 @@ class OpenSteps:
             return step
         return start_child(step, now_ms)
 
-    def _resume_child(self, step: StepRecord, now_ms: int, after: Effects) -> StepRecord:
+    def _resume_child(
+        self, step: StepRecord, command: Command, now_ms: int, change: Change, after: Effects
+    ) -> StepRecord:
         if step.state.is_final:
             return step
+        if not is_child_started(step):
+            work: Any = command.work
+            return self._start_child(step, work, now_ms, change, after)
         child = self._ended.get(step.child_run_id or "")
         if child is not None:
             return settle_by(step, child, now_ms)
@@ -420,19 +427,20 @@ class OpenSteps:
         commands: Iterable[Command],
         interrupted: dict[int, int],
         now_ms: int,
+        change: Change,
         after: Effects,
         *,
         is_ending: bool,
-    ) -> tuple[list[StepRecord], list[StepRecord]]:
+    ) -> list[StepRecord]:
         """Take up, after a replay, the commands that the body waits for.
 
-        Nothing begins where the body is about to be cancelled.
+        Nothing begins where the body is about to be cancelled. What changes by it is to be written
+        by ``change``.
 
         Returns:
-            The records that change, and the steps that are settled, in the order of delivery.
+            The steps that are settled, in the order of delivery.
         """
         recorded, self._records = self._records, {}
-        changed: list[StepRecord] = []
         settled: list[StepRecord] = []
         ended_at = {child.run_id: child.finished_at_ms or 0 for child in self._ended.values()}
         for command in commands:
@@ -441,14 +449,14 @@ class OpenSteps:
                 self._take_up(before)
                 step = before
             elif command.kind is WORKFLOW:
-                step = self._resume_child(before, now_ms, after)
+                step = self._resume_child(before, command, now_ms, change, after)
             else:
                 step = self._resume_step(before, command, interrupted, now_ms, after)
             self._records[command.number] = step
             if step.state.is_final:
                 settled.append(step)
             elif step is not before:
-                changed.append(step)
+                change.updated.append(step)
         self._ended.clear()
         # Children that ended meanwhile are heard of now, in the order in which they ended.
         settled.sort(
@@ -458,7 +466,7 @@ class OpenSteps:
                 step.number,
             )
         )
-        return changed, settled
+        return settled
 
     def _resume_step(
         self,
