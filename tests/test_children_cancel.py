@@ -288,10 +288,7 @@ async def test_a_child_that_is_delayed_never_begins(path: Path, clock: ManualClo
         await check_families(engine)
 
 
-@pytest.mark.parametrize("end", [opened, crashing])
-async def test_children_that_have_left_memory_are_cancelled(
-    path: Path, clock: ManualClock, end: type[None]
-) -> None:
+async def test_children_that_have_left_memory_are_cancelled(path: Path, clock: ManualClock) -> None:
     async with opened(path, clock) as engine:
         run = await engine.start(above_a_nap(MONTH_S), id="top")
         await until(lambda: world.bodies["napping"] and engine.statistics().live_runs == 0)

@@ -294,9 +294,11 @@ async def test_a_removal_in_an_outage_is_whole_or_not_at_all(
     disk.install(monkeypatch)
     async with opened(path, drain_timeout=0) as engine:
         run = await engine.start(tree(2), id="it")
-        await until(lambda: world.begun["deep"])
+        await until(lambda: world.begun["deep"] and engine.statistics().live_runs == 3)
+        assert engine._runner is not None
+        await engine._runner.writer.wait_until_idle()
         ids = await family(engine, "it")
-        await until_step(run, leaf.name, StepState.COMPLETED)
+        assert len(ids) == 5
         disk.faults["commit", disk.calls["commit"] + 1] = fault
         with pytest.raises(durable.JournalUnavailableError):
             await run.cleanup(force=True)
