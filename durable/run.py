@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
 
 from durable.current import check_asyncio, find_current, own_engine, refuse_in_body
 
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
     from durable.call import Call
     from durable.engine import Engine
+    from durable.events import Event, EventId
     from durable.status import RunStatus, StepInfo
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 @final
@@ -57,6 +59,26 @@ class Run(Generic[T]):
     async def cancel(self, *, interrupt: bool = False) -> bool:
         """Cancel the run: see ``Engine.cancel``."""
         return await self._engine.cancel(self.id, interrupt=interrupt)
+
+    @overload
+    async def send_event(self, event: Event[V], value: V) -> EventId: ...
+    @overload
+    async def send_event(
+        self,
+        event: str | Event[Any],
+        value: Any = None,  # noqa: ANN401
+        *,
+        error: str | Exception | None = None,
+    ) -> EventId: ...
+    async def send_event(
+        self,
+        event: str | Event[Any],
+        value: Any = None,
+        *,
+        error: str | Exception | None = None,
+    ) -> EventId:
+        """Send the run an event: see ``Engine.send_event``."""
+        return await self._engine.send_event(self.id, event, value, error=error)
 
     async def resume(self) -> bool:
         """Try the run again, if it is stuck: see ``Engine.resume``."""

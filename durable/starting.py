@@ -37,7 +37,7 @@ def new_run(
     if delay_s is not None:
         due_ms = now_ms + milliseconds(delay_s)
     record = RunRecord(
-        run_id=_new_id(now_ms) if run_id is None else check_id(run_id),
+        run_id=new_id(now_ms) if run_id is None else check_id(run_id),
         name=workflow.name,
         version=workflow.version,
         args=workflow.parameters.encode(call.arguments, max_payload),
@@ -64,6 +64,6 @@ def _check_workflow(call: Call[Any]) -> Workflow[Any, Any]:
     return call.definition
 
 
-def _new_id(now_ms: int) -> str:
+def new_id(now_ms: int) -> str:
     """Return an id that sorts by time, as UUIDv7 does: the journal's index grows at its end."""
     return f"{now_ms:012x}{os.urandom(10).hex()}"

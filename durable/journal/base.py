@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, final
 import msgspec
 
 from durable.core.errors import JournalError, JournalLockedError
-from durable.core.records import RunRecord, RunState, StepRecord
+from durable.core.records import EventRecord, RunRecord, RunState, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +47,9 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
             run is over.
         parked: Gives the claim back, with the run's next wake time.
         is_removal: The run, and what belongs to it, is to be no more.
+        events: Created or sent, in this order: kept, unless the run is over or the event was sent
+            before. A run that waits for one, and that nobody works on, is due by that.
+        consumed: The ids of events, each with the number of the step that has it now.
     """
 
     run_id: str
@@ -57,6 +60,8 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     asked: StepRecord | None = None
     parked: Parked | None = None
     is_removal: bool = False
+    events: tuple[EventRecord, ...] = ()
+    consumed: tuple[tuple[str, int], ...] = ()
 
     def size(self) -> int:
         """Return about how many bytes of values it carries."""
@@ -66,6 +71,8 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
             size += len(step.args)
         for step in self.updated:
             size += len(step.result or "") + len(step.error or "")
+        for event in self.events:
+            size += len(event.value or "") + len(event.error or "")
         return size
 
 
@@ -76,6 +83,7 @@ class Claim(msgspec.Struct, frozen=True):
     Attributes:
         runs: Each with all of its steps, in order of number.
         next_wake_at_ms: When the next run that was not claimed is due; ``None`` when none is.
+        events: What was sent to them and not consumed, by run, in the order of sending.
         errors: Runs that could not be read, which nobody works on: the error names the row. With
             the run, when only its steps could not.
     """
@@ -83,6 +91,7 @@ class Claim(msgspec.Struct, frozen=True):
     runs: list[tuple[RunRecord, list[StepRecord]]]
     next_wake_at_ms: int | None
     errors: list[tuple[RunRecord | None, JournalError]] = []
+    events: dict[str, list[EventRecord]] = {}
 
 
 @final
@@ -163,6 +172,10 @@ class Journal(Protocol):
 
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         """Return the run and its open steps, of one moment."""
+        ...
+
+    async def load_event(self, event_id: str) -> EventRecord | None:
+        """Return the event of that id, as committed."""
         ...
 
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:

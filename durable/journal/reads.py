@@ -5,15 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from durable.core.errors import JournalCorruptError, damaged
-from durable.journal.rows import OPEN_STATES, RUN_JSON, STEP_JSON, decode_run, decode_steps, text
+from durable.journal.rows import (
+    EVENT_JSON,
+    OPEN_STATES,
+    RUN_JSON,
+    STEP_JSON,
+    decode_event,
+    decode_run,
+    decode_steps,
+    text,
+)
 
 if TYPE_CHECKING:
     import sqlite3
 
-    from durable.core.records import RunRecord, StepRecord
+    from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import RunQuery, StepQuery
 
 RUN_BY_ID = f"SELECT CAST({RUN_JSON} AS BLOB) FROM durable_run WHERE run_id = ?"
+EVENT_BY_ID = f"SELECT CAST({EVENT_JSON} AS BLOB) FROM durable_event WHERE event_id = ?"
 OPEN_STEPS_OF_RUNS = f"""
 SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN {OPEN_STATES}
@@ -25,6 +35,12 @@ def read_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
     """Return one run."""
     row = db.execute(RUN_BY_ID, (run_id,)).fetchone()
     return None if row is None else decode_run(row[0])
+
+
+def read_event(db: sqlite3.Connection, event_id: str) -> EventRecord | None:
+    """Return one event."""
+    row = db.execute(EVENT_BY_ID, (event_id,)).fetchone()
+    return None if row is None else decode_event(event_id, row[0])
 
 
 def read_status(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:

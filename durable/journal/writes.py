@@ -18,15 +18,18 @@ import msgspec
 from msgspec.structs import astuple
 
 from durable.core.errors import JournalCorruptError, damaged
-from durable.core.records import RunRecord, RunState, StepRecord
+from durable.core.records import EventRecord, RunRecord, RunState, StepKind, StepRecord
 from durable.journal.base import Change, Claim, OwnershipLostError
 from durable.journal.rows import (
+    EVENT_COLUMNS,
+    EVENT_JSON,
     OPEN_STATES,
     RAW_ROWS,
     RUN_COLUMNS,
     RUN_JSON,
     STEP_COLUMNS,
     STEP_JSON,
+    decode_events,
     decode_run,
     decode_steps,
     text,
@@ -47,6 +50,8 @@ STEP_CHANGES = STEP_COLUMNS[STEP_CHANGE]
 NOTHING_MORE = (None,) * (len(STEP_COLUMNS) - len(NEW_STEP_COLUMNS))
 WHOLE_COLUMNS = ("run_id", *STEP_COLUMNS)
 UPDATE_COLUMNS = ("run_id", "number", *STEP_CHANGES)
+NEW_EVENT_COLUMNS = tuple(n for n in EVENT_COLUMNS if n not in ("step_number", "seq"))
+CONSUMED_COLUMNS = ("event_id", "run_id", "number")
 RUN_CHANGES = ("state", "started_at_ms", "finished_at_ms", "result", "error")
 
 FENCE = "SELECT epoch FROM durable_owner"
@@ -93,6 +98,8 @@ COMMIT_PARTS = (
     "updated",
     "runs",
     "parked",
+    "events",
+    "consumed",
     "removed",
 )
 COMMIT = f"INSERT INTO durable_commit VALUES ({', '.join('?' * len(COMMIT_PARTS))})"
@@ -100,6 +107,51 @@ COMMIT_VIEW = f"""
 CREATE TEMP VIEW durable_commit AS SELECT {", ".join(f"NULL AS {part}" for part in COMMIT_PARTS)}
 """
 FENCED = "durable: another owner has taken the journal over"
+
+# An event counts as sent when it is. Before the run's own changes, so that the owner, which knows
+# that a run has not ended, need not ask whether an event that it sends is kept.
+SEND_EVENTS = f"""
+    INSERT OR REPLACE INTO durable_event ({", ".join(NEW_EVENT_COLUMNS)})
+    SELECT {_columns("$", NEW_EVENT_COLUMNS, EVENT_COLUMNS)} FROM json_each(NEW.events)
+    WHERE EXISTS (
+        SELECT 1 FROM durable_run
+        WHERE run_id = json_extract(value, '$[{EVENT_COLUMNS.index("run_id")}]')
+          AND finished_at_ms IS NULL
+    ) AND NOT EXISTS (
+        SELECT 1 FROM durable_event
+        WHERE event_id = json_extract(value, '$[{EVENT_COLUMNS.index("event_id")}]')
+          AND sent_at_ms IS NOT NULL
+    );
+"""
+
+CONSUME_EVENTS = f"""
+    UPDATE durable_event SET step_number = new.number FROM (
+        SELECT {_columns("$", CONSUMED_COLUMNS, CONSUMED_COLUMNS)} FROM json_each(NEW.consumed)
+    ) AS new
+    WHERE durable_event.event_id = new.event_id AND durable_event.step_number IS NULL;
+
+    UPDATE durable_step SET event_id = new.event_id FROM (
+        SELECT {_columns("$", CONSUMED_COLUMNS, CONSUMED_COLUMNS)} FROM json_each(NEW.consumed)
+    ) AS new
+    WHERE durable_step.run_id = new.run_id AND durable_step.number = new.number;
+"""
+
+# Whoever is first, the one who parks a run or the one who sends to it: the later one finds both
+# the wait and the event here. CROSS JOIN: most runs have no event, many have thousands of steps.
+WAKE_WAITING = f"""
+    UPDATE durable_run SET wake_at_ms = 0
+    WHERE run_id IN (
+        SELECT json_extract(value, '$[0]') FROM json_each(NEW.parked)
+        UNION ALL
+        SELECT json_extract(value, '$[{EVENT_COLUMNS.index("run_id")}]') FROM json_each(NEW.events)
+    ) AND epoch IS NULL AND state IN ('{RunState.RUNNING}', '{RunState.CANCELING}') AND EXISTS (
+        SELECT 1 FROM durable_event AS sent CROSS JOIN durable_step AS wait
+        WHERE sent.run_id = durable_run.run_id AND sent.step_number IS NULL
+          AND sent.sent_at_ms IS NOT NULL AND wait.run_id = durable_run.run_id
+          AND wait.kind = '{StepKind.EVENT}' AND wait.state IN {OPEN_STATES}
+          AND (wait.event_id = sent.event_id OR wait.event_id IS NULL AND wait.name = sent.name)
+    );
+"""
 
 # A final state is written once: a late writer changes nothing.
 COMMIT_TRIGGER = f"""
@@ -111,6 +163,7 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
            json_extract(value, '$[1]'), json_extract(value, '$[2]')
     FROM json_each(NEW.starts);
 
+    {SEND_EVENTS}
     {_insert_steps("issued", ("run_id", *NEW_STEP_COLUMNS))}
     {_insert_steps("whole", WHOLE_COLUMNS)}
 
@@ -140,6 +193,10 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     ) AS new
     WHERE durable_run.run_id = new.run_id;
 
+    {CONSUME_EVENTS}
+    {WAKE_WAITING}
+
+    DELETE FROM durable_event WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
     DELETE FROM durable_step WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
     DELETE FROM durable_run WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
 END
@@ -163,6 +220,12 @@ NEXT_WAKE = "SELECT min(wake_at_ms) FROM durable_run WHERE wake_at_ms IS NOT NUL
 STEPS_OF_RUNS = f"""
 SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) GROUP BY run_id
+"""
+
+EVENTS_OF_RUNS = f"""
+SELECT run_id, CAST(json_group_array({EVENT_JSON}) AS BLOB) FROM durable_event
+WHERE run_id IN (SELECT value FROM json_each(?)) AND step_number IS NULL AND sent_at_ms IS NOT NULL
+GROUP BY run_id
 """
 
 CommitRows: TypeAlias = "tuple[int | str | None, ...]"
@@ -241,6 +304,14 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
                 if change.parked is not None
             ]
         ),
+        _json_rows([event for change in changes for event in change.events]),
+        _json_rows(
+            [
+                (event_id, change.run_id, number)
+                for change in changes
+                for event_id, number in change.consumed
+            ]
+        ),
         _json_rows([change.run_id for change in changes if change.is_removal]),
     )
 
@@ -273,6 +344,8 @@ def _merge(changes: list[Change]) -> Change:
         merged.asked = merged.asked or change.asked
         merged.run = change.run or merged.run
         merged.parked = change.parked or merged.parked
+        merged.events += change.events
+        merged.consumed += change.consumed
         issued.update((step.number, step) for step in change.issued)
         for step in change.updated:
             (issued if step.number in issued else updated)[step.number] = step
@@ -328,13 +401,18 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
             errors.append((None, exc))
     begun = [run.run_id for run in runs if run.state is not RunState.PENDING]
     steps = dict(db.execute(STEPS_OF_RUNS, (text(begun),)).fetchall() if begun else ())
+    run_ids = text([run.run_id for run in runs])
+    sent = dict(db.execute(EVENTS_OF_RUNS, (run_ids,)).fetchall() if runs else ())
+    events: dict[str, list[EventRecord]] = {}
     claimed: list[tuple[RunRecord, list[StepRecord]]] = []
     for run in runs:
         try:
+            if run.run_id in sent:
+                events[run.run_id] = decode_events(run.run_id, sent[run.run_id])
             claimed.append((run, _decode_history(run, steps.get(run.run_id, b"[]"))))
         except JournalCorruptError as exc:
             errors.append((run, exc))
-    return Claim(claimed, next_wake_at_ms, errors)
+    return Claim(claimed, next_wake_at_ms, errors, events)
 
 
 def _decode_history(run: RunRecord, data: bytes) -> list[StepRecord]:

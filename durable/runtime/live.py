@@ -24,11 +24,12 @@ from durable.core.execution import Execution
 from durable.core.records import RunRecord, RunState, StepKind, StepRecord, StepState
 from durable.core.transitions import begin_cancel, begin_run, cancel_run, end_run, make_stuck
 from durable.journal.base import Change, Parked
-from durable.runtime.open_steps import OpenSteps, StepsHost
+from durable.runtime.open_steps import EVENT, NEVER_MS, OpenSteps, StepsHost
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
 
+    from durable.core.records import EventRecord
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.open_steps import Effects
     from durable.runtime.writer import Writer
@@ -62,10 +63,6 @@ class LiveHost(StepsHost, Protocol):
 
     def schedule(self, live: LiveRun, /) -> None:
         """Have ``live.advance`` called soon, from a plain callback."""
-        ...
-
-    def park_after_ms(self) -> int:
-        """Return how long a run may wait in memory."""
         ...
 
     def on_start_committed(self, live: LiveRun, taken_by: RunRecord | None) -> None:
@@ -110,6 +107,10 @@ class LiveRun:
         interrupted: The steps that ran when another process died, and their interruptions until
             then; ``None`` when this process takes the run up for the first time. Any other step
             that is recorded as running, and has not begun here, was never begun.
+        events: What was sent to it and not consumed, in the order of sending.
+
+    Attributes:
+        is_wanted: Something was sent while it was about to leave memory: it is due again.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class LiveRun:
         *,
         is_start: bool = False,
         interrupted: dict[int, int] | None = None,
+        events: Iterable[EventRecord] = (),
     ) -> None:
         self._host = host
         self._spec = spec
@@ -142,6 +144,9 @@ class LiveRun:
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
         self._steps = OpenSteps(record.run_id, host, self, steps)
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
+        self.is_wanted = False
+        for event in events:
+            self._steps.add_event(event)
 
     def __repr__(self) -> str:
         return f"<LiveRun {self.record.run_id!r} {self.phase.name} open={len(self._steps)}>"
@@ -157,6 +162,11 @@ class LiveRun:
     def is_cancel_pending(self) -> bool:
         """Whether its body is to be told that the run is to end, and was not yet."""
         return self._cancel is not None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is known not to be over: what is sent to it now is kept."""
+        return self.phase in (OPENING, REPLAYING, LIVE)
 
     def places(self) -> list[str]:
         """Return where the body waits: ``file:line`` of each of its tasks, the first ones."""
@@ -210,6 +220,13 @@ class LiveRun:
             self._deliveries.append((asked, UNSET))
             self._host.schedule(self)
         return True
+
+    def take_event(self, event: EventRecord) -> None:
+        """Something was sent to the run, and is in the journal."""
+        if self.goes_on:
+            self._steps.add_event(event)
+        else:
+            self.is_wanted = True
 
     def abandon(self) -> bool:
         """Stop all that is under way for the run, which is to be removed.
@@ -275,6 +292,12 @@ class LiveRun:
             count += 1
             step, value = self._deliveries[0]
             if step.number < 0 or self._execution.is_open(step.number):
+                if step.kind is EVENT and step.finished_at_ms is None:
+                    received = self._steps.receive(step)
+                    if received is None:
+                        self._deliveries.popleft()
+                        continue
+                    step, value = received
                 step = replace(step, position=self._execution.next_position)
                 turn = self._execution.deliver(step, value)
                 self._deliveries.popleft()
@@ -295,6 +318,8 @@ class LiveRun:
         elif delivered is not None:
             self._steps.forget(delivered.number, after)
             change.updated.append(delivered)
+            if delivered.kind is EVENT:
+                change.consumed = self._steps.consumed(delivered)
         for command in turn.withdrawn:
             step = self._steps.withdraw(command, now_ms, after, may_finish=may_finish)
             if step is not None:
@@ -352,7 +377,14 @@ class LiveRun:
         wake_at_ms = self._steps.wake_at_ms()
         if wake_at_ms is not None and wake_at_ms > now_ms + self._host.park_after_ms():
             self.phase = LEAVING
-            change.parked = Parked(wake_at_ms)
+            change.parked = Parked(wake_at_ms) if wake_at_ms < NEVER_MS else PARKED_FOR_EVER
+
+    def park_if_idle(self) -> None:
+        if self.phase is LIVE:
+            change = Change(run_id=self.record.run_id)
+            self._park_if_idle(self._host.clock.now_ms(), change)
+            if change.parked is not None:
+                self.submit(change, [])
 
     # --- commits ---------------------------------------------------------------------------------
 
@@ -417,6 +449,7 @@ class LiveRun:
         self._deliveries.extend((step, UNSET) for step in settled)
         if self._cancel is not None:
             self._deliveries.append((self._cancel, UNSET))
+        self._steps.announce_events()
         self._park_if_idle(now_ms, change)
         self.submit(change, after)
         self._steps.take_up_outcomes()

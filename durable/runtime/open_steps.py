@@ -13,7 +13,9 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
-from durable.core.commands import UNSET
+from msgspec.structs import replace
+
+from durable.core.commands import DUE_MS_MAX, UNSET
 from durable.core.failures import encode_exception
 from durable.core.records import StepKind, StepRecord, StepState
 from durable.core.transitions import (
@@ -25,6 +27,7 @@ from durable.core.transitions import (
     interrupt,
     interruption_error,
     start_timer,
+    time_out,
     withdraw,
 )
 from durable.journal.base import Change
@@ -37,28 +40,32 @@ from durable.runtime.job import (
     Job,
     Succeeded,
 )
+from durable.runtime.mailbox import Mailbox, MailboxHost, MailboxOwner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from durable.core.commands import Command
-    from durable.runtime.clock import Alarm, Alarms, Clock
+    from durable.core.records import EventRecord
+    from durable.runtime.clock import Alarm
     from durable.runtime.job import ActionWork
     from durable.runtime.settings import Settings
     from durable.runtime.workpool import Workpool
 
 SLEEP = StepKind.SLEEP
+EVENT = StepKind.EVENT
 RUNNING = StepState.RUNNING
+
+NEVER_MS = DUE_MS_MAX + 1
+"""When a run is due that waits for events alone."""
 
 Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
 """What is to be called once a change is committed: functions, each with its argument."""
 
 
-class StepsHost(Protocol):
+class StepsHost(MailboxHost, Protocol):
     """What the open steps of all runs share."""
 
-    clock: Clock
-    alarms: Alarms
     pool: Workpool
     settings: Settings
 
@@ -75,7 +82,7 @@ class StepsHost(Protocol):
         ...
 
 
-class StepsOwner(Protocol):
+class StepsOwner(MailboxOwner, Protocol):
     """The run whose body waits for the steps."""
 
     @property
@@ -86,14 +93,6 @@ class StepsOwner(Protocol):
     @property
     def is_leaving(self) -> bool:
         """Whether the run leaves memory: what is due is found when it is claimed again."""
-        ...
-
-    def work(self, number: int) -> Any:  # noqa: ANN401  an ActionWork, which the core does not know
-        """Return what the open step of that number stands for."""
-        ...
-
-    def settle(self, step: StepRecord, value: object) -> None:
-        """Take a step's outcome for the body, or record it as it is: ``value`` may be ``UNSET``."""
         ...
 
     def put_off(self, step: StepRecord, now_ms: int, after: Effects) -> None:
@@ -127,6 +126,7 @@ class OpenSteps:
         }
         self._jobs: dict[int, Job] = {}
         self._alarms: dict[int, Alarm] = {}
+        self._mailbox: Mailbox | None = None
         self.queued: list[Job] = []
 
     def __len__(self) -> int:
@@ -138,11 +138,16 @@ class OpenSteps:
         return bool(self._jobs)
 
     def wake_at_ms(self) -> int | None:
-        """Return when the first alarm is due, if alarms are all that there is to wait for."""
+        """Return when the first alarm is due, if alarms are all that there is to wait for.
+
+        ``NEVER_MS`` when there is none: then it waits for what is sent, and has for long.
+        """
         if self._jobs or not self._records:
             return None
+        if self._mailbox is not None and self._mailbox.keeps_in_memory:
+            return None
         dues = [step.due_at_ms for step in self._records.values()]
-        return min(due for due in dues if due is not None)
+        return min((due for due in dues if due is not None), default=NEVER_MS)
 
     # --- what the body does ----------------------------------------------------------------------
 
@@ -159,6 +164,8 @@ class OpenSteps:
         if command.kind is SLEEP:
             after.append((self._set_alarm, step))
             step = start_timer(step, now_ms)
+        elif command.kind is EVENT:
+            step = self._begin_wait(step, command, now_ms, after)
         elif step.due_at_ms is not None and step.due_at_ms > now_ms:
             after.append((self._set_alarm, step))
         else:
@@ -188,6 +195,8 @@ class OpenSteps:
                 self._host.pool.withdraw(job)  # At once: a queued step never starts.
             else:
                 after.append((self._host.drop if may_finish else self._host.withdraw, job))
+        if self._mailbox is not None:
+            self._mailbox.forget(number)
         return self._records.pop(number, None)
 
     def withdraw_all(self, now_ms: int, after: Effects) -> list[StepRecord]:
@@ -220,6 +229,8 @@ class OpenSteps:
         self._alarms.clear()
         self._jobs.clear()
         self._records.clear()
+        if self._mailbox is not None:
+            self._mailbox.clear()
         del self._owner  # They refer to each other: free them without the collector.
 
     # --- attempts --------------------------------------------------------------------------------
@@ -304,6 +315,9 @@ class OpenSteps:
             return
         step = self._records[number]
         now_ms = self._host.clock.now_ms()
+        if step.kind is EVENT:
+            self._owner.settle(time_out(step, now_ms), UNSET)  # Unless an event is there before.
+            return
         if step.kind is SLEEP:
             self._settle(complete(step, None, now_ms))
             return
@@ -314,6 +328,53 @@ class OpenSteps:
             return
         self._records[number] = begun
         self._owner.submit(Change(run_id=self._run_id, updated=[begun]), after)
+
+    # --- events ----------------------------------------------------------------------------------
+
+    def add_event(self, event: EventRecord) -> None:
+        """An event was sent to the run, and is in the journal."""
+        self._mail().add(event)
+
+    def _mail(self) -> Mailbox:
+        if self._mailbox is None:
+            self._mailbox = Mailbox(self._run_id, self._host, self._owner)
+        return self._mailbox
+
+    def _begin_wait(
+        self, step: StepRecord, command: Command, now_ms: int, after: Effects
+    ) -> StepRecord:
+        work: Any = command.work
+        step = replace(start_timer(step, now_ms), event_id=work.event_id)
+        if step.due_at_ms is not None:
+            after.append((self._set_alarm, step))
+        mailbox = self._mail()
+        mailbox.wait(step, after)
+        mailbox.announce(step)
+        return step
+
+    def _resume_wait(self, step: StepRecord, now_ms: int, after: Effects) -> StepRecord:
+        if step.state.is_final:
+            return step
+        mailbox, due_ms = self._mail(), step.due_at_ms
+        if due_ms is not None:
+            if due_ms <= now_ms and not mailbox.has_one_for(step, sent_until_ms=due_ms):
+                return time_out(step, now_ms)
+            after.append((self._set_alarm, step))
+        mailbox.wait(step, after)
+        return step
+
+    def announce_events(self) -> None:
+        """Have the waits delivered, after a replay, that an event is there for."""
+        if self._mailbox is not None:
+            self._mailbox.announce()
+
+    def receive(self, step: StepRecord) -> tuple[StepRecord, object] | None:
+        """Take the event that an announced wait gets: see ``Mailbox.receive``."""
+        return self._mail().receive(step)
+
+    def consumed(self, step: StepRecord) -> tuple[tuple[str, int], ...]:
+        """Return the event that the delivery of that wait has consumed, if one."""
+        return self._mail().consumed(step.number)
 
     # --- coming back -----------------------------------------------------------------------------
 
@@ -338,7 +399,9 @@ class OpenSteps:
         settled: list[StepRecord] = []
         for command in commands:
             before = self._records[command.number] = recorded[command.number]
-            if is_ending:
+            if before.kind is EVENT:
+                step = self._resume_wait(before, now_ms, after)
+            elif is_ending:
                 self._take_up(before)
                 step = before
             else:

@@ -29,6 +29,7 @@ from durable.runtime.control import Control
 from durable.runtime.live import LiveRun
 from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
+from durable.runtime.sends import Sends
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
 from durable.runtime.waiting import Ends, Turns, Waiters
 from durable.runtime.workpool import Workpool
@@ -89,6 +90,8 @@ class Runner:
         self._ids = Turns()
         self.ends = Ends(journal, self)
         self.control = Control(journal, self)
+        self.sends = Sends(journal, self)
+        self.look_up_event = self.sends.look_up
         self._wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
         self._undefined: dict[tuple[str, int], list[str]] = {}
         self._orphans = Orphans(self.pool)
@@ -105,6 +108,7 @@ class Runner:
         try:
             async with anyio.create_task_group() as group:
                 self.pool.open(group)
+                self.sends.open(group)
                 group.start_soon(self.writer.serve)
                 self.writer.ask_claim()
                 ready.set()
@@ -156,6 +160,7 @@ class Runner:
         self._start_waiters.fail_all(self._closed_error)
         self.ends.fail_all(self._closed_error)
         self.control.fail_all(self._closed_error)
+        self.sends.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
@@ -306,6 +311,8 @@ class Runner:
         self._tell_if_final(record)
         if wake_at_ms is not None:
             self._wake.set(wake_at_ms)
+        if live.is_wanted:
+            self.writer.ask_claim()
         self._claim_if_room()
 
     def on_canceled(self, live: LiveRun) -> None:
@@ -372,7 +379,8 @@ class Runner:
                 self._park_undefined(record)
                 continue
             interrupted = self._orphans.take(record.run_id)
-            live = LiveRun(self, spec, record, steps, interrupted=interrupted)
+            events = claim.events.get(record.run_id, ())
+            live = LiveRun(self, spec, record, steps, interrupted=interrupted, events=events)
             self._live[record.run_id] = live
             self.control.on_claimed(live)
             self.schedule(live)
@@ -428,6 +436,7 @@ class Runner:
         self._starting.clear()
         self._start_waiters.fail_all(lambda: _unavailable(error))
         self.control.fail_all(lambda: _unavailable(error))
+        self.sends.fail_all(lambda: _unavailable(error))
         self._stop_vain_drain()
 
     def on_restored(self) -> None:
