@@ -43,9 +43,9 @@ class Event(Generic[T]):
     @overload
     def __init__(self: Event[Any], name: str) -> None: ...
     @overload
-    def __init__(self, name: str, type: type[T]) -> None: ...  # noqa: A002
+    def __init__(self, name: str, type: type[T]) -> None: ...
     @overload
-    def __init__(self: Event[Any], name: str, type: Any) -> None: ...  # noqa: A002, ANN401
+    def __init__(self: Event[Any], name: str, type: Any) -> None: ...  # noqa: ANN401
     def __init__(self, name: str, type: Any = Any) -> None:  # noqa: A002
         """Name an event.
 

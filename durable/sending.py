@@ -133,7 +133,7 @@ class Sending(Opened):
         """
         runner, _ = self._opened("engine.send_event_id()")
         if not isinstance(event_id, EventId):
-            msg = f"send_event_id() takes an EventId (EventId.parse makes one of text), not {event_id!r}"
+            msg = f"send_event_id() takes an EventId; EventId.parse makes one of text: {event_id!r}"
             raise TypeError(msg)
         text, encoded_error = encode_sent(
             ANYTHING, value, error, what=f"event {event_id}", payload_max=self._max_payload

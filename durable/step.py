@@ -196,17 +196,23 @@ class Step:
 
     @overload
     async def wait_event(
-        self, event: Event[T], *, timeout: float | timedelta | None = None
+        self,
+        event: Event[T],
+        *,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109  a durable timer
     ) -> T: ...
     @overload
     async def wait_event(
-        self, event: str | EventId, *, timeout: float | timedelta | None = None
+        self,
+        event: str | EventId,
+        *,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109
     ) -> Any: ...  # noqa: ANN401
     async def wait_event(
         self,
         event: str | Event[Any] | EventId,
         *,
-        timeout: float | timedelta | None = None,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109
     ) -> Any:
         """Wait durably for an event that is sent to the run, and consume it.
 
