@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import re
-from typing import Any, Generic, TypeVar, final, overload
+from typing import Any, Generic, Protocol, TypeVar, final, overload
 
 import msgspec
 
@@ -22,6 +22,7 @@ from durable.core.records import StoredError
 from durable.parameters import check_size
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -64,6 +65,16 @@ class Event(Generic[T]):
     def __repr__(self) -> str:
         return f"<Event {self.name!r} of {self.type!r}>"
 
+    def decode(self, text: str) -> T:
+        """Return a value that was sent, of its JSON. Raises ``DecodeError`` if it does not fit."""
+        return self.shape.decode(text)
+
+
+class Typed(Protocol[T_co]):
+    """An ``Event`` as type checkers see it at the wait, which only takes values out of it."""
+
+    def decode(self, text: str) -> T_co: ...
+
 
 @final
 class EventId(msgspec.Struct, frozen=True):
@@ -104,7 +115,7 @@ class EventWait:
 
     __slots__ = ("event_id", "shape", "step_name")
 
-    def __init__(self, event: str | Event[Any] | EventId) -> None:
+    def __init__(self, event: str | Typed[Any] | EventId) -> None:
         self.event_id: str | None = None
         self.shape = ANYTHING
         if isinstance(event, EventId):
@@ -127,7 +138,7 @@ class EventWait:
         return rebuild_error(decode_error(error), {})
 
 
-def name_and_shape(event: str | Event[Any]) -> tuple[str, Shape[Any]]:
+def name_and_shape(event: object) -> tuple[str, Shape[Any]]:
     """Return what an event is called, and what its values have to fit.
 
     Raises:
@@ -135,7 +146,8 @@ def name_and_shape(event: str | Event[Any]) -> tuple[str, Shape[Any]]:
         ValueError: The name cannot be stored.
     """
     if isinstance(event, Event):
-        return event.name, event.shape
+        known: Event[Any] = event  # pyright: ignore[reportUnknownVariableType]
+        return known.name, known.shape
     return _check_event_name(event), ANYTHING
 
 
@@ -192,7 +204,7 @@ def _encode_error(error: str | Exception) -> str:
     return encode_error(stored)
 
 
-def _check_event_name(name: str) -> str:
+def _check_event_name(name: Any) -> str:  # noqa: ANN401  users may err
     checked = check_name(name, "an event's name")
     if checked is None:
         msg = "an event's name is text, and not empty; it is None"

@@ -63,9 +63,13 @@ class Run(Generic[T]):
     @overload
     async def send_event(self, event: Event[V], value: V) -> EventId: ...
     @overload
+    async def send_event(self, event: Event[None]) -> EventId: ...
+    @overload
+    async def send_event(self, event: Event[Any], *, error: str | Exception) -> EventId: ...
+    @overload
     async def send_event(
         self,
-        event: str | Event[Any],
+        event: str,
         value: Any = None,  # noqa: ANN401
         *,
         error: str | Exception | None = None,
@@ -78,7 +82,9 @@ class Run(Generic[T]):
         error: str | Exception | None = None,
     ) -> EventId:
         """Send the run an event: see ``Engine.send_event``."""
-        return await self._engine.send_event(self.id, event, value, error=error)
+        send: Any = self._engine.send_event  # One of its overloads.
+        event_id: EventId = await send(self.id, event, value, error=error)
+        return event_id
 
     async def resume(self) -> bool:
         """Try the run again, if it is stuck: see ``Engine.resume``."""

@@ -26,10 +26,16 @@ class Sending(Opened):
     @overload
     async def send_event(self, run_id: str, event: Event[T], value: T) -> EventId: ...
     @overload
+    async def send_event(self, run_id: str, event: Event[None]) -> EventId: ...
+    @overload
+    async def send_event(
+        self, run_id: str, event: Event[Any], *, error: str | Exception
+    ) -> EventId: ...
+    @overload
     async def send_event(
         self,
         run_id: str,
-        event: str | Event[Any],
+        event: str,
         value: Any = None,  # noqa: ANN401
         *,
         error: str | Exception | None = None,

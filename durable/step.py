@@ -24,7 +24,7 @@ from durable.core.execution import Execution
 from durable.core.records import StepKind
 from durable.core.retry import seconds
 from durable.definitions import Workflow
-from durable.events import Event, EventId, EventWait
+from durable.events import EventId, EventWait, Typed
 from durable.issue import Environment, StepOptions
 from durable.runtime.instrumentation import body_logger
 from durable.status import to_datetime
@@ -197,7 +197,7 @@ class Step:
     @overload
     async def wait_event(
         self,
-        event: Event[T],
+        event: Typed[T],
         *,
         timeout: float | timedelta | None = None,  # noqa: ASYNC109  a durable timer
     ) -> T: ...
@@ -210,7 +210,7 @@ class Step:
     ) -> Any: ...  # noqa: ANN401
     async def wait_event(
         self,
-        event: str | Event[Any] | EventId,
+        event: str | Typed[Any] | EventId,
         *,
         timeout: float | timedelta | None = None,  # noqa: ASYNC109
     ) -> Any:

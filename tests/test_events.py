@@ -234,7 +234,7 @@ async def test_an_error_that_is_sent_is_raised_at_the_wait(engine: Engine) -> No
 async def test_an_error_says_what_was_sent_and_where_it_came_from(engine: Engine) -> None:
     run = await engine.start(approved())
     try:
-        raise LookupError("gone")  # noqa: EM101, TRY301
+        raise LookupError("gone")  # noqa: TRY301
     except LookupError as exc:
         await run.send_event(approval, error=exc)
     with pytest.raises(RunFailed) as caught:
@@ -261,8 +261,9 @@ async def test_a_value_of_another_type_is_refused_at_the_sender(engine: Engine) 
     wrong: Any = {"by": 3}
     with pytest.raises(ArgumentError, match=r"event 'approval'.*\$\.by"):
         await run.send_event(approval, wrong)
+    anything: Event[Any] = approval
     with pytest.raises(ArgumentError, match="approval"):
-        await run.send_event(approval)
+        await run.send_event(anything)
     with pytest.raises(ArgumentError, match="no JSON form"):
         await run.send_event("approval", object())
     await run.send_event(approval, Approval("ann"))
@@ -461,17 +462,17 @@ async def test_an_event_that_comes_in_time_ends_the_timer(
     assert len([step async for step in run.steps()]) == 2
 
 
-@pytest.mark.parametrize("timeout", [0, -1.0])
+@pytest.mark.parametrize("seconds", [0, -1.0])
 async def test_a_wait_without_any_time_takes_what_is_there(
-    engine: Engine, clock: ManualClock, timeout: float
+    engine: Engine, clock: ManualClock, seconds: float
 ) -> None:
-    @durable.workflow(name=f"test_events.polling.{timeout}")
+    @durable.workflow(name=f"test_events.polling.{seconds}")
     async def polling(step: Step) -> list[Any]:
         got: list[Any] = []
         await step.sleep(NAP_S)
         while True:
             try:
-                got.append(await step.wait_event("it", timeout=timeout))
+                got.append(await step.wait_event("it", timeout=seconds))
             except TimeoutError:
                 return got
 

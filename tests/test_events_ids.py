@@ -137,7 +137,7 @@ async def test_an_event_that_is_awaited_by_its_id_is_kept_from_other_waits(engin
     @durable.workflow(name="test_events_ids.both")
     async def both(step: Step) -> list[Any]:
         event_id = await ask(step.run_id)
-        return await asyncio.gather(step.wait_event("it"), step.wait_event(event_id))
+        return list(await asyncio.gather(step.wait_event("it"), step.wait_event(event_id)))
 
     run = await engine.start(both())
     await until_waiting(run, 1)

@@ -13,7 +13,7 @@ import durable
 from durable import Engine, Run, Step, StepState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 NAP_S = 10.0
 
@@ -38,10 +38,10 @@ async def engine(clock: ManualClock) -> AsyncIterator[Engine]:
         yield engine
 
 
-def a_run_of(engine: Engine, body: Callable[[Step], Awaitable[Any]]) -> Awaitable[Run[Any]]:
+async def a_run_of(engine: Engine, body: Callable[[Step], Coroutine[Any, Any, Any]]) -> Run[Any]:
     """Start a body that is written within a test."""
     name = f"test_events_order.{body.__qualname__}"
-    return engine.start(durable.workflow(name=name)(body)())  # type: ignore[call-overload, no-any-return]
+    return await engine.start(durable.workflow(name=name)(body)())
 
 
 @durable.action

@@ -42,6 +42,14 @@ async def waiting(step: Step, events: int = 1) -> list[Any]:
     return [await note(await step.wait_event("it")) for _ in range(events)]
 
 
+async def started(disk: Disk, engine: Engine) -> durable.Run[list[Any]]:
+    return await once_available(disk, lambda: engine.start(waiting(3), id="it"))
+
+
+async def created(disk: Disk, engine: Engine) -> EventId:
+    return await once_available(disk, lambda: engine.create_event("it", "it"))
+
+
 async def send_once(disk: Disk, engine: Engine, event_id: EventId, value: object) -> None:
     """Send by id until it is known to be sent: what a caller does whose journal may fail."""
     try:
@@ -105,21 +113,15 @@ async def test_whichever_commit_fails_each_event_is_consumed_once(
         disk.install(monkeypatch)
         async with opened(path.with_name(f"{number}.db"), ManualClock()) as engine:
             disk.faults["commit", number] = fault
-            run = await once_available(
-                disk, lambda engine=engine: engine.start(waiting(3), id="it")
-            )
+            run = await started(disk, engine)
             ids: list[EventId] = []
             while len(ids) < 3:
-                ids.append(await once_available(disk, lambda: engine.create_event("it", "it")))
+                ids.append(await created(disk, engine))
                 await send_once(disk, engine, ids[-1], len(ids))
             assert await run.result(timeout=WAIT_S_MAX) == [1, 2, 3]
-            assert [
-                value for value, number in await events_of(engine, "it") if number is not None
-            ] == [
-                "1",
-                "2",
-                "3",
-            ]
+            rows = await events_of(engine, "it")
+            consumed = [value for value, step_number in rows if step_number is not None]
+            assert consumed == ["1", "2", "3"]
             steps = [step.event_id async for step in run.steps() if step.kind == "event"]
             assert steps == [str(event_id) for event_id in ids]
         if not disk.outages:

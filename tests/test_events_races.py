@@ -101,11 +101,21 @@ async def sending_and_at(cycle: int, run: durable.Run[Any], act: Callable[[], ob
     """Send an event, and do something in that cycle of the loop; return what came of the send."""
     acted = asyncio.Event()
     sending = asyncio.create_task(run.send_event("it", 1))
-    with at_cycle(cycle, lambda: (act(), acted.set())):
+
+    def do() -> None:
+        act()
+        acted.set()
+
+    with at_cycle(cycle, do):
         await asyncio.wait([sending])
         while not acted.is_set():  # noqa: ASYNC110  so many cycles
             await asyncio.sleep(0)
     return await outcome(sending)
+
+
+async def close_when(is_asked: asyncio.Event, engine: Engine) -> None:
+    await is_asked.wait()
+    await engine.__aexit__(None, None, None)
 
 
 async def outcome(awaitable: Awaitable[Any]) -> Any:  # noqa: ANN401
@@ -120,7 +130,8 @@ async def check_nothing_is_left(engine: Engine) -> None:
     await until(lambda: runner.live_runs_count == 0 and runner.pool.is_settled)
     sends = runner.sends
     assert sends._submitted == set()
-    assert sends._acks._by_run == sends._ids._locks == {}
+    assert sends._acks._by_run == {}
+    assert sends._ids._locks == {}
 
 
 async def events_of(engine: Engine, run_id: str) -> list[tuple[Any, ...]]:
@@ -369,22 +380,16 @@ async def test_closing_at_any_moment_of_a_send_loses_nothing(path: Path) -> None
         for cycle in range(CYCLES):
             file = path.with_name(f"{cycle}.db")
             engine = Engine(file)
-            closing = asyncio.Event()
-
-            async def live(engine: Engine = engine, closing: asyncio.Event = closing) -> None:
-                async with engine:
-                    await engine.start(waiting(), id="it")
-                    await until_open(engine.get("it"))
-                    opened_event.set()
-                    await closing.wait()
-
-            opened_event = asyncio.Event()
-            living = asyncio.create_task(live())
-            await opened_event.wait()
-            with at_cycle(cycle, closing.set):
-                came_of_it = await outcome(engine.send_event("it", "it", 1))
-                closing.set()
-                await living
+            await engine.__aenter__()
+            run = await engine.start(waiting(), id="it")
+            await until_open(run)
+            is_asked = asyncio.Event()
+            closing = asyncio.create_task(close_when(is_asked, engine))
+            with at_cycle(cycle, is_asked.set):
+                came_of_it = await outcome(run.send_event("it", 1))
+                while not is_asked.is_set():  # noqa: ASYNC110  so many cycles
+                    await asyncio.sleep(0)
+            await closing
             told.add(type(came_of_it))
             async with opened(file) as engine:
                 if isinstance(came_of_it, durable.EngineClosedError):

@@ -1,9 +1,10 @@
-"""Events and runs that leave memory: parked, crashed, stuck, removed; and what replay makes of it."""
+"""Events and runs that leave memory: parked, crashed, stuck, removed; and what is replayed."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -86,7 +87,8 @@ async def at_once(step: Step, count: int) -> list[Any]:
 async def telling(step: Step, then_sleeps: float) -> list[str]:
     bodies.append(step.run_id)
     told: list[str] = []
-    for event in (Event("it", Approval), Event("it", int), "it"):
+    events: list[Event[Any]] = [Event("it", Approval), Event("it", int), Event("it")]
+    for event in events:
         try:
             told.append(f"{await step.wait_event(event)}")
         except (EventError, EventTypeError) as exc:
@@ -98,6 +100,10 @@ async def telling(step: Step, then_sleeps: float) -> list[str]:
     seen.append(list(told))
     await step.sleep(then_sleeps)
     return told
+
+
+async def until_seen(value: object) -> None:
+    await until(lambda: value in seen)
 
 
 async def until_asleep(engine: Engine) -> None:
@@ -119,7 +125,7 @@ async def test_a_run_that_waits_for_long_leaves_memory_and_comes_back_for_its_ev
             await until_asleep(engine)
             assert (await run.status()).state is RunState.RUNNING
             await run.send_event("it", n)
-            await until(lambda n=n: seen == list(range(n + 1)))
+            await until_seen(n)
         assert await run.result(timeout=WAIT_S_MAX) == [0, 1]
         assert len(bodies) == 3
 
@@ -215,7 +221,7 @@ async def test_each_event_is_consumed_once_over_many_lives(path: Path, clock: Ma
         async with crashing(path, clock) as engine:
             run = await engine.start(noting(count), id="it")
             await run.send_event("it", life)
-            await until(lambda life=life: life in seen)
+            await until_seen(life)
     async with opened(path, clock) as engine:
         assert await engine.get("it").result(timeout=WAIT_S_MAX) == list(range(count))
         steps = [step async for step in engine.get("it").steps() if step.kind == "event"]
@@ -268,8 +274,8 @@ async def test_after_a_pause_the_due_time_decides(
         run = await engine.start(in_time(NAP_S), id="it")
         await until_open(run)
         if is_in_time:
-            engine._runner.pump.schedule = lambda _live: None  # type: ignore[union-attr, method-assign]
-            engine._runner.schedule = lambda _live: None  # type: ignore[union-attr, method-assign]
+            runner: Any = engine._runner
+            runner.schedule = lambda _live: None  # Its body is not told of it any more.
             await run.send_event("it", "in time")
     clock.advance(2 * NAP_S)
     async with opened(path, clock) as engine:
@@ -311,8 +317,9 @@ async def test_a_cancel_that_was_not_told_comes_before_an_event(
         await until_open(run)
         clock.advance(PARK_S)
         await until_asleep(engine)
-        engine._runner.writer.ask_claim = lambda: None  # type: ignore[union-attr, method-assign]
-        engine._runner._wake.set = lambda _due: None  # type: ignore[union-attr, method-assign]
+        runner: Any = engine._runner
+        runner.writer.ask_claim = lambda: None
+        runner._wake.set = lambda _due: None
         await run.send_event("it", 1)
         asking = asyncio.create_task(run.cancel())
         await until_state(run, RunState.RUNNING)
@@ -397,7 +404,7 @@ async def test_another_id_that_is_awaited_is_divergence(path: Path, clock: Manua
 async def test_an_edited_time_out_concerns_the_waits_to_come(
     path: Path, clock: ManualClock
 ) -> None:
-    def waiting(timeout: float) -> Callable[[Step], Any]:  # noqa: ASYNC109
+    def waiting(timeout: float) -> Callable[[Step], Any]:
         async def body(step: Step) -> list[float]:
             times = [step.now()]
             for _ in range(2):
@@ -405,7 +412,7 @@ async def test_an_edited_time_out_concerns_the_waits_to_come(
                     await step.wait_event("it", timeout=timeout)
                 except TimeoutError:
                     times.append(step.now())
-            return [(b - a).total_seconds() for a, b in zip(times, times[1:], strict=False)]
+            return [(b - a).total_seconds() for a, b in pairwise(times)]
 
         return body
 

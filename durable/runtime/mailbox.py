@@ -318,6 +318,8 @@ class Mailbox:
             self._fail(step, EventConsumedError(msg))
         elif found.sent_at_ms is not None:
             self.add(found)
+        else:
+            self._linger()  # It may have come to its idle time during the look-up.
 
     # --- staying in memory -----------------------------------------------------------------------
 
