@@ -33,9 +33,11 @@ from durable.core.errors import (
     RunConflictError,
     RunFailed,
     RunFinishedError,
+    RunNotFinishedError,
     RunNotFoundError,
     StepFailed,
     StepInterrupted,
+    StepNotFoundError,
 )
 from durable.core.records import ErrorInfo, RunState, StepKind, StepState
 from durable.core.retry import Retry
@@ -85,6 +87,7 @@ __all__ = [
     "RunConflictError",
     "RunFailed",
     "RunFinishedError",
+    "RunNotFinishedError",
     "RunNotFoundError",
     "RunState",
     "RunStatus",
@@ -93,6 +96,7 @@ __all__ = [
     "StepInfo",
     "StepInterrupted",
     "StepKind",
+    "StepNotFoundError",
     "StepState",
     "Workflow",
     "action",

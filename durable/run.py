@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from durable.call import Call
+    from durable.definitions import Definition
     from durable.engine import Engine
     from durable.events import Event, EventId
     from durable.status import RunStatus, StepInfo
@@ -85,6 +86,12 @@ class Run(Generic[T]):
         send: Any = self._engine.send_event  # One of its overloads.
         event_id: EventId = await send(self.id, event, value, error=error)
         return event_id
+
+    async def restart(
+        self, *, from_step: int | str | Definition[Any, Any] | None = None
+    ) -> Run[Any]:
+        """Have the run go on, if it is over: see ``Engine.restart``."""
+        return await self._engine.restart(self.id, from_step=from_step)
 
     async def resume(self) -> bool:
         """Try the run again, if it is stuck: see ``Engine.resume``."""

@@ -73,6 +73,27 @@ class Step:
         """The run that this one is a child of."""
         return self._execution.run.parent_id
 
+    # --- changed code ----------------------------------------------------------------------------
+
+    def patched(self, change_id: str) -> bool:
+        """Guard changed code, so that runs that began with the old code go on with it.
+
+        Args:
+            change_id: What the change is called: one name for one change of one workflow.
+
+        Returns:
+            ``True`` when the body comes here for the first time, which is recorded, and from then
+            on; ``False`` for ever in a run that has come past this point without it.
+
+        Raises:
+            NotInWorkflowError: It is not called by the step's own body.
+        """
+        name = check_name(change_id, "change_id")
+        if name is None:
+            msg = "change_id is text, and not empty; it is None"
+            raise TypeError(msg)
+        return self._in_body().patched(name)
+
     # --- time and randomness ---------------------------------------------------------------------
 
     def now(self) -> datetime:

@@ -309,6 +309,31 @@ async def test_an_id_s_value_is_any_and_a_name_s_is_checked(engine: Engine) -> N
     assert await run.result(timeout=WAIT_S_MAX) == ["wrong", "ann"]
 
 
+async def test_a_look_up_that_takes_long_does_not_keep_a_run_in_memory(
+    path: Path, clock: ManualClock
+) -> None:
+    """Its idle time is over when the journal at last answers."""
+    async with opened(path, clock) as engine:
+        journal: Any = engine._journal
+        load_event, answers = journal.load_event, asyncio.Event()
+
+        async def late(event_id: str) -> Any:  # noqa: ANN401
+            found = await load_event(event_id)
+            await answers.wait()
+            return found
+
+        run = await engine.start(asking(), id="it")
+        journal.load_event = late
+        await until_waiting(run, 1)
+        clock.advance(MONTH_S)
+        assert engine.statistics().live_runs == 1
+        answers.set()
+        async with asyncio.timeout(WAIT_S_MAX):
+            while engine.statistics().live_runs:
+                clock.advance(1)
+                await asyncio.sleep(0)
+
+
 async def test_a_run_that_waits_by_id_comes_back_from_the_journal(
     path: Path, clock: ManualClock
 ) -> None:

@@ -428,6 +428,60 @@ async def test_an_edited_time_out_concerns_the_waits_to_come(
         assert await run.result(timeout=WAIT_S_MAX) == [NAP_S, 1]
 
 
+@durable.workflow
+async def two_of_each(step: Step, fails: bool) -> list[Any]:
+    got = [await step.wait_event("it"), await note("between"), await step.wait_event("it")]
+    by_id = await step.wait_event(Event("id", durable.EventId))
+    got.append(await step.wait_event(by_id))
+    if fails:
+        await step.wait_event("it", timeout=NAP_S)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("from_step", "noted"), [(0, 2), (1, 2), (2, 1), ("it", 1), ("id", 1), ("event", 1)]
+)
+async def test_a_restart_puts_the_events_of_its_steps_back_in_their_places(
+    path: Path, clock: ManualClock, from_step: int | str, noted: int
+) -> None:
+    async with opened(path, clock) as engine:
+        run = await engine.start(two_of_each(fails=False), id="it")
+        by_id = await engine.create_event("it", "own")
+        await asyncio.gather(
+            run.send_event("id", by_id),
+            engine.send_event_id(by_id, "by id"),
+            *(run.send_event("it", n) for n in range(3)),
+        )
+        first = await run.result(timeout=WAIT_S_MAX)
+        assert first == [0, "between", 1, "by id"]
+        again = await run.restart(from_step=from_step)
+        assert await again.result(timeout=WAIT_S_MAX) == first
+        assert seen == ["between"] * noted
+        steps = [step async for step in again.steps() if step.kind == "event"]
+        assert len({step.event_id for step in steps}) == len(steps) == 4
+
+
+async def test_a_restart_of_a_time_out_waits_anew(path: Path, clock: ManualClock) -> None:
+    async with opened(path, clock) as engine:
+        run = await engine.start(two_of_each(fails=True), id="it")
+        by_id = await engine.create_event("it", "own")
+        for n in range(2):
+            await run.send_event("it", n)
+        await run.send_event("id", by_id)
+        await engine.send_event_id(by_id, "by id")
+        await until_waiting(run, 5)
+        clock.advance(NAP_S)
+        with pytest.raises(RunFailed, match="TimeoutError"):
+            await run.result(timeout=WAIT_S_MAX)
+        clock.advance(NAP_S)
+        again = await run.restart()
+        await until_waiting(again, 5)
+        clock.advance(NAP_S - 0.001)
+        await until_waiting(again, 5)
+        await again.send_event("it", "in time now")
+        assert await again.result(timeout=WAIT_S_MAX) == [0, "between", 1, "by id"]
+
+
 async def test_cleaning_up_removes_what_was_sent(path: Path, clock: ManualClock) -> None:
     async with opened(path, clock) as engine:
         run = await engine.start(noting(1), id="it")

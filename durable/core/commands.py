@@ -8,8 +8,8 @@ from durable.core.tasks import WorkflowFuture
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Sequence
 
-    from durable.core.loop import WorkflowLoop
     from durable.core.records import StepKind, StepRecord
 
 UNSET: Any = object()
@@ -102,19 +102,22 @@ class Issuer(Protocol):
 
 @final
 class CommandFuture(WorkflowFuture[Any]):
-    """What the body awaits. Cancelling it withdraws the command, at that moment."""
+    """What the body awaits. Cancelling it withdraws the command, at that moment.
 
-    __slots__ = ("_command", "_issuer")
+    Attributes:
+        issuer: The execution. It and the command are given by whoever makes the future: one
+            constructor less for each step.
+        command: What the future is of.
+    """
 
-    def __init__(self, loop: WorkflowLoop, issuer: Issuer, command: Command) -> None:
-        super().__init__(loop)
-        self._issuer = issuer
-        self._command = command
+    __slots__ = ("command", "issuer")
+    command: Command
+    issuer: Issuer
 
     def cancel(self, msg: Any | None = None) -> bool:  # noqa: ANN401  as asyncio has it
         if not super().cancel(msg):
             return False
-        self._issuer.withdraw(self._command)
+        self.issuer.withdraw(self.command)
         return True
 
 
@@ -145,14 +148,20 @@ class Turn:
     Attributes:
         issued: New commands, numbered, in order.
         withdrawn: Earlier commands that the body does not wait for any more.
+        patches: What is new in the code, as records.
         end: How the body ended, if it did.
     """
 
-    __slots__ = ("end", "issued", "withdrawn")
+    __slots__ = ("end", "issued", "patches", "withdrawn")
 
     def __init__(
-        self, issued: list[Command], withdrawn: list[Command], end: Returned | Raised | None
+        self,
+        issued: list[Command],
+        withdrawn: list[Command],
+        patches: Sequence[StepRecord],
+        end: Returned | Raised | None,
     ) -> None:
         self.issued = issued
         self.withdrawn = withdrawn
+        self.patches = patches
         self.end = end

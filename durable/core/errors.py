@@ -127,6 +127,14 @@ class RunNotFoundError(DurableError):
     """The journal has no run of that id."""
 
 
+class RunNotFinishedError(DurableError):
+    """The run is not over. Nothing was written."""
+
+
+class StepNotFoundError(DurableError):
+    """The run has no such step. Nothing was written."""
+
+
 class RunFinishedError(DurableError):
     """The run is over: it takes no events any more. Nothing was written."""
 
@@ -234,6 +242,8 @@ PUBLIC: tuple[type[BaseException], ...] = (
     DeadlockError,
     RunConflictError,
     RunNotFoundError,
+    RunNotFinishedError,
+    StepNotFoundError,
     RunFinishedError,
     EventError,
     EventTypeError,

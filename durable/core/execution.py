@@ -35,7 +35,7 @@ from durable.core.commands import (
 from durable.core.errors import DeadlockError, NonDeterminismError, damaged
 from durable.core.history import History, describe, shorten
 from durable.core.loop import TurnTooLongError, WorkflowLoop
-from durable.core.records import StepKind, StepRecord, StepState
+from durable.core.records import StepKind, StepRecord, StepState, patch_record
 from durable.core.tasks import unlink
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Execution:
     Attributes:
         environment: What makes steps of the body's calls.
         failures: What no part of the body could catch, for the runtime to log.
+        withdrawn_again: After a restart, what the body has withdrawn in its replay.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Execution:
         # least its first turn in the journal.
         self._history: History | None = None
         if run.started_at_ms is not None:
-            self._history = History(run.run_id, history)
+            self._history = History(run.run_id, history, run.restarted_from)
             self._next_number = len(self._history.steps)
             self._next_position = len(self._history.deliveries)
         self._open: dict[int, Command] = {}
@@ -106,11 +107,14 @@ class Execution:
         self._issued: list[Command] = []
         self._withdrawn: list[Command] = []
         self._is_any_unissued = False
+        self._patches = {step.name: True for step in history if step.kind is StepKind.PATCH}
+        self._new_patches: Sequence[StepRecord] = ()
         self._refusal: NonDeterminismError | None = None
         self._ending = BODY
         self._outcome: Returned | Raised | None = None
         self._root: WorkflowTask[Any] | None = None
         self.is_canceled = False
+        self.withdrawn_again: Sequence[StepRecord] = ()
 
     # --- what the runtime does -------------------------------------------------------------------
 
@@ -138,7 +142,10 @@ class Execution:
             self._take_turn(history.pop_delivery(self._open))
         if history.deliveries:
             return True
+        left_count = len(history.steps)
         history.check_end(self._open.values())
+        self._next_number -= left_count
+        self.withdrawn_again = history.withdrawn_again
         self._history = None
         return False
 
@@ -161,6 +168,11 @@ class Execution:
     def is_replaying(self) -> bool:
         """Whether the body does again what the journal has of it."""
         return self._history is not None
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next command gets."""
+        return self._next_number
 
     @property
     def next_position(self) -> int:
@@ -221,10 +233,11 @@ class Execution:
 
     def issue(self, command: Command) -> CommandFuture:
         """Take a command of the body; return the future of its outcome."""
-        command.future = CommandFuture(self.loop, self, command)
+        future = command.future = CommandFuture(self.loop)
+        future.issuer, future.command = self, command
         if not self.loop.is_closed():
             self._issued.append(command)
-        return command.future
+        return future
 
     def withdraw(self, command: Command) -> None:
         """The body does not wait for ``command`` any more."""
@@ -238,6 +251,17 @@ class Execution:
                 self._history.note_withdrawn(command)
         else:
             self._is_any_unissued = True
+
+    def patched(self, change_id: str) -> bool:
+        """Return whether the body is to do what is new: recorded, once the answer is yes."""
+        known = self._patches.get(change_id)
+        if known is None:
+            known = self._patches[change_id] = self._history is None
+            if known:
+                recorded_count = sum(self._patches.values()) - 1
+                patch = patch_record(change_id, recorded_count, self._now_ms)
+                self._new_patches = (*self._new_patches, patch)
+        return known
 
     # --- LoopHost --------------------------------------------------------------------------------
 
@@ -357,7 +381,8 @@ class Execution:
             raise Stuck(damaged(f"run {self.run.run_id!r}", why)) from exc
 
     def _close_turn(self) -> Turn:
-        issued = self._issued
+        issued, patches = self._issued, self._new_patches
+        self._new_patches = ()
         if self._is_any_unissued:
             issued = [command for command in issued if not command.is_withdrawn]
         if self._refusal is not None:
@@ -366,7 +391,7 @@ class Execution:
             if issued or self._open:
                 for command in issued:
                     self._enter(command)
-                return Turn(issued, self._withdrawn, None)
+                return Turn(issued, self._withdrawn, patches, None)
             # Nothing is ready, nothing is under way: no turn will ever follow. A leftover task
             # that waits for ever, after the body has ended, is dropped with it.
             if self._outcome is None:
@@ -378,7 +403,7 @@ class Execution:
         for command in left:
             command.is_withdrawn = True
         self.close()
-        return Turn([], self._withdrawn + left, self._outcome)
+        return Turn([], self._withdrawn + left, patches, self._outcome)
 
     def _check_refusal(self) -> None:
         """A refusal that did not end the body was swallowed: what the body did is unknown."""

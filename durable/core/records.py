@@ -9,8 +9,8 @@ Rules:
 - A step is *open* until it has a final state, and *settled* from then on. Once its outcome was
   handed to the body it has a ``position``; a settled step without one waits to be delivered.
 - Records hold scalars only, so the garbage collector need not look at them (``gc=False``).
-- What else is handed to a body, such as a cancel, is a record among the steps, settled from the
-  first, whose number is negative: it has a ``position`` like theirs, and is no step to users.
+- What else is handed to a body, such as a cancel, or is known of it, is a record among the steps,
+  settled from the first, whose number is negative. It is no step to users.
 - Names and tags are stored: never rename one, never reuse one.
 """
 
@@ -68,6 +68,8 @@ class StepKind(StrEnum):
     EVENT = "event"
     CANCEL = "cancel"
     """No step: that the run is to end."""
+    PATCH = "patch"
+    """No step: that the code was changed when the body first came to that point."""
 
 
 # An empty set is a final state. A state may always be kept.
@@ -182,6 +184,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=F
         error: A ``StoredError`` as JSON, when it failed or is stuck.
         context: The caller's own value as JSON.
         started_at_ms: When the body's first turn was committed: what the body's first ``now`` is.
+        restarted_from: The number of the step that the run is to go on from, after a restart;
+            ``None`` once its body has.
     """
 
     run_id: str
@@ -197,6 +201,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=F
     created_at_ms: int = 0
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
+    restarted_from: int | None = None
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -255,6 +260,8 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc
 
 
 CANCEL_NUMBER = -1
+PATCH_NUMBER_MAX = -2
+"""Patches are numbered downwards from here."""
 
 
 def cancel_record(now_ms: int, *, interrupt: bool) -> StepRecord:
@@ -265,6 +272,18 @@ def cancel_record(now_ms: int, *, interrupt: bool) -> StepRecord:
         kind=StepKind.CANCEL,
         name="cancel",
         args='{"interrupt":true}' if interrupt else "{}",
+        state=StepState.COMPLETED,
+        finished_at_ms=now_ms,
+    )
+
+
+def patch_record(change_id: str, patches_count: int, now_ms: int) -> StepRecord:
+    """Return the record that a body has changed code; so many patches are recorded before it."""
+    return StepRecord(
+        number=PATCH_NUMBER_MAX - patches_count,
+        key=f"patch:{change_id}",
+        kind=StepKind.PATCH,
+        name=change_id,
         state=StepState.COMPLETED,
         finished_at_ms=now_ms,
     )
