@@ -75,7 +75,7 @@ async def main(journal: Path, dies_after: int | None) -> None:
         run = await engine.start(batch(ITEMS, AT_A_TIME), id="tonight")
         done = 0
         while (await run.status()).finished_at is None:
-            done = len([1 async for child in engine.iter_runs(parent=run.id, state="completed")])
+            done = len([1 async for _ in engine.iter_runs(parent=run.id, state="completed")])
             if dies_after is not None and done >= dies_after:
                 print(f"  {done} items are done, and the process dies", flush=True)
                 os._exit(1)
