@@ -1,4 +1,4 @@
-"""Approval: a workflow that asks somebody, waits for days if need be, and goes on without an answer.
+"""Approval: a workflow asks somebody, waits for days if need be, and goes on without an answer.
 
 Three expense claims: one is approved at once, one is sent back, and nobody answers the third.
 
