@@ -35,6 +35,7 @@ class StepInfo(msgspec.Struct, frozen=True, kw_only=True):
         attempts: How many attempts have begun.
         started_at: When its first attempt began.
         finished_at: When it completed, failed or was withdrawn.
+        event_id: Of a wait, the event that it has consumed, or that it is for: ``EventId.parse``.
     """
 
     number: int

@@ -155,6 +155,34 @@ async def test_an_event_that_is_awaited_by_its_id_is_kept_from_other_waits(engin
     assert await run.result(timeout=WAIT_S_MAX) == ["by name", "by id"]
 
 
+@durable.workflow
+async def by_name_and_by_id(step: Step) -> list[Any]:
+    event_id = await step.wait_event(Event("which", EventId))
+    return list(await asyncio.gather(step.wait_event("it"), step.wait_event(event_id)))
+
+
+async def test_of_what_was_sent_before_the_wait_by_id_gets_its_own(engine: Engine) -> None:
+    """Although the wait by name was issued first, and the event of the other was sent first."""
+    run = await engine.start(by_name_and_by_id())
+    first = await run.send_event("it", "by id")
+    await run.send_event("it", "by name")
+    await run.send_event("which", first)
+    assert await run.result(timeout=WAIT_S_MAX) == ["by name", "by id"]
+
+
+async def test_a_wait_by_name_goes_on_when_one_by_id_gets_the_only_event(engine: Engine) -> None:
+    run = await engine.start(by_name_and_by_id())
+    first = await run.send_event("it", "by id")
+    await run.send_event("which", first)
+    await until_waiting(run, 1)
+    steps = (await run.status()).running
+    while len(steps) > 1:
+        steps = (await run.status()).running
+    assert [(step.name, step.event_id) for step in steps] == [("it", None)]
+    await run.send_event("it", "by name")
+    assert await run.result(timeout=WAIT_S_MAX) == ["by name", "by id"]
+
+
 async def test_an_error_may_be_sent_by_id(engine: Engine) -> None:
     run = await engine.start(telling())
     event_id = await engine.create_event(run.id, "it")
