@@ -35,7 +35,11 @@ class StepInfo(msgspec.Struct, frozen=True, kw_only=True):
         attempts: How many attempts have begun.
         started_at: When its first attempt began.
         finished_at: When it completed, failed or was withdrawn.
+<<<<<<< HEAD
         child_run_id: The run that a workflow's call was, as a step.
+=======
+        event_id: Of a wait, the event that it has consumed, or that it is for: ``EventId.parse``.
+>>>>>>> part2-events
     """
 
     number: int

@@ -1,5 +1,4 @@
-"""Approval: a person decides, in their own time, and the run waits as long as it has to.
-
+"""Approval: a workflow asks somebody, waits for days if need be, and goes on without an answer.
 
 Three expense claims: one is approved at once, one is sent back, and nobody answers the third.
 

@@ -10,7 +10,7 @@ import pytest
 from clock import ManualClock
 from cycles import at_cycle
 from faults import opened
-from waiting import WAIT_S_MAX, until, until_open, until_waiting
+from waiting import WAIT_S_MAX, until_open, until_waiting
 
 import durable
 from durable import (
@@ -86,6 +86,14 @@ async def engine(clock: ManualClock) -> AsyncIterator[Engine]:
         yield engine
 
 
+async def until_asleep(engine: Engine, clock: ManualClock) -> None:
+    """Let time pass until no run is in memory; a look-up that is under way keeps one there."""
+    async with asyncio.timeout(WAIT_S_MAX):
+        while engine.statistics().live_runs:
+            clock.advance(1)
+            await asyncio.sleep(0)
+
+
 async def test_an_id_travels_and_is_awaited(engine: Engine) -> None:
     run = await engine.start(asking())
     await until_waiting(run, 1)
@@ -143,6 +151,34 @@ async def test_an_event_that_is_awaited_by_its_id_is_kept_from_other_waits(engin
     await until_waiting(run, 1)
     by_id = next(s.event_id for s in (await run.status()).running if s.event_id is not None)
     await engine.send_event_id(EventId.parse(by_id), "by id")
+    await run.send_event("it", "by name")
+    assert await run.result(timeout=WAIT_S_MAX) == ["by name", "by id"]
+
+
+@durable.workflow
+async def by_name_and_by_id(step: Step) -> list[Any]:
+    event_id = await step.wait_event(Event("which", EventId))
+    return list(await asyncio.gather(step.wait_event("it"), step.wait_event(event_id)))
+
+
+async def test_of_what_was_sent_before_the_wait_by_id_gets_its_own(engine: Engine) -> None:
+    """Although the wait by name was issued first, and the event of the other was sent first."""
+    run = await engine.start(by_name_and_by_id())
+    first = await run.send_event("it", "by id")
+    await run.send_event("it", "by name")
+    await run.send_event("which", first)
+    assert await run.result(timeout=WAIT_S_MAX) == ["by name", "by id"]
+
+
+async def test_a_wait_by_name_goes_on_when_one_by_id_gets_the_only_event(engine: Engine) -> None:
+    run = await engine.start(by_name_and_by_id())
+    first = await run.send_event("it", "by id")
+    await run.send_event("which", first)
+    await until_waiting(run, 1)
+    steps = (await run.status()).running
+    while len(steps) > 1:
+        steps = (await run.status()).running
+    assert [(step.name, step.event_id) for step in steps] == [("it", None)]
     await run.send_event("it", "by name")
     assert await run.result(timeout=WAIT_S_MAX) == ["by name", "by id"]
 
@@ -328,10 +364,7 @@ async def test_a_look_up_that_takes_long_does_not_keep_a_run_in_memory(
         clock.advance(MONTH_S)
         assert engine.statistics().live_runs == 1
         answers.set()
-        async with asyncio.timeout(WAIT_S_MAX):
-            while engine.statistics().live_runs:
-                clock.advance(1)
-                await asyncio.sleep(0)
+        await until_asleep(engine, clock)
 
 
 async def test_a_run_that_waits_by_id_comes_back_from_the_journal(
@@ -341,8 +374,7 @@ async def test_a_run_that_waits_by_id_comes_back_from_the_journal(
         run = await engine.start(asking(), id="it")
         await until_waiting(run, 1)
         event_id = EventId.parse((await run.status()).running[0].event_id or "")
-        clock.advance(MONTH_S)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_asleep(engine, clock)
         await engine.send_event_id(event_id, "from the journal")
         assert await run.result(timeout=WAIT_S_MAX) == "from the journal"
 

@@ -137,15 +137,15 @@ FENCED = "durable: another owner has taken the journal over"
 # that a run has not ended, need not ask whether an event that it sends is kept.
 SEND_EVENTS = f"""
     INSERT OR REPLACE INTO durable_event ({", ".join(NEW_EVENT_COLUMNS)})
-    SELECT {_columns("$", NEW_EVENT_COLUMNS, EVENT_COLUMNS)} FROM json_each(NEW.events)
+    SELECT new.* FROM (
+        SELECT {_columns("$", NEW_EVENT_COLUMNS, EVENT_COLUMNS)} FROM json_each(NEW.events)
+    ) AS new
     WHERE EXISTS (
-        SELECT 1 FROM durable_run
-        WHERE run_id = json_extract(value, '$[{EVENT_COLUMNS.index("run_id")}]')
-          AND finished_at_ms IS NULL
+        SELECT 1 FROM durable_run AS run
+        WHERE run.run_id = new.run_id AND run.finished_at_ms IS NULL
     ) AND NOT EXISTS (
-        SELECT 1 FROM durable_event
-        WHERE event_id = json_extract(value, '$[{EVENT_COLUMNS.index("event_id")}]')
-          AND sent_at_ms IS NOT NULL
+        SELECT 1 FROM durable_event AS before
+        WHERE before.event_id = new.event_id AND before.sent_at_ms IS NOT NULL
     );
 """
 
