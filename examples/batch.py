@@ -45,7 +45,7 @@ async def store(item: int, size: int) -> None:
 
 
 @durable.workflow
-async def convert(step: Step, item: int) -> int:
+async def convert(_step: Step, item: int) -> int:
     """What is done with one item."""
     size = await download(item)
     await store(item, size)
@@ -53,7 +53,7 @@ async def convert(step: Step, item: int) -> int:
 
 
 @durable.workflow
-async def batch(step: Step, items: int, at_a_time: int) -> dict[str, int]:
+async def batch(_step: Step, items: int, at_a_time: int) -> dict[str, int]:
     """Convert all of them, ``at_a_time`` at a time; one that fails does not stop the others."""
     room = asyncio.Semaphore(at_a_time)
 
@@ -75,7 +75,8 @@ async def main(journal: Path, dies_after: int | None) -> None:
         run = await engine.start(batch(ITEMS, AT_A_TIME), id="tonight")
         done = 0
         while (await run.status()).finished_at is None:
-            done = len([1 async for _ in engine.iter_runs(parent=run.id, state="completed")])
+            completed = engine.iter_runs(parent=run.id, state="completed")
+            done = len([child.id async for child in completed])
             if dies_after is not None and done >= dies_after:
                 print(f"  {done} items are done, and the process dies", flush=True)
                 os._exit(1)

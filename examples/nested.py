@@ -38,7 +38,7 @@ async def approve(traveller: str) -> None:
 
 
 @durable.workflow
-async def book(step: Step, traveller: str, what: str) -> str:
+async def book(_step: Step, traveller: str, what: str) -> str:
     """Book one thing, and give it back when nobody wants it any more."""
     booked = await reserve(what)
     try:
@@ -61,7 +61,7 @@ async def transport(step: Step, traveller: str, place: str) -> list[str]:
 
 
 @durable.workflow
-async def trip(step: Step, traveller: str, place: str) -> list[str]:
+async def trip(_step: Step, traveller: str, place: str) -> list[str]:
     """Book all that a trip needs, at the same time."""
     there, room = await asyncio.gather(
         transport(traveller, place), book(traveller, f"a room on {place}")
@@ -75,6 +75,12 @@ async def show(engine: Engine, run_id: str, indent: str = "  ") -> None:
     print(f"{indent}{status.name.split(':')[1]} {list(status.args.values())}: {status.state}")
     async for child in engine.iter_runs(parent=run_id):
         await show(engine, child.id, indent + "  ")
+
+
+async def until_booked(count: int) -> None:
+    """Wait until so much is booked."""
+    while len(bookings) != count:  # noqa: ASYNC110  what is booked has no event
+        await asyncio.sleep(0.01)
 
 
 async def main() -> None:
@@ -91,15 +97,13 @@ async def main() -> None:
         ]
 
         run = await engine.start(trip("Grace", "an island"))
-        while len(bookings) < 5:  # noqa: ASYNC110  polled, as the bookings are a stand-in
-            await asyncio.sleep(0.01)
+        await until_booked(5)
         await run.cancel(interrupt=True)
         try:
             await run.result()
         except RunCanceled:
             print("cancelled:", run.id)
-        while len(bookings) > 2:  # noqa: ASYNC110  as above
-            await asyncio.sleep(0.01)
+        await until_booked(2)
         await show(engine, run.id)
         assert bookings == {"a flight to the moon", "a room on the moon"}
 

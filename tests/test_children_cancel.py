@@ -199,6 +199,74 @@ async def test_a_child_cleans_up_while_its_parent_is_over(path: Path, clock: Man
         await check_families(engine)
 
 
+async def test_a_childs_clean_up_goes_on_in_the_next_life(path: Path, clock: ManualClock) -> None:
+    """It was told once, at that place of its history."""
+    async with crashing(path, clock) as engine:
+        run = await engine.start(above_a_clean_up(), id="top")
+        await until(lambda: engine.statistics().live_runs == 2)
+        child = engine.get((await the_child(engine, "top")).id)
+        await until_step(child, "sleep", StepState.RUNNING)
+        assert await run.cancel() is True
+        await until_step(child, quick.name, StepState.COMPLETED)
+        await until_step(child, "sleep", StepState.RUNNING)
+    async with opened(path, clock) as engine:
+        clock.advance(NAP_S)
+        await until_all_canceled(engine, ["top", child.id])
+        assert world.begun == {"clean": 1, "clean again": 1}
+        assert [step.state for step in await steps_of(engine, child.id)] == [
+            StepState.CANCELED,
+            *[StepState.COMPLETED] * 3,
+        ]
+        await check_families(engine)
+
+
+async def test_a_child_that_cleans_up_already_is_left_to_it(path: Path) -> None:
+    """It was cancelled alone: its steps, and the children that it calls for that, go on."""
+
+    @durable.workflow(name="children.cleaning_by_children")
+    async def cleaning_by_children(_step: Step) -> None:
+        try:
+            await gated("work")
+        finally:
+            await asyncio.gather(above_a_quick(), quick("clean"))
+
+    @durable.workflow(name="children.above_cleaning_by_children")
+    async def above_it(_step: Step) -> None:
+        await asyncio.gather(cleaning_by_children(), held("other"))
+
+    async with opened(path, max_parallelism=2) as engine:
+        run = await engine.start(above_it(), id="top")
+        await until(lambda: len(world.begun) == 2)
+        cleaning, other = await children_of(engine, "top")
+        assert await engine.cancel(cleaning.id) is True
+        await until(lambda: engine.statistics().queued_actions == 2)
+        assert await run.cancel() is True
+        world.may_end.set()
+        await until_all_canceled(engine, ["top", cleaning.id, other.id])
+        assert world.begun == {"work": 1, "other": 1, "quick": 1, "clean": 1}
+        await check_families(engine)
+
+
+@pytest.mark.slow
+async def test_once_a_cancel_is_acknowledged_nothing_queued_begins_in_a_large_family(
+    path: Path,
+) -> None:
+    """Although the bodies under it have not been told all yet."""
+
+    @durable.workflow(name="children.large")
+    async def large(_step: Step) -> None:
+        await asyncio.gather(*(above(0) for _ in range(500)))
+
+    async with opened(path, max_parallelism=3) as engine:
+        run = await engine.start(large(), id="top")
+        await until(lambda: engine.statistics().queued_actions == 497)
+        assert await run.cancel() is True
+        world.may_end.set()
+        await until(lambda: engine.statistics().live_runs == 0)
+        assert world.begun == {"deep": 3}
+        await check_families(engine)
+
+
 @pytest.mark.parametrize("parent_nap_s", [NAP_S, MONTH_S])
 async def test_a_parent_that_cleans_up_is_not_woken_by_the_child_that_it_cancelled(
     path: Path, clock: ManualClock, parent_nap_s: float
@@ -471,7 +539,7 @@ async def test_a_child_whose_task_is_cancelled_is_cancelled(path: Path) -> None:
 
 
 async def test_a_child_that_is_withdrawn_before_its_start_is_committed_never_begins(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second turn withdraws it while the commit of the first is under way."""
     disk = Disk()
@@ -479,22 +547,33 @@ async def test_a_child_that_is_withdrawn_before_its_start_is_committed_never_beg
 
     @durable.workflow(name="children.withdrawing")
     async def withdrawing(step: Step) -> str:
-        await step.sleep(NAP_S)
-        slow = asyncio.create_task(held("slow"))
-        await asyncio.sleep(0)
-        timer = asyncio.create_task(step.sleep(0))
-        await timer
-        slow.cancel()
+        async def call() -> None:
+            await step.sleep(NAP_S)
+            await held("slow")
+
+        calling = asyncio.create_task(call())
+        await gated("go")
+        calling.cancel()
+        await quick("after")
         return "withdrawn"
 
-    clock = ManualClock()
     async with opened(path, clock) as engine:
         run = await engine.start(withdrawing(), id="top")
         await until_step(run, "sleep", StepState.RUNNING)
+        await until(lambda: world.begun["go"])
+        disk.answers.clear()
         clock.advance(NAP_S)
+        assert engine._runner is not None
+        children = engine._runner.children
+        await until(lambda: children.promised_count == 1)
+        world.may_end.set()
+        await until(lambda: next(iter(children._promised.values()), None) is not None)
+        disk.answers.set()
         assert await run.result(timeout=WAIT_S_MAX) == "withdrawn"
         child = await the_child(engine, "top")
         await until_all_canceled(engine, [child.id])
+        assert world.begun == {"go": 1, "after": 1}
+        assert (await engine.status(child.id)).started_at is None
         await check_families(engine)
 
 

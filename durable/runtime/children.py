@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, final
 
+from durable.core.records import StepState
 from durable.journal.base import Change, ChildChanges, Parked
+from durable.runtime.job import JOB_QUEUED, JOB_RESERVED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from durable.runtime.live import LiveRun
     from durable.runtime.open_steps import Effects
     from durable.runtime.writer import Writer
+
+CANCELED = StepState.CANCELED
 
 
 class ChildrenHost(Protocol):
@@ -120,8 +124,12 @@ class Children:
     def cancel(
         self, steps: Sequence[StepRecord], asked: StepRecord, change: Change, after: Effects
     ) -> None:
-        """Have the children of withdrawn steps asked to end by ``change``."""
-        child_ids = [step.child_run_id for step in steps if step.child_run_id is not None]
+        """Have the children of those ``steps`` that are withdrawn asked to end by ``change``."""
+        child_ids = [
+            step.child_run_id
+            for step in steps
+            if step.child_run_id is not None and step.state is CANCELED
+        ]
         for child_id in child_ids:
             _children_of(change).canceled.append((child_id, asked))
             if child_id in self._promised:
@@ -129,7 +137,23 @@ class Children:
             elif (live := self._host.live(child_id)) is not None:
                 live.cancel_recorded(asked)
         if child_ids:
+            self._hold(child_ids)
             after.append((self._claim, None))
+
+    def _hold(self, run_ids: list[str]) -> None:
+        """Let nothing begin any more in these runs and under them, before their turns come.
+
+        What has been told before may be cleaning up, and goes on with that.
+        """
+        held: list[LiveRun] = []
+        for run_id in run_ids:  # It grows meanwhile.
+            live = self._host.live(run_id)
+            if live is not None and not live.is_told:
+                held.append(live)
+                run_ids += self._here.get(run_id, ())
+        for state in (JOB_QUEUED, JOB_RESERVED):  # A slot that is given back is taken at once.
+            for live in held:
+                live.hold(state)
 
     def _claim(self, _: None) -> None:
         self._host.writer.ask_claim()

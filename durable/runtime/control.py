@@ -235,7 +235,7 @@ class Control:
         change.run = cancel_run(record, now_ms)
         change.updated += (withdraw(step, now_ms) for step in open_steps)
         change.parked = Parked(None)
-        self._host.children.cancel(open_steps, asked, change, after)
+        self._host.children.cancel(change.updated, asked, change, after)
 
     def end_if_asked(self, record: RunRecord, steps: list[StepRecord]) -> bool:
         """End a run without code that was claimed, if it was asked to; return whether it was.

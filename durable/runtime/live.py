@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from durable.core.records import EventRecord
     from durable.runtime.instrumentation import EngineLog
+    from durable.runtime.job import JobState
     from durable.runtime.open_steps import Effects
     from durable.runtime.writer import Writer
 
@@ -114,6 +115,9 @@ PARKED_FOR_EVER = Parked(None)
 class LiveRun:
     """A run that this process works on.
 
+    Attributes:
+        is_told: Whether its body was told that the run is to end.
+
     Args:
         record: The run's row, as recorded; for a new run, as it is to be.
         steps: Its recorded steps.
@@ -154,8 +158,8 @@ class LiveRun:
         cancel = next((step for step in steps if step.kind is StepKind.CANCEL), None)
         self._is_cancel_recorded = cancel is not None
         # While it is replayed, its body may not have come to that yet.
-        self._is_told = cancel is not None and cancel.position is not None
-        self._cancel: StepRecord | None = None if self._is_told else cancel
+        self.is_told = cancel is not None and cancel.position is not None
+        self._cancel: StepRecord | None = None if self.is_told else cancel
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
         self._steps = OpenSteps(record.run_id, host, self, steps, ended)
@@ -228,7 +232,7 @@ class LiveRun:
             return False
         if self._cancel is not None:
             return True  # The first one counts.
-        if self._is_told:
+        if self.is_told:
             self.submit(Change(run_id=self.record.run_id), [(self._host.on_canceled, self)])
             return True
         self._cancel = asked
@@ -239,7 +243,7 @@ class LiveRun:
 
     def cancel_recorded(self, asked: StepRecord) -> None:
         """Have the body cancelled; that it is to be is committed before what follows from it."""
-        if not self._is_told:
+        if not self.is_told:
             self._is_cancel_recorded = True
             self.cancel(asked)
 
@@ -254,6 +258,10 @@ class LiveRun:
     def is_about_to_leave(self) -> bool:
         """Whether it leaves memory by itself, after the next commit."""
         return self.phase in (LEAVING, GONE)
+
+    def hold(self, state: JobState) -> None:
+        """Let no attempt begin that is in that state: the run is going to be cancelled."""
+        self._steps.hold(state)
 
     def abandon(self) -> None:
         """Stop all that is under way for the run, which is to be removed."""
@@ -364,9 +372,9 @@ class LiveRun:
             step = self._steps.withdraw(command, now_ms, after, may_finish=may_finish)
             if step is not None:
                 change.updated.append(step)
-                if step.child_run_id is not None:
-                    asked = cancel_record(now_ms, interrupt=interrupt)
-                    self._host.children.cancel([step], asked, change, after)
+        if turn.withdrawn:
+            asked = cancel_record(now_ms, interrupt=interrupt)
+            self._host.children.cancel(change.updated, asked, change, after)
         change.issued += turn.patches
         for command in turn.issued:
             change.issued.append(self._steps.issue(command, now_ms, change, after))
@@ -384,7 +392,7 @@ class LiveRun:
         else:
             change.asked = delivered
         self._cancel = None
-        self._is_told = True
+        self.is_told = True
         self.record = change.run = begin_cancel(self.record)
         after.append((self._host.on_canceled, self))
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from durable.core.records import EventRecord
     from durable.runtime.children import Children
     from durable.runtime.clock import Alarm
-    from durable.runtime.job import ActionWork
+    from durable.runtime.job import ActionWork, JobState
     from durable.runtime.settings import Settings
     from durable.runtime.workpool import Workpool
 
@@ -235,6 +235,12 @@ class OpenSteps:
                 self._take_up(step)  # It was not resumed, and may have an attempt all the same.
             self.forget(step.number, after, may_finish=True)
         return [withdraw(step, now_ms) for step in steps]
+
+    def hold(self, state: JobState) -> None:
+        """Let no attempt begin that is in that state; its step is going to be withdrawn."""
+        for job in self._jobs.values():
+            if job.state is state:
+                self._host.pool.withdraw(job)
 
     def withdraw_jobs(self) -> None:
         """End all attempts; nothing of them is recorded."""
