@@ -24,22 +24,19 @@ T = TypeVar("T")
 class StepInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a run.
 
-        Attributes:
-            number: The order of issue in the run, from 0.
-            key: Which task of the body issued it, and the how-manieth of that task.
-            name: The name given to ``step.run``, else the definition's; ``timer`` for asyncio's own.
-            args: By parameter name, as plain JSON values.
-            result: As a plain JSON value.
-            error: Why it failed, or why its last attempt did.
-            state: ``pending`` is queued, delayed or backing off.
-            attempts: How many attempts have begun.
-            started_at: When its first attempt began.
-            finished_at: When it completed, failed or was withdrawn.
-    <<<<<<< HEAD
-            child_run_id: The run that a workflow's call was, as a step.
-    =======
-            event_id: Of a wait, the event that it has consumed, or that it is for: ``EventId.parse``.
-    >>>>>>> part2-events
+    Attributes:
+        number: The order of issue in the run, from 0.
+        key: Which task of the body issued it, and the how-manieth of that task.
+        name: The name given to ``step.run``, else the definition's; ``timer`` for asyncio's own.
+        args: By parameter name, as plain JSON values.
+        result: As a plain JSON value.
+        error: Why it failed, or why its last attempt did.
+        state: ``pending`` is queued, delayed or backing off.
+        attempts: How many attempts have begun.
+        started_at: When its first attempt began.
+        finished_at: When it completed, failed or was withdrawn.
+        child_run_id: The run that a workflow's call was, as a step.
+        event_id: Of a wait, the event that it has consumed, or that it is for: ``EventId.parse``.
     """
 
     number: int
