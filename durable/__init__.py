@@ -30,15 +30,27 @@ from durable.core.errors import (
     RunNotFoundError,
     StepFailed,
     StepInterrupted,
+    TransactionError,
 )
 from durable.core.records import ErrorInfo, RunState, StepKind, StepState
 from durable.core.retry import Retry
-from durable.definitions import Action, Workflow, action, workflow
+from durable.core.row import Row
+from durable.definitions import (
+    Action,
+    Mutation,
+    Query,
+    Workflow,
+    action,
+    mutation,
+    query,
+    workflow,
+)
 from durable.engine import Engine
 from durable.run import Run, run
 from durable.runtime.attempt import Attempt
 from durable.status import EngineStatistics, Page, RunStatus, StepInfo
 from durable.step import Step
+from durable.transaction import Transaction
 
 __all__ = [
     "Action",
@@ -57,6 +69,7 @@ __all__ = [
     "JournalLockedError",
     "JournalUnavailableError",
     "JournalVersionError",
+    "Mutation",
     "NoEngineError",
     "NonDeterminismError",
     "NonRetryable",
@@ -64,8 +77,10 @@ __all__ = [
     "OutcomeUnknown",
     "Page",
     "PayloadTooLarge",
+    "Query",
     "Retry",
     "ReturnTypeError",
+    "Row",
     "Run",
     "RunCanceled",
     "RunConflictError",
@@ -79,9 +94,13 @@ __all__ = [
     "StepInterrupted",
     "StepKind",
     "StepState",
+    "Transaction",
+    "TransactionError",
     "Workflow",
     "action",
     "attempt",
+    "mutation",
+    "query",
     "run",
     "workflow",
 ]

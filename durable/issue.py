@@ -15,15 +15,20 @@ from durable.core.codec import DecodeError
 from durable.core.commands import Command
 from durable.core.errors import ArgumentError
 from durable.core.failures import decode_error, rebuild_error, type_name_of
+from durable.core.records import StepKind
 from durable.core.retry import RetryDefault, resolve_retry
-from durable.definitions import Action, Workflow
+from durable.definitions import Action, Definition, Mutation, Query, Workflow
 from durable.parameters import globals_of
+from durable.transaction import Transaction
 
 if TYPE_CHECKING:
     from durable.call import Call
     from durable.core.commands import CommandFuture
     from durable.core.execution import Execution
     from durable.core.retry import Retry
+    from durable.journal.scopes import Scope
+
+    Stepped = Action[Any, Any] | Query[Any, Any] | Mutation[Any, Any]
 
 
 class Defaults(NamedTuple):
@@ -55,14 +60,14 @@ class Environment:
     def __init__(self, workflow: Workflow[Any, Any], defaults: Defaults) -> None:
         self.workflow = workflow
         self.defaults = defaults
-        self._plain_steps: dict[Action[Any, Any], ActionStep] = {}
+        self._plain_steps: dict[Stepped, ActionStep | TransactionStep] = {}
 
     def issue(
         self, execution: Execution, call: Call[Any], options: StepOptions = NO_OPTIONS
     ) -> CommandFuture:
         """Make a step of a call that a body awaits."""
         action = call.definition
-        if not isinstance(action, Action):
+        if not isinstance(action, (Action, Query, Mutation)):
             msg = (
                 f"a call of {action!r} cannot be a step: await an action's call, or start the run "
                 "from an action with Engine.current().start(...)"
@@ -85,16 +90,21 @@ class Environment:
             due_ms=due_ms,
             work=self._plain_step(action)
             if options is NO_OPTIONS
-            else ActionStep(action, self, options),
+            else self._make_step(action, options),
         )
         return execution.issue(command)
 
-    def _plain_step(self, action: Action[Any, Any]) -> ActionStep:
+    def _plain_step(self, action: Stepped) -> ActionStep | TransactionStep:
         """Return what an action is as a step without options: the same for all of them."""
         step = self._plain_steps.get(action)
         if step is None:
-            step = self._plain_steps[action] = ActionStep(action, self, NO_OPTIONS)
+            step = self._plain_steps[action] = self._make_step(action, NO_OPTIONS)
         return step
+
+    def _make_step(self, action: Stepped, options: StepOptions) -> ActionStep | TransactionStep:
+        if isinstance(action, Action):
+            return ActionStep(action, self, options)
+        return TransactionStep(action, self, options)
 
 
 @final
@@ -119,14 +129,7 @@ class ActionStep:
         self._payload_max = defaults.payload_max
 
     def call(self, args: str) -> Any:  # noqa: ANN401
-        try:
-            positional, keyword = self._action.parameters.decode(args)
-        except DecodeError as exc:
-            msg = (
-                f"the recorded arguments do not fit {self._action.name} any more: {exc}. Make it "
-                "accept both."
-            )
-            raise ArgumentError(msg) from exc
+        positional, keyword = _recorded_arguments(self._action, args)
         return self._action.fn(*positional, **keyword)
 
     def encode_result(self, result: object) -> tuple[str, object]:
@@ -140,7 +143,56 @@ class ActionStep:
         return rebuild_error(decode_error(error), known)
 
 
-def known_errors(*definitions: Action[Any, Any] | Workflow[Any, Any]) -> dict[str, object]:
+@final
+class TransactionStep:
+    """A query or a mutation as one step of one run. What is said of retries does not concern it."""
+
+    retry = None
+    is_at_most_once = False
+    is_async = True
+
+    def __init__(
+        self,
+        definition: Query[Any, Any] | Mutation[Any, Any],
+        environment: Environment,
+        options: StepOptions,
+    ) -> None:
+        self.name = definition.name
+        self.is_reading = definition.kind is StepKind.QUERY
+        self.timeout_s = options.timeout_s
+        self._definition = definition
+        self._workflow = environment.workflow
+        self._payload_max = environment.defaults.payload_max
+
+    def call_in(self, scope: Scope, args: str) -> Any:  # noqa: ANN401
+        positional, keyword = _recorded_arguments(self._definition, args)
+        return self._definition.fn(Transaction(scope), *positional, **keyword)
+
+    def encode_result(self, result: object) -> tuple[str, object]:
+        return self._definition.parameters.encode_result(result, self._payload_max)
+
+    def decode(self, text: str) -> object:
+        return self._definition.parameters.decode_result(text)
+
+    def rebuild(self, error: str) -> BaseException:
+        known = known_errors(self._definition, self._workflow)
+        return rebuild_error(decode_error(error), known)
+
+
+def _recorded_arguments(
+    definition: Definition[Any, Any], args: str
+) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        return definition.parameters.decode(args)
+    except DecodeError as exc:
+        msg = (
+            f"the recorded arguments do not fit {definition.name} any more: {exc}. Make it "
+            "accept both."
+        )
+        raise ArgumentError(msg) from exc
+
+
+def known_errors(*definitions: Definition[Any, Any]) -> dict[str, object]:
     """Return the exception classes that may be rebuilt, by the name they are stored under."""
     known: dict[str, object] = {}
     for definition in definitions:
