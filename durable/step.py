@@ -145,10 +145,11 @@ class Step:
         """Run a call as a step, with options.
 
         Args:
-            call: An action's call.
+            call: A call of an action, a query or a mutation.
             name: The step's name, instead of the definition's.
-            retry: As for ``action``; stands over it.
-            timeout: The bound of one attempt, in seconds; stands over the action's.
+            retry: As for ``action``; stands over it. Without effect on queries and mutations.
+            timeout: The bound of one attempt, in seconds; stands over the action's, and over the
+                10 seconds of a mutation.
             run_after: The delay before the first attempt, in seconds.
             run_at: When the first attempt is made: an aware datetime.
             unstable_args: Leave the arguments out of the replay check.

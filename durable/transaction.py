@@ -80,10 +80,8 @@ def scope_of(tx: Transaction) -> Scope:
 
 
 def _values(params: tuple[Any, ...]) -> Params:
-    if len(params) == 1 and isinstance(params[0], (dict, list, tuple)):
-        if isinstance(params[0], dict):
-            named: Mapping[str, Any] = params[0]
-            return named
+    sole: Any = params[0] if len(params) == 1 else None
+    if isinstance(sole, (list, tuple)):
         msg = "give each value as an argument of its own: tx.execute(sql, 1, 2), not (1, 2)"
         raise TypeError(msg)
-    return params
+    return sole if isinstance(sole, dict) else params  # pyright: ignore[reportUnknownVariableType]

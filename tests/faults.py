@@ -48,7 +48,8 @@ class Disk:
     """The storage under the journals of one test.
 
     Attributes:
-        faults: Which writes fail: by ``commit``, ``claim`` or ``begin``, and the how-manieth, from 1.
+        faults: Which writes fail: by ``commit``, ``claim`` or ``begin``, and the how-manieth of
+            them, from 1.
         broken: While it is set, every write and every reopening fails, with this fault.
         answers: While it is cleared, writes wait.
         reopen_failures: How many of the next reopenings fail.

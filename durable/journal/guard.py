@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 BEGIN = "BEGIN -- durable"
 BEGIN_IMMEDIATE = "BEGIN IMMEDIATE -- durable"
@@ -90,7 +90,7 @@ class Guard:
         db.set_authorizer(self._judge)
 
     @contextmanager
-    def own(self) -> Iterator[None]:
+    def own(self) -> Generator[None]:
         """Let the journal itself act."""
         mode, self._mode = self._mode, Mode.OWN
         try:

@@ -254,11 +254,13 @@ class Scope:
 
         def ask(db: sqlite3.Connection, guard: Guard) -> T:
             try:
-                if self._is_void:
-                    raise TransactionError(CLOSED)
+                self._check_void()
                 if not db.in_transaction:
                     raise TransactionError(LOST)
                 return work(db, guard)
+            except sqlite3.Error:
+                self._check_void()  # It was interrupted, then.
+                raise
             finally:
                 self.is_lost = self.is_lost or not db.in_transaction
                 self._done_count += 1
@@ -271,6 +273,10 @@ class Scope:
         except JournalError as exc:
             self.failure = self.failure or exc
             raise
+
+    def _check_void(self) -> None:
+        if self._is_void:
+            raise TransactionError(self._end or CLOSED)
 
     # --- for who has opened it -------------------------------------------------------------------
 
@@ -312,10 +318,7 @@ def _changed(cursor: sqlite3.Cursor) -> int:
 
 
 def _rows(cursor: sqlite3.Cursor, limit: int | None) -> list[Row]:
-    if cursor.description is None:
-        msg = "the statement gives no rows: use tx.execute()"
-        raise TransactionError(msg)
-    places = places_of([column[0] for column in cursor.description])
+    places = places_of([column[0] for column in cursor.description or ()])
     found = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
     cursor.close()
     return [Row(places, values) for values in found]

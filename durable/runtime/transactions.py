@@ -41,6 +41,7 @@ from durable.runtime.settings import TRANSACTION_S_MAX
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from durable.journal.base import Change, Journal
     from durable.journal.guests import Writing
@@ -163,9 +164,10 @@ class Transactions:
         OWN_SCOPE.set(scope)
         try:
             yield scope
-        except BaseException:
+        except BaseException as exc:
             turn.ended.set_result(False)
-            await asyncio.wait({turn.done})
+            if not isinstance(exc, GeneratorExit):  # Whom nobody awaits any more.
+                await asyncio.wait({turn.done})
             raise
         else:
             turn.ended.set_result(True)
@@ -197,7 +199,9 @@ class Transactions:
         try:
             await self._grant(turn, writing)
         except BaseException as exc:
-            turn.fail(_as_seen_by_callers(exc))
+            error = _as_seen_by_callers(exc)
+            turn.fail(error)
+            writing.scope.close(str(error))
             await writing.abort()
             raise
         finally:
@@ -288,7 +292,7 @@ class Transactions:
         for turn in turns:
             turn.fail(make_error())
 
-    def reading(self) -> Any:  # noqa: ANN401  a context manager of a Scope
+    def reading(self) -> AbstractAsyncContextManager[Scope]:
         """Return what the journal's ``reading`` does."""
         return self._journal.reading()
 
@@ -431,17 +435,19 @@ class _Query:
         while True:
             scope: Scope | None = None
             try:
-                async with self._host.reading() as scope:
-                    result = await self._work.call_in(scope, args)
-                failure = scope.failure
-                if failure is None:
-                    return result
+                async with self._host.reading() as opened:
+                    scope = opened
+                    result = await self._work.call_in(opened, args)
             except asyncio.CancelledError:
                 raise
             except BaseException as exc:
                 failure = scope.failure if scope is not None else _storage_error(exc)
                 if failure is None:
                     raise
+            else:
+                failure = opened.failure
+                if failure is None:
+                    return result
             await self._host.wait_out(failure, scope)
 
 
