@@ -273,13 +273,13 @@ async def test_elsewhere_its_call_says_what_to_do(path: Path, call: durable.Call
 def test_it_needs_its_transaction_and_to_be_a_coroutine() -> None:
     with pytest.raises(TypeError, match="`tx` as its first"):
 
-        @durable.mutation
-        async def without() -> None: ...  # type: ignore[arg-type]
+        @durable.mutation  # type: ignore[arg-type]
+        async def without() -> None: ...
 
     with pytest.raises(TypeError, match="async def"):
 
-        @durable.query
-        def plain(tx: Transaction) -> None: ...  # type: ignore[arg-type]
+        @durable.query  # type: ignore[arg-type]
+        def plain(tx: Transaction) -> None: ...
 
     with pytest.raises(TypeError):
         bank.add("a", "b")  # type: ignore[call-arg]
@@ -568,7 +568,7 @@ async def test_whenever_it_is_withdrawn_its_writes_are_there_if_its_step_is_comp
 ) -> None:
     @durable.workflow(name="whenever_it_is_withdrawn")
     async def flow(step: Step, cycles: int) -> None:
-        task = asyncio.create_task(bank.add(f"w{cycles}"))  # type: ignore[arg-type]
+        task = asyncio.create_task(bank.add(f"w{cycles}"))
         for n in range(cycles):
             await bank.act(f"{n}")
         task.cancel()

@@ -1,7 +1,5 @@
 """Queries: one moment of the database, read only, and nobody waits for them."""
 
-
-
 from __future__ import annotations
 
 import asyncio
