@@ -27,9 +27,11 @@ from durable.core.errors import (
     RunCanceled,
     RunConflictError,
     RunFailed,
+    RunNotFinishedError,
     RunNotFoundError,
     StepFailed,
     StepInterrupted,
+    StepNotFoundError,
     TransactionError,
 )
 from durable.core.records import ErrorInfo, RunState, StepKind, StepState
@@ -85,6 +87,7 @@ __all__ = [
     "RunCanceled",
     "RunConflictError",
     "RunFailed",
+    "RunNotFinishedError",
     "RunNotFoundError",
     "RunState",
     "RunStatus",
@@ -93,6 +96,7 @@ __all__ = [
     "StepInfo",
     "StepInterrupted",
     "StepKind",
+    "StepNotFoundError",
     "StepState",
     "Transaction",
     "TransactionError",

@@ -116,6 +116,17 @@ def check_drain_timeout(timeout: float | timedelta) -> float:
     return timeout_s
 
 
+def check_retention(retention: float | timedelta | None) -> int | None:
+    """Return it in milliseconds, or ``None``."""
+    if retention is None:
+        return None
+    keep_s = seconds(retention, "retention")
+    if keep_s < 0:
+        msg = f"retention is not negative, but it is {retention!r}"
+        raise ValueError(msg)
+    return milliseconds(keep_s)
+
+
 def check_raises(raises: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
     """Return the exception classes that an action names."""
     given: Any = (raises,) if isinstance(raises, type) else raises

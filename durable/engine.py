@@ -24,6 +24,7 @@ from durable.checks import (
     check_flag,
     check_id,
     check_policy,
+    check_retention,
     check_timeout,
 )
 from durable.controlling import Controlling
@@ -81,6 +82,8 @@ class Engine(Observing, Controlling):
         max_payload: The largest arguments or result, in bytes of JSON; by default 8 MiB.
         max_interruptions: How often the process may die during one step before the step fails, by
             default 100 times.
+        retention: How long a run is kept after its end, in seconds or as a ``timedelta``; by
+            default for ever. Older ones are removed at the opening, and then once a minute.
 
     Raises:
         TypeError, ValueError: A setting is not valid. Nothing was opened.
@@ -96,13 +99,15 @@ class Engine(Observing, Controlling):
         drain_timeout: float | timedelta = 10.0,
         max_payload: int = MAX_PAYLOAD,
         max_interruptions: int = MAX_INTERRUPTIONS,
+        retention: float | timedelta | None = None,
     ) -> None:
         self._path = parse_url(url)
         self._max_parallelism = check_count(max_parallelism, "max_parallelism")
         self._drain_timeout_s = check_drain_timeout(drain_timeout)
         self._max_payload = check_count(max_payload, "max_payload")
         self._settings = Settings(
-            max_interruptions=check_count(max_interruptions, "max_interruptions")
+            max_interruptions=check_count(max_interruptions, "max_interruptions"),
+            retention_ms=check_retention(retention),
         )
         self._catalog = Catalog(
             Defaults(

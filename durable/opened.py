@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from durable.journal.base import Journal
+    from durable.run import Run
     from durable.runtime.runner import Runner
 
 
@@ -25,3 +26,7 @@ class Opened(ABC):
             NonDeterminismError: A body calls.
             RuntimeError: The engine works on another event loop.
         """
+
+    @abstractmethod
+    def get(self, run_id: str) -> Run[Any]:
+        """Return a handle of a run. It does no I/O; the run may not exist."""

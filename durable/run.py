@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from durable.current import check_asyncio, find_current, own_engine, refuse_in_body
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from durable.call import Call
+    from durable.definitions import Definition
     from durable.engine import Engine
     from durable.status import RunStatus, StepInfo
 
@@ -57,6 +58,12 @@ class Run(Generic[T]):
     async def cancel(self, *, interrupt: bool = False) -> bool:
         """Cancel the run: see ``Engine.cancel``."""
         return await self._engine.cancel(self.id, interrupt=interrupt)
+
+    async def restart(
+        self, *, from_step: int | str | Definition[Any, Any] | None = None
+    ) -> Run[Any]:
+        """Have the run go on, if it is over: see ``Engine.restart``."""
+        return await self._engine.restart(self.id, from_step=from_step)
 
     async def resume(self) -> bool:
         """Try the run again, if it is stuck: see ``Engine.resume``."""

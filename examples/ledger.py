@@ -81,7 +81,7 @@ async def transfer(step: Step, payer: str, payee: str, cents: int) -> str:
     except InsufficientFundsError:
         return "refused"
     seen = await balances()
-    assert sum(seen.values()) == sum(OPENING.values())  # noqa: S101  the point of it all
+    assert sum(seen.values()) == sum(OPENING.values())
     return f"{payer} has {left / 100:.2f} left"
 
 

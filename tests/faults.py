@@ -159,8 +159,14 @@ class FaultyJournal:
     async def load_run(self, run_id: str) -> RunRecord | None:
         return await self.inner.load_run(run_id)
 
+    async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+        return await self.inner.load_history(run_id)
+
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self.inner.load_status(run_id)
+
+    async def list_finished(self, before_ms: int, limit: int) -> list[str]:
+        return await self.inner.list_finished(before_ms, limit)
 
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
         return await self.inner.list_runs(query)

@@ -13,9 +13,17 @@ import bank
 import pytest
 from bank import ALL_KINDS, adding, all_kinds, opened, querying, texts, world
 from faults import Disk, Fault, crashing, leaving_nothing, once_available
+from journals import execute_outside
 from waiting import WAIT_S_MAX, until
 
-from durable import Engine, JournalUnavailableError, RunNotFoundError, StepState, Transaction
+from durable import (
+    Engine,
+    JournalLockedError,
+    JournalUnavailableError,
+    RunNotFoundError,
+    StepState,
+    Transaction,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -220,3 +228,30 @@ async def _quietly(ask: Callable[[], Awaitable[object]]) -> bool:
     except Exception:  # noqa: BLE001  the engine is closed under it
         return False
     return True
+
+
+async def test_a_swallowed_storage_error_fails_the_whole_transaction(
+    path: Path, disk: Disk
+) -> None:
+    async with opened(path) as engine:
+        with pytest.raises(JournalUnavailableError, match="the test's"):
+            async with engine.transaction() as tx:
+                await tx.execute(INSERT, "lost")
+                tx._scope.failure = JournalUnavailableError("the test's")
+        runner = engine._runner
+        assert runner is not None
+        await until(lambda: disk.calls["reopen"] and runner.writer.outage is None)
+        assert await engine.run(adding("a")) == 1
+        assert disk.calls["reopen"] == 1
+
+
+async def test_an_owner_that_was_replaced_writes_nothing(path: Path) -> None:
+    sql = "UPDATE durable_owner SET epoch = epoch + 1"
+    with pytest.raises(JournalLockedError):
+        async with opened(path) as engine:
+            await asyncio.to_thread(execute_outside, path, sql)
+            with pytest.raises(JournalUnavailableError, match="another owner"):
+                async with engine.transaction() as tx:
+                    await tx.execute(INSERT, "stale")
+    async with Engine(path) as engine:
+        assert await texts(engine) == []

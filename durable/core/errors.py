@@ -135,6 +135,14 @@ class RunNotFoundError(DurableError):
     """The journal has no run of that id."""
 
 
+class RunNotFinishedError(DurableError):
+    """The run is not over. Nothing was written."""
+
+
+class StepNotFoundError(DurableError):
+    """The run has no such step. Nothing was written."""
+
+
 # --- engine --------------------------------------------------------------------------------------
 
 
@@ -203,6 +211,8 @@ PUBLIC: tuple[type[BaseException], ...] = (
     DeadlockError,
     RunConflictError,
     RunNotFoundError,
+    RunNotFinishedError,
+    StepNotFoundError,
     NoEngineError,
     EngineClosedError,
     JournalError,

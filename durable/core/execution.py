@@ -83,6 +83,7 @@ class Execution:
     Attributes:
         environment: What makes steps of the body's calls.
         failures: What no part of the body could catch, for the runtime to log.
+        withdrawn_again: After a restart, what the body has withdrawn in its replay.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Execution:
         # least its first turn in the journal.
         self._history: History | None = None
         if run.started_at_ms is not None:
-            self._history = History(run.run_id, history)
+            self._history = History(run.run_id, history, run.restarted_from)
             self._next_number = len(self._history.steps)
             self._next_position = len(self._history.deliveries)
         self._open: dict[int, Command] = {}
@@ -113,6 +114,7 @@ class Execution:
         self._outcome: Returned | Raised | None = None
         self._root: WorkflowTask[Any] | None = None
         self.is_canceled = False
+        self.withdrawn_again: Sequence[StepRecord] = ()
 
     # --- what the runtime does -------------------------------------------------------------------
 
@@ -140,7 +142,10 @@ class Execution:
             self._take_turn(history.pop_delivery(self._open))
         if history.deliveries:
             return True
+        left_count = len(history.steps)
         history.check_end(self._open.values())
+        self._next_number -= left_count
+        self.withdrawn_again = history.withdrawn_again
         self._history = None
         return False
 
@@ -163,6 +168,11 @@ class Execution:
     def is_replaying(self) -> bool:
         """Whether the body does again what the journal has of it."""
         return self._history is not None
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next command gets."""
+        return self._next_number
 
     @property
     def next_position(self) -> int:
@@ -223,10 +233,11 @@ class Execution:
 
     def issue(self, command: Command) -> CommandFuture:
         """Take a command of the body; return the future of its outcome."""
-        command.future = CommandFuture(self.loop, self, command)
+        future = command.future = CommandFuture(self.loop)
+        future.issuer, future.command = self, command
         if not self.loop.is_closed():
             self._issued.append(command)
-        return command.future
+        return future
 
     def withdraw(self, command: Command) -> None:
         """The body does not wait for ``command`` any more."""

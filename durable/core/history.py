@@ -26,15 +26,33 @@ SHOWN_CHARS_MAX = 400
 class History:
     """What the journal holds of a run that is replayed.
 
+    Args:
+        run_id: The run.
+        steps: All that is recorded of it.
+        restarted_from: After a restart, the step from which on nothing counts. What the body did
+            after it is left over at the end of the replay, and no divergence.
+
     Attributes:
         steps: What the body has not issued again yet, by key.
         deliveries: What was handed to the body and is to be again, the next one last.
+        withdrawn_again: What the body has withdrawn after a restart, as it had before.
     """
 
-    __slots__ = ("_run_id", "_withdrawn_too_early", "deliveries", "steps")
+    __slots__ = (
+        "_restarted_from",
+        "_run_id",
+        "_withdrawn_too_early",
+        "deliveries",
+        "steps",
+        "withdrawn_again",
+    )
 
-    def __init__(self, run_id: str, steps: Collection[StepRecord]) -> None:
+    def __init__(
+        self, run_id: str, steps: Collection[StepRecord], restarted_from: int | None
+    ) -> None:
         self._run_id = run_id
+        self._restarted_from = restarted_from
+        self.withdrawn_again: list[StepRecord] = []
         self.steps = {step.key: step for step in steps if step.number >= 0}
         self.deliveries = [step for step in steps if step.position is not None]
         self.deliveries.sort(key=_position_of, reverse=True)
@@ -72,7 +90,10 @@ class History:
         """Take note that the body does not wait for a command that it has issued again."""
         assert command.record is not None
         if not command.record.state.is_final:
-            self._withdrawn_too_early = self._withdrawn_too_early or command
+            if self._restarted_from is not None:
+                self.withdrawn_again.append(command.record)
+            else:
+                self._withdrawn_too_early = self._withdrawn_too_early or command
 
     def refuse_end(self, outcome: Returned | Raised) -> NoReturn:
         """The body has ended before the journal has."""
@@ -84,6 +105,10 @@ class History:
 
     def check_end(self, open_commands: Iterable[Command]) -> None:
         """Check that the body has come to where the journal ends."""
+        from_number = self._restarted_from
+        if from_number is not None:
+            left = self.steps.items()
+            self.steps = {key: step for key, step in left if step.number < from_number}
         if self.steps:
             msg = f"{self._describe_next()} The code does not issue it any more."
             raise Stuck(msg)

@@ -184,6 +184,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=F
         error: A ``StoredError`` as JSON, when it failed or is stuck.
         context: The caller's own value as JSON.
         started_at_ms: When the body's first turn was committed: what the body's first ``now`` is.
+        restarted_from: The number of the step that the run is to go on from, after a restart;
+            ``None`` once its body has.
     """
 
     run_id: str
@@ -199,6 +201,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=F
     created_at_ms: int = 0
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
+    restarted_from: int | None = None
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

@@ -25,10 +25,12 @@ SLEEP = StepKind.SLEEP
 
 
 def begin_run(record: RunRecord, started_at_ms: int, *, is_canceled: bool = False) -> RunRecord:
-    """The body begins, or goes on with code that fits again."""
+    """The body begins, or goes on: with code that fits again, or after a restart."""
     state = RunState.CANCELING if is_canceled else RunState.RUNNING
     running = advance_run(record.state, state)
-    return replace(record, state=running, started_at_ms=started_at_ms, error=None)
+    return replace(
+        record, state=running, started_at_ms=started_at_ms, restarted_from=None, error=None
+    )
 
 
 def begin_cancel(record: RunRecord) -> RunRecord:

@@ -39,6 +39,24 @@ class Parked(msgspec.Struct, frozen=True, gc=False):
 
 
 @final
+class Restart(msgspec.Struct, frozen=True, gc=False):
+    """A finished run is to go on from a step.
+
+    Attributes:
+        generation: The one that it becomes.
+        from_number: Steps with this number and above are as if they had never begun.
+        from_position: Deliveries from this one on are made again; ``None``: the body has to begin
+            again, and nothing of it is kept.
+        now_ms: When its timers are set again.
+    """
+
+    generation: int
+    from_number: int
+    from_position: int | None
+    now_ms: int
+
+
+@final
 class Change(msgspec.Struct, kw_only=True, gc=False):
     """What one turn of one run writes, whole or not at all.
 
@@ -51,6 +69,8 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
             run is over.
         parked: Gives the claim back, with the run's next wake time.
         is_removal: The run, and what belongs to it, is to be no more.
+        restart: Nothing of it happens if the run has another generation, or is not over.
+        dropped_from: Steps with this number and above are to be no more.
     """
 
     run_id: str
@@ -61,6 +81,8 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     asked: StepRecord | None = None
     parked: Parked | None = None
     is_removal: bool = False
+    restart: Restart | None = None
+    dropped_from: int | None = None
 
     def size(self) -> int:
         """Return about how many bytes of values it carries."""
@@ -165,8 +187,16 @@ class Journal(Protocol):
         """Return the run of that id, as committed."""
         ...
 
+    async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+        """Return the run and all its steps, of one moment, the hidden records among them."""
+        ...
+
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         """Return the run and its open steps, of one moment."""
+        ...
+
+    async def list_finished(self, before_ms: int, limit: int) -> list[str]:
+        """Return up to so many runs that were over before then, and have no parent."""
         ...
 
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:

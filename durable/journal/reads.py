@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from durable.core.errors import JournalCorruptError, damaged
-from durable.journal.rows import OPEN_STATES, RUN_JSON, STEP_JSON, decode_run, decode_steps, text
+from durable.journal.rows import (
+    OPEN_STATES,
+    RUN_JSON,
+    STEP_JSON,
+    decode_row,
+    decode_run,
+    decode_steps,
+    text,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -14,6 +24,16 @@ if TYPE_CHECKING:
     from durable.journal.base import RunQuery, StepQuery
 
 RUN_BY_ID = f"SELECT CAST({RUN_JSON} AS BLOB) FROM durable_run WHERE run_id = ?"
+STEPS_OF_RUN = f"""
+SELECT CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step WHERE run_id = ?
+"""
+FINISHED_RUNS = """
+SELECT CAST(json_group_array(run_id) AS BLOB) FROM (
+    SELECT run_id FROM durable_run WHERE finished_at_ms < ? AND parent_id IS NULL
+    ORDER BY finished_at_ms LIMIT ?
+)
+"""
+IDS = msgspec.json.Decoder(list[str])
 OPEN_STEPS_OF_RUNS = f"""
 SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN {OPEN_STATES}
@@ -31,6 +51,22 @@ def read_status(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[St
     """Return one run and its open steps."""
     run = read_run(db, run_id)
     return None if run is None else (run, _read_open_steps(db, [run_id]).get(run_id, []))
+
+
+def read_history(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+    """Return one run and all its steps."""
+    run = read_run(db, run_id)
+    if run is None:
+        return None
+    (data,) = db.execute(STEPS_OF_RUN, (run_id,)).fetchone()
+    return run, decode_steps(run_id, data)
+
+
+def read_finished(db: sqlite3.Connection, before_ms: int, limit: int) -> list[str]:
+    """Return the ids of runs that were over before then, and have no parent."""
+    (data,) = db.execute(FINISHED_RUNS, (before_ms, limit)).fetchone()
+    run_ids: list[str] = decode_row(IDS, data, "the ids of runs")
+    return run_ids
 
 
 def read_runs(

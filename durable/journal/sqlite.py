@@ -197,8 +197,14 @@ class SqliteJournal:
     async def load_run(self, run_id: str) -> RunRecord | None:
         return await self._read(partial(reads.read_run, run_id=run_id))
 
+    async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+        return await self._read(partial(reads.read_history, run_id=run_id))
+
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_status, run_id=run_id))
+
+    async def list_finished(self, before_ms: int, limit: int) -> list[str]:
+        return await self._read(partial(reads.read_finished, before_ms=before_ms, limit=limit))
 
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
         return await self._read(partial(reads.read_runs, query=query))

@@ -18,8 +18,8 @@ import msgspec
 from msgspec.structs import astuple
 
 from durable.core.errors import JournalCorruptError, damaged
-from durable.core.records import RunRecord, RunState, StepRecord
-from durable.journal.base import Change, Claim, OwnershipLostError
+from durable.core.records import CANCEL_NUMBER, RunRecord, RunState, StepRecord
+from durable.journal.base import Change, Claim, OwnershipLostError, Restart
 from durable.journal.rows import (
     OPEN_STATES,
     RAW_ROWS,
@@ -46,8 +46,9 @@ NEW_STEP_COLUMNS = STEP_COLUMNS[NEW_STEP]
 STEP_CHANGES = STEP_COLUMNS[STEP_CHANGE]
 NOTHING_MORE = (None,) * (len(STEP_COLUMNS) - len(NEW_STEP_COLUMNS))
 WHOLE_COLUMNS = ("run_id", *STEP_COLUMNS)
+RESTART_COLUMNS = ("run_id", *Restart.__struct_fields__)
 UPDATE_COLUMNS = ("run_id", "number", *STEP_CHANGES)
-RUN_CHANGES = ("state", "started_at_ms", "finished_at_ms", "result", "error")
+RUN_CHANGES = ("state", "started_at_ms", "finished_at_ms", "restarted_from", "result", "error")
 
 FENCE = "SELECT epoch FROM durable_owner"
 
@@ -78,6 +79,16 @@ def _insert_steps(part: str, names: Sequence[str]) -> str:
     """
 
 
+def _restarts() -> str:
+    """Return SQL that selects the restarts of runs that are over, and still of that generation."""
+    return f"""
+        SELECT asked.* FROM (
+            SELECT {_columns("$", RESTART_COLUMNS, RESTART_COLUMNS)} FROM json_each(NEW.restarts)
+        ) AS asked JOIN durable_run AS run ON run.run_id = asked.run_id
+        WHERE run.finished_at_ms IS NOT NULL AND run.generation = asked.generation - 1
+    """
+
+
 def _assign(names: Sequence[str]) -> str:
     return ", ".join(f"{name} = new.{name}" for name in names)
 
@@ -87,6 +98,8 @@ def _assign(names: Sequence[str]) -> str:
 COMMIT_PARTS = (
     "epoch",
     "starts",
+    "restarts",
+    "dropped",
     "issued",
     "whole",
     "asked",
@@ -101,6 +114,40 @@ CREATE TEMP VIEW durable_commit AS SELECT {", ".join(f"NULL AS {part}" for part 
 """
 FENCED = "durable: another owner has taken the journal over"
 
+# Of a restart from a step, what the body did until that step first mattered is kept. Later outcomes
+# of earlier steps are handed to it again; later steps are found to be left over when the body has
+# gone as far, and dropped then.
+RESTART = f"""
+    DELETE FROM durable_step WHERE run_id IN (
+        SELECT run_id FROM ({_restarts()}) WHERE from_position IS NULL
+    );
+    DELETE FROM durable_step
+    WHERE run_id IN (SELECT run_id FROM ({_restarts()})) AND number = {CANCEL_NUMBER};
+
+    UPDATE durable_step SET position = NULL FROM ({_restarts()}) AS new
+    WHERE durable_step.run_id = new.run_id AND position >= new.from_position;
+
+    UPDATE durable_step SET
+        state = iif(kind = 'sleep', 'running', 'pending'),
+        attempts = 0, interruptions = 0, result = NULL, error = NULL, finished_at_ms = NULL,
+        started_at_ms = iif(kind = 'sleep', new.now_ms, NULL),
+        due_at_ms = CASE
+            WHEN kind <> 'sleep' THEN NULL
+            WHEN json_extract(args, '$.until') IS NULL THEN new.now_ms + due_at_ms - started_at_ms
+            ELSE due_at_ms
+        END
+    FROM ({_restarts()}) AS new
+    WHERE durable_step.run_id = new.run_id AND number >= 0 AND position IS NULL
+      AND (number >= new.from_number OR durable_step.state = 'canceled');
+
+    UPDATE durable_run SET
+        state = 'pending', generation = new.generation, result = NULL, error = NULL,
+        finished_at_ms = NULL,
+        started_at_ms = iif(new.from_position IS NULL, NULL, started_at_ms),
+        restarted_from = iif(new.from_position IS NULL, NULL, new.from_number)
+    FROM ({_restarts()}) AS new WHERE durable_run.run_id = new.run_id;
+"""
+
 # A final state is written once: a late writer changes nothing.
 COMMIT_TRIGGER = f"""
 CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEGIN
@@ -110,6 +157,14 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     SELECT {_columns("$[0]", RUN_COLUMNS, RUN_COLUMNS)},
            json_extract(value, '$[1]'), json_extract(value, '$[2]')
     FROM json_each(NEW.starts);
+
+    {RESTART}
+    DELETE FROM durable_step
+    WHERE run_id IN (SELECT json_extract(value, '$[0]') FROM json_each(NEW.dropped))
+      AND number >= (
+        SELECT json_extract(value, '$[1]') FROM json_each(NEW.dropped)
+        WHERE json_extract(value, '$[0]') = durable_step.run_id
+      );
 
     {_insert_steps("issued", ("run_id", *NEW_STEP_COLUMNS))}
     {_insert_steps("whole", WHOLE_COLUMNS)}
@@ -229,6 +284,14 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
     return (
         epoch,
         _json_rows([_start_row(change, epoch) for change in starts]),
+        _json_rows([(each.run_id, *astuple(each.restart)) for each in changes if each.restart]),
+        _json_rows(
+            [
+                (change.run_id, change.dropped_from)
+                for change in changes
+                if change.dropped_from is not None
+            ]
+        ),
         _json_rows(issued),
         _json_rows(whole),
         _json_rows([(each.run_id, *astuple(each.asked)) for each in changes if each.asked]),
@@ -271,6 +334,9 @@ def _merge(changes: list[Change]) -> Change:
         merged.is_start = merged.is_start or change.is_start
         merged.is_removal = merged.is_removal or change.is_removal
         merged.asked = merged.asked or change.asked
+        merged.restart = merged.restart or change.restart
+        if change.dropped_from is not None:
+            merged.dropped_from = change.dropped_from
         merged.run = change.run or merged.run
         merged.parked = change.parked or merged.parked
         issued.update((step.number, step) for step in change.issued)
@@ -326,7 +392,11 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
             runs.append(decode_run(row))
         except JournalCorruptError as exc:
             errors.append((None, exc))
-    begun = [run.run_id for run in runs if run.state is not RunState.PENDING]
+    begun = [
+        run.run_id
+        for run in runs
+        if run.state is not RunState.PENDING or run.started_at_ms is not None
+    ]
     steps = dict(db.execute(STEPS_OF_RUNS, (text(begun),)).fetchall() if begun else ())
     claimed: list[tuple[RunRecord, list[StepRecord]]] = []
     for run in runs:

@@ -1,4 +1,6 @@
-"""What callers have done to runs: cancel, resume, remove. Live ones at once, others by their rows.
+"""What callers have done to runs: cancel, resume, restart, remove.
+
+Live ones at once, others by their rows.
 
 Rules:
 
@@ -12,9 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, final
 
 from durable.core.records import RunState, cancel_record
+from durable.core.restarts import first_dropped, first_position
 from durable.core.transitions import cancel_run, withdraw
-from durable.journal.base import Change, Parked
-from durable.runtime.waiting import Waiters
+from durable.journal.base import Change, Parked, Restart
+from durable.runtime.waiting import Turns, Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +69,7 @@ class Control:
         self._journal = journal
         self._host = host
         self._submitted: dict[str, list[Change]] = {}
+        self._turns = Turns()
         self._acks = Waiters()
         self._told = Waiters()
         self._gone = Waiters()
@@ -124,6 +128,39 @@ class Control:
                 return True
             await self._wait(self._gone, run_id)  # Attempts of it still run, or it is tried now.
 
+    async def restart(self, run_id: str, find: Callable[[list[StepRecord]], int]) -> bool | None:
+        """Have a run that is over go on; ``False`` when it is not, ``None`` when there is none.
+
+        Args:
+            run_id: The run.
+            find: Says from which step, given all of them.
+
+        Raises:
+            JournalUnavailableError: The outcome is unknown.
+            EngineClosedError: The engine is closing.
+        """
+        async with self._turns.hold(run_id):
+            while True:
+                self._host.check_open()
+                await self._host.wait_while_starting(run_id)
+                found = await self._journal.load_history(run_id)
+                if found is None or not found[0].state.is_final:
+                    return None if found is None else False
+                self._host.check_open()
+                if self._host.live(run_id) is None:
+                    break
+                await self._wait(self._gone, run_id)
+            record, steps = found
+            from_number = first_dropped(record, steps, find(steps))
+            restart = Restart(
+                generation=record.generation + 1,
+                from_number=from_number,
+                from_position=first_position(steps, from_number),
+                now_ms=self._host.clock.now_ms(),
+            )
+            await self._submit(Change(run_id=run_id, restart=restart, parked=Parked(0)))
+            return True
+
     async def cleanup(self, run_id: str, *, force: bool) -> bool:
         """Remove a run; ``False`` when there is none, or, without ``force``, when it is not over.
 
@@ -131,19 +168,19 @@ class Control:
             JournalUnavailableError: The outcome is unknown.
             EngineClosedError: The engine is closing.
         """
-        while True:
-            self._host.check_open()
-            await self._host.wait_while_starting(run_id)
-            record = await self._journal.load_run(run_id)
-            if record is None or not (force or record.state.is_final):
-                return False
-            self._host.check_open()
-            live = self._host.live(run_id)
-            if live is not None and not live.abandon():
+        async with self._turns.hold(run_id):
+            while True:
+                self._host.check_open()
+                await self._host.wait_while_starting(run_id)
+                record = await self._journal.load_run(run_id)
+                if record is None or not (force or record.state.is_final):
+                    return False
+                self._host.check_open()
+                live = self._host.live(run_id)
+                if live is None or live.abandon():
+                    await self._submit(Change(run_id=run_id, is_removal=True))
+                    return True
                 await self._wait(self._gone, run_id)
-                continue
-            await self._submit(Change(run_id=run_id, is_removal=True))
-            return True
 
     async def _submit(self, change: Change) -> None:
         self._submitted.setdefault(change.run_id, []).append(change)

@@ -22,7 +22,14 @@ from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
 from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import Execution
 from durable.core.records import RunRecord, RunState, StepKind, StepRecord, StepState
-from durable.core.transitions import begin_cancel, begin_run, cancel_run, end_run, make_stuck
+from durable.core.transitions import (
+    begin_cancel,
+    begin_run,
+    cancel_run,
+    end_run,
+    make_stuck,
+    withdraw,
+)
 from durable.journal.base import Change, Parked
 from durable.runtime.open_steps import OpenSteps, StepsHost
 
@@ -276,6 +283,8 @@ class LiveRun:
             step, value = self._deliveries[0]
             if step.number < 0 or self._execution.is_open(step.number):
                 step = replace(step, position=self._execution.next_position)
+                if step.number < 0:  # A restart has to know what the body did because of it.
+                    step = replace(step, result=str(self._execution.next_number))
                 turn = self._execution.deliver(step, value)
                 self._deliveries.popleft()
                 self._commit_turn(turn, step)
@@ -404,7 +413,11 @@ class LiveRun:
         now_ms = self._host.clock.now_ms()
         change = Change(run_id=self.record.run_id)
         after: Effects = []
-        if self.record.state is RunState.STUCK:
+        if self.record.restarted_from is not None:
+            change.dropped_from = self._execution.next_number
+            again = self._execution.withdrawn_again
+            change.updated += (withdraw(step, now_ms) for step in again)
+        if self.record.state in (RunState.STUCK, RunState.PENDING):
             is_canceled = self._execution.is_canceled
             self.record = change.run = begin_run(
                 self.record, self._started_at_ms, is_canceled=is_canceled

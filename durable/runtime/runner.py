@@ -28,6 +28,7 @@ from durable.runtime.control import Control
 from durable.runtime.live import LiveRun
 from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
+from durable.runtime.retention import Retention
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
 from durable.runtime.transactions import Transactions, unavailable
 from durable.runtime.waiting import Ends, Turns, Waiters
@@ -36,6 +37,8 @@ from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+
+    from anyio.abc import TaskGroup
 
     from durable.core.errors import JournalError
     from durable.core.records import RunRecord
@@ -108,6 +111,7 @@ class Runner:
             async with anyio.create_task_group() as group:
                 self.pool.open(group)
                 group.start_soon(self.writer.serve)
+                self._keep_clean(group)
                 self.writer.ask_claim()
                 ready.set()
                 await stop.wait()
@@ -131,6 +135,12 @@ class Runner:
             self._is_closing = True
             ready.set()
             self._end()
+
+    def _keep_clean(self, group: TaskGroup) -> None:
+        keep_ms = self.settings.retention_ms
+        if keep_ms is not None:
+            retention = Retention(self._journal, self.control, self.clock, self.alarms, keep_ms)
+            group.start_soon(retention.serve)
 
     async def _drain(self) -> None:
         """Let running attempts end, and what they lead to be committed."""

@@ -33,3 +33,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     park_after_ms: int = PARK_AFTER_MS
     live_runs_max: int = LIVE_RUNS_MAX
     claim_runs_max: int = CLAIM_RUNS_MAX
+    retention_ms: int | None = None

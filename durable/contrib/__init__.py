@@ -1,0 +1,1 @@
+"""An engine inside a web service: one module for each framework."""

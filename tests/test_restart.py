@@ -1,0 +1,477 @@
+"""``restart``: a run that is over goes on from a step, or from its beginning."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from clock import ManualClock
+from faults import Disk, Fault, once_available, opened
+from waiting import WAIT_S_MAX, until, until_open, until_state, until_step
+
+import durable
+from durable import (
+    Engine,
+    Run,
+    RunCanceled,
+    RunFailed,
+    RunNotFinishedError,
+    RunNotFoundError,
+    RunState,
+    Step,
+    StepNotFoundError,
+    StepState,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Code = Callable[[Step], Coroutine[None, None, Any]]
+
+HOUR_S = 3_600.0
+
+
+class World:
+    """What actions have done, what they are to do, and the body's code of the day."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[str] = Counter()
+        self.failing: set[str] = set()
+        self.held: set[str] = set()
+        self.may_end = asyncio.Event()
+        self.code: Code | None = None
+
+
+world = World()
+
+
+@pytest.fixture(autouse=True)
+def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_restart.world", World())
+
+
+@durable.action
+async def act(text: str) -> str:
+    world.begun[text] += 1
+    if text in world.held:
+        await world.may_end.wait()
+    if text in world.failing:
+        raise ValueError(text)
+    return text
+
+
+@durable.workflow
+async def changing(step: Step) -> Any:  # noqa: ANN401
+    assert world.code is not None
+    return await world.code(step)
+
+
+async def straight(_step: Step) -> list[str]:
+    return [await act(text) for text in "abcd"]
+
+
+async def beside(_step: Step) -> list[str]:
+    return list(await asyncio.gather(*(act(text) for text in "abcd")))
+
+
+async def fail(engine: Engine, code: Code, *failing: str) -> Run[Any]:
+    world.code = code
+    world.failing |= set(failing)
+    run = await engine.start(changing())
+    with pytest.raises(RunFailed):
+        await run.result(timeout=WAIT_S_MAX)
+    world.failing.clear()
+    world.begun.clear()
+    return run
+
+
+async def complete(engine: Engine, code: Code) -> Run[Any]:
+    world.code = code
+    run = await engine.start(changing())
+    await run.result(timeout=WAIT_S_MAX)
+    world.begun.clear()
+    return run
+
+
+async def numbers(run: Run[Any]) -> list[int]:
+    return [step.number async for step in run.steps()]
+
+
+# --- which step ----------------------------------------------------------------------------------
+
+
+async def test_by_default_the_step_that_failed_runs_again(path: Path) -> None:
+    async with Engine(path) as engine:
+        run = await fail(engine, straight, "c")
+        again = await engine.restart(run.id)
+        assert again.id == run.id
+        assert await again.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
+        assert world.begun == {"c": 1, "d": 1}
+        status = await run.status()
+        assert (status.state, status.generation) == (RunState.COMPLETED, 1)
+        assert await numbers(run) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("from_step", "begun"),
+    [(0, "abcd"), (1, "bcd"), (3, "d"), (act, "d"), (act.name, "d")],
+)
+async def test_from_a_step_on_all_runs_again(
+    path: Path, from_step: int | str | durable.Action[Any, Any], begun: str
+) -> None:
+    async with Engine(path) as engine:
+        run = await complete(engine, straight)
+        await run.restart(from_step=from_step)
+        assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
+        assert world.begun == Counter(begun)
+
+
+async def test_a_name_is_that_of_the_last_step_that_has_it(path: Path) -> None:
+    async def named(step: Step) -> list[str]:
+        names = ["x", "y", "x", "z"]
+        return [await step.run(act(f"{n}{i}"), name=n) for i, n in enumerate(names)]
+
+    async with Engine(path) as engine:
+        run = await complete(engine, named)
+        await run.restart(from_step="x")
+        await run.result(timeout=WAIT_S_MAX)
+        assert world.begun == {"x2": 1, "z3": 1}
+
+
+async def test_when_all_steps_succeeded_the_body_alone_runs_again(path: Path) -> None:
+    """So that a mistake behind the last step can be mended."""
+
+    async def mistaken(_step: Step) -> str:
+        await act("a")
+        await act("b")
+        raise ValueError
+
+    async def mended(_step: Step) -> str:
+        return await act("a") + await act("b")
+
+    async with Engine(path) as engine:
+        run = await fail(engine, mistaken)
+        world.code = mended
+        await run.restart()
+        assert await run.result(timeout=WAIT_S_MAX) == "ab"
+        assert not world.begun
+
+
+async def test_a_body_without_steps_runs_again(path: Path) -> None:
+    async def mistaken(_step: Step) -> str:
+        raise ValueError
+
+    async def mended(_step: Step) -> str:
+        return "done"
+
+    async with Engine(path) as engine:
+        run = await fail(engine, mistaken)
+        world.code = mended
+        await run.restart()
+        assert await run.result(timeout=WAIT_S_MAX) == "done"
+
+
+async def test_from_the_beginning_the_code_may_be_another(path: Path) -> None:
+    async def other(_step: Step) -> str:
+        return await act("other")
+
+    async with Engine(path) as engine:
+        run = await complete(engine, straight)
+        world.code = other
+        await run.restart(from_step=0)
+        assert await run.result(timeout=WAIT_S_MAX) == "other"
+        assert await numbers(run) == [0]
+
+
+async def test_from_a_step_on_the_code_may_be_another(path: Path) -> None:
+    async def other(_step: Step) -> list[str]:
+        return [await act("a"), await act("b"), await act("mended")]
+
+    async with Engine(path) as engine:
+        run = await fail(engine, straight, "c")
+        world.code = other
+        await run.restart(from_step=2)
+        status = await until_state(run, RunState.STUCK)
+        assert status.error is not None
+        assert '"mended"' in status.error.message, "step 2 was issued when step 1 was delivered"
+
+
+async def test_before_that_step_it_may_not(path: Path) -> None:
+    async def other(_step: Step) -> list[str]:
+        return [await act("other")]
+
+    async with Engine(path) as engine:
+        run = await fail(engine, straight, "c")
+        world.code = other
+        await run.restart()
+        await until_state(run, RunState.STUCK)
+        assert not world.begun
+        world.code = straight
+        assert await run.resume()
+        assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
+        assert world.begun == {"c": 1, "d": 1}
+
+
+# --- parallel steps ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("from_step", range(5))
+async def test_of_parallel_steps_the_earlier_ones_keep_their_outcome(
+    path: Path, from_step: int
+) -> None:
+    async with Engine(path) as engine:
+        run = await complete(engine, beside)
+        if from_step == 4:
+            await run.restart()
+        else:
+            await run.restart(from_step=from_step)
+        assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
+        assert world.begun == Counter("abcd"[from_step:])
+
+
+async def test_steps_that_the_failure_withdrew_run_again(path: Path) -> None:
+    async def group(_step: Step) -> list[str]:
+        async with asyncio.TaskGroup() as tasks:
+            made = [tasks.create_task(act(text)) for text in "abc"]
+        return [task.result() for task in made]
+
+    async with Engine(path) as engine:
+        world.held |= {"a", "c"}
+        run = await fail(engine, group, "b")
+        world.held.clear()
+        await run.restart()
+        assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c"]
+        assert world.begun == {"a": 1, "b": 1, "c": 1}
+
+
+async def test_what_a_race_withdrew_before_stays_withdrawn(path: Path) -> None:
+    async def racing(_step: Step) -> list[str]:
+        tasks = [asyncio.create_task(act(text)) for text in ("slow", "quick")]
+        done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in left:
+            task.cancel()
+        return [task.result() for task in done] + [await act("end")]
+
+    async with Engine(path) as engine:
+        world.held.add("slow")
+        run = await fail(engine, racing, "end")
+        await run.restart()
+        assert await run.result(timeout=WAIT_S_MAX) == ["quick", "end"]
+        assert world.begun == {"end": 1}
+        states = {step.args["text"]: step.state async for step in run.steps()}
+        assert states["slow"] is StepState.CANCELED
+        world.begun.clear()
+        await run.restart(from_step=1)
+        world.held.clear()
+        await run.result(timeout=WAIT_S_MAX)
+        assert world.begun["slow"] == world.begun["quick"] == world.begun["end"] == 1
+
+
+async def test_deliveries_after_the_dropped_one_are_made_again(path: Path) -> None:
+    """An early step that ended late: its outcome stands, its place does not."""
+
+    async def crossing(_step: Step) -> list[str]:
+        order: list[str] = []
+
+        async def branch(text: str) -> None:
+            order.append(await act(text))
+            order.append(await act(f"{text}2"))
+
+        await asyncio.gather(branch("a"), branch("b"))
+        return order
+
+    async with Engine(path) as engine:
+        world.code = crossing
+        world.held |= {"a"}
+        run = await engine.start(changing())
+        await until_step(run, act.name, StepState.COMPLETED)
+        await until(lambda: world.begun["b2"])
+        world.may_end.set()
+        assert sorted(await run.result(timeout=WAIT_S_MAX)) == ["a", "a2", "b", "b2"]
+        world.begun.clear()
+        world.held.clear()
+        await run.restart(from_step=1)
+        assert sorted(await run.result(timeout=WAIT_S_MAX)) == ["a", "a2", "b", "b2"]
+        assert world.begun == {"b": 1, "a2": 1, "b2": 1}
+        assert await numbers(run) == [0, 1, 2, 3]
+
+
+# --- timers, retries, patches --------------------------------------------------------------------
+
+
+async def test_a_sleep_that_runs_again_takes_its_time_again(path: Path) -> None:
+    async def sleeping(step: Step) -> str:
+        await act("a")
+        await step.sleep(HOUR_S)
+        return await act("b")
+
+    clock = ManualClock()
+    async with opened(path, clock) as engine:
+        world.code = sleeping
+        world.failing.add("b")
+        run = await engine.start(changing())
+        await until_step(run, "sleep", StepState.RUNNING)
+        clock.advance(HOUR_S)
+        with pytest.raises(RunFailed):
+            await run.result(timeout=WAIT_S_MAX)
+        world.failing.clear()
+        clock.advance(100 * HOUR_S)
+        began_ms = clock.now_ms()
+        await run.restart(from_step="sleep")
+        nap = await until_step(run, "sleep", StepState.RUNNING)
+        assert nap.started_at is not None
+        assert nap.started_at.timestamp() * 1000 == began_ms
+        clock.advance(HOUR_S / 2)
+        await until_state(run, RunState.RUNNING)
+        clock.advance(HOUR_S / 2)
+        assert await run.result(timeout=WAIT_S_MAX) == "b"
+
+
+async def test_attempts_are_counted_anew(path: Path) -> None:
+    async def retrying(step: Step) -> str:
+        retry = durable.Retry(max_attempts=2, initial_backoff=0)
+        return await step.run(act("a"), retry=retry)
+
+    async with Engine(path) as engine:
+        run = await fail(engine, retrying, "a")
+        await run.restart()
+        assert await run.result(timeout=WAIT_S_MAX) == "a"
+        assert [step.attempts async for step in run.steps()] == [1]
+
+
+# --- cancelled runs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("from_step", [None, 0, 1, 2])
+async def test_a_cancelled_run_goes_on_as_if_it_had_not_been(
+    path: Path, from_step: int | None
+) -> None:
+    async def cleaning(_step: Step) -> str:
+        await act("a")
+        try:
+            return await act("b")
+        finally:
+            await act("clean")
+
+    async with Engine(path) as engine:
+        world.code = cleaning
+        world.held.add("b")
+        run = await engine.start(changing())
+        await until(lambda: world.begun["b"])
+        assert await run.cancel(interrupt=True)
+        with pytest.raises(RunCanceled):
+            await run.result(timeout=WAIT_S_MAX)
+        world.held.clear()
+        world.begun.clear()
+        await run.restart(from_step=from_step)
+        assert await run.result(timeout=WAIT_S_MAX) == "b"
+        assert world.begun == Counter(["a"] * (from_step == 0) + ["b", "clean"])
+        assert await numbers(run) == [0, 1, 2]
+
+
+async def test_a_restarted_run_can_be_cancelled_again(path: Path) -> None:
+    async with Engine(path) as engine:
+        run = await fail(engine, straight, "c")
+        world.held.add("c")
+        await run.restart()
+        await until(lambda: world.begun["c"])
+        assert await run.cancel(interrupt=True)
+        with pytest.raises(RunCanceled):
+            await run.result(timeout=WAIT_S_MAX)
+        world.held.clear()
+        await run.restart()
+        assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
+        assert (await run.status()).generation == 2
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+async def test_a_run_that_is_not_over_is_left_alone(path: Path) -> None:
+    async with Engine(path) as engine:
+        world.code = straight
+        world.held.add("b")
+        run = await engine.start(changing())
+        await until_open(run)
+        with pytest.raises(RunNotFinishedError, match="not over"):
+            await run.restart(from_step=0)
+        world.may_end.set()
+        assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
+        assert (await run.status()).generation == 0
+
+
+async def test_unknown_runs_and_steps_are_named(path: Path) -> None:
+    async with Engine(path) as engine:
+        with pytest.raises(RunNotFoundError, match="nobody"):
+            await engine.restart("nobody")
+        run = await complete(engine, straight)
+        for from_step in (4, 99, "unheard", changing):
+            with pytest.raises(StepNotFoundError, match="list_steps"):
+                await run.restart(from_step=from_step)
+        assert (await run.status()).state is RunState.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("from_step", "error"), [(-1, ValueError), (True, TypeError), (1.5, TypeError), ([], TypeError)]
+)
+async def test_a_step_is_named_by_number_name_or_definition(
+    path: Path,
+    from_step: Any,  # noqa: ANN401  anything
+    error: type[Exception],
+) -> None:
+    async with Engine(path) as engine:
+        run = await complete(engine, straight)
+        with pytest.raises(error, match="from_step"):
+            await run.restart(from_step=from_step)
+
+
+async def test_of_two_restarts_at_once_one_is_refused(path: Path) -> None:
+    async with Engine(path) as engine:
+        run = await fail(engine, straight, "c")
+        world.held.add("c")
+        restarts = await asyncio.gather(run.restart(), run.restart(), return_exceptions=True)
+        assert sorted(type(each).__name__ for each in restarts) == ["Run", "RunNotFinishedError"]
+        world.may_end.set()
+        assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
+        assert world.begun == {"c": 1, "d": 1}
+
+
+# --- crashes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", Fault)
+@pytest.mark.parametrize("number", range(1, 4))
+async def test_a_commit_that_fails_repeats_nothing(
+    path: Path, number: int, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk()
+    disk.install(monkeypatch)
+    async with Engine(path) as engine:
+        run = await fail(engine, straight, "b")
+        disk.faults[("commit", disk.calls["commit"] + number)] = fault
+
+        async def restart() -> None:
+            if (await run.status()).generation == 0:
+                await run.restart()
+
+        await once_available(disk, restart)
+        ask = partial(run.result, WAIT_S_MAX)
+        assert await once_available(disk, ask) == ["a", "b", "c", "d"]
+        assert disk.outages == 1
+        assert world.begun["a"] == 0
+        assert (await run.status()).generation == 1
+
+
+async def test_a_restart_outlives_its_engine(path: Path) -> None:
+    async with Engine(path) as engine:
+        run = await fail(engine, straight, "b")
+    async with Engine(path, max_parallelism=0) as engine:
+        await engine.restart(run.id)
+    world.begun.clear()
+    async with Engine(path) as engine:
+        assert await engine.get(run.id).result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
+        assert world.begun == {"b": 1, "c": 1, "d": 1}
