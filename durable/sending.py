@@ -9,7 +9,7 @@ from durable.core.errors import RunFinishedError
 from durable.core.records import EventRecord
 from durable.events import ANYTHING, Event, EventId, encode_sent, name_and_shape
 from durable.opened import Opened
-from durable.starting import new_id
+from durable.runtime.ids import new_run_id
 from durable.status import run_not_found
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Sending(Opened):
         )
         now_ms = runner.clock.now_ms()
         record = EventRecord(
-            event_id=new_id(now_ms),
+            event_id=new_run_id(now_ms),
             run_id=check_id(run_id),
             name=name,
             sent_at_ms=now_ms,
@@ -107,7 +107,7 @@ class Sending(Opened):
         """
         runner, _ = self._opened("engine.create_event()")
         name, _ = name_and_shape(event)
-        event_id = new_id(runner.clock.now_ms())
+        event_id = new_run_id(runner.clock.now_ms())
         return await _store(
             runner, EventRecord(event_id=event_id, run_id=check_id(run_id), name=name)
         )

@@ -146,25 +146,30 @@ class Step:
         """Run a call as a step, with options.
 
         Args:
-            call: An action's call.
-            name: The step's name, instead of the definition's.
-            retry: As for ``action``; stands over it.
-            timeout: The bound of one attempt, in seconds; stands over the action's.
-            run_after: The delay before the first attempt, in seconds.
-            run_at: When the first attempt is made: an aware datetime.
+            call: An action's call, or a workflow's, which is a run of its own: a child of this one.
+            name: The step's name, instead of the definition's. A child keeps its workflow's name.
+            retry: As for ``action``; stands over it. Not for a child.
+            timeout: The bound of one attempt, in seconds; stands over the action's. Not for a
+                child: await that in ``asyncio.timeout``.
+            run_after: The delay before the first attempt, or before the child begins, in seconds.
+            run_at: When the first attempt is made, or the child begins: an aware datetime.
             unstable_args: Leave the arguments out of the replay check.
 
         Raises:
+            TypeError: An option is not valid, or not for this call.
             ArgumentError: An argument does not fit its annotation. Nothing was written.
             PayloadTooLarge: The arguments, or the result, are over ``Engine(max_payload=)``.
             StepFailed: The action raised what cannot be rebuilt; else what it raised.
             TimeoutError: The last attempt took longer than its bound.
             ReturnTypeError: The result does not fit the action's annotation.
+            RunFailed: The child failed; ``run_id`` is its id, ``__cause__`` what it raised.
+            RunCanceled: The child was cancelled, and this run was not.
             OutcomeUnknown: The process died during an at-most-once step.
             StepInterrupted: It died more often than ``Engine(max_interruptions=)`` allows.
 
         Cancellation:
-            Withdraws the step: queued, it never starts; running, its result is dropped.
+            Withdraws the step: queued, it never starts; running, its result is dropped. A child is
+            cancelled.
         """
         if not isinstance(call, Call):
             msg = f"step.run() takes a call, such as charge('o-1'), not {call!r}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from durable import Call
     from durable.core.records import EventRecord, RunRecord, StepRecord
-    from durable.journal.base import Change, Claim, RunQuery, StepQuery
+    from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
 
 T = TypeVar("T")
 
@@ -154,6 +154,9 @@ class FaultyJournal:
 
     async def load_run(self, run_id: str) -> RunRecord | None:
         return await self.inner.load_run(run_id)
+
+    async def load_tree(self, run_id: str) -> RunTree | None:
+        return await self.inner.load_tree(run_id)
 
     async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self.inner.load_history(run_id)

@@ -73,6 +73,12 @@ def start_timer(step: StepRecord, now_ms: int) -> StepRecord:
     return replace(step, state=running, started_at_ms=now_ms)
 
 
+def start_child(step: StepRecord, now_ms: int) -> StepRecord:
+    """The step's child is due: it runs until its end."""
+    running = advance_step(step.state, RUNNING)
+    return replace(step, state=running, due_at_ms=None, started_at_ms=now_ms)
+
+
 def begin_attempt(step: StepRecord, now_ms: int) -> StepRecord:
     """An attempt begins."""
     return replace(

@@ -62,6 +62,8 @@ CREATE TABLE durable_step (
     PRIMARY KEY (run_id, number)
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX durable_step_child ON durable_step (child_run_id) WHERE child_run_id IS NOT NULL;
+
 -- One row an event: sent when it is created or later, and consumed by one wait at most, which
 -- step_number names. seq: the order of sending; an event that was created before gets a new one.
 CREATE TABLE durable_event (

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from durable.core.records import EventRecord, RunRecord, StepRecord
-    from durable.journal.base import Change, Claim, RunQuery, StepQuery
+    from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
 
 T = TypeVar("T")
 
@@ -188,6 +188,9 @@ class SqliteJournal:
 
     async def load_run(self, run_id: str) -> RunRecord | None:
         return await self._read(partial(reads.read_run, run_id=run_id))
+
+    async def load_tree(self, run_id: str) -> RunTree | None:
+        return await self._read(partial(reads.read_tree, run_id=run_id))
 
     async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_history, run_id=run_id))

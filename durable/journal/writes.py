@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import astuple
 
 from durable.core.errors import JournalCorruptError, damaged
+from durable.core.nesting import is_child_started
 from durable.core.records import (
     CANCEL_NUMBER,
     EventRecord,
@@ -26,7 +27,8 @@ from durable.core.records import (
     StepKind,
     StepRecord,
 )
-from durable.journal.base import Change, Claim, OwnershipLostError, Restart
+from durable.journal.base import Change, ChildChanges, Claim, OwnershipLostError, Restart
+from durable.journal.reads import read_descendants
 from durable.journal.rows import (
     EVENT_COLUMNS,
     EVENT_JSON,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from durable.core.errors import JournalError
+    from durable.journal.base import Parked
 
 # Slices of the record, because to take them out one by one takes longer than all else.
 NEW_STEP = slice(STEP_COLUMNS.index("started_at_ms") + 1)
@@ -118,6 +121,8 @@ COMMIT_PARTS = (
     "updated",
     "runs",
     "parked",
+    "canceled",
+    "ended",
     "events",
     "consumed",
     "removed",
@@ -199,7 +204,13 @@ RESTART = f"""
             WHEN kind NOT IN ('sleep', 'event') THEN NULL
             WHEN json_extract(args, '$.until') IS NULL THEN new.now_ms + due_at_ms - started_at_ms
             ELSE due_at_ms
-        END
+        END,
+        -- Another child than before, which is started when the body is found to wait for it.
+        child_run_id = iif(
+            kind = 'workflow',
+            printf('%012x', new.now_ms) || lower(hex(randomblob(10))),
+            child_run_id
+        )
     FROM ({_restarts()}) AS new
     WHERE durable_step.run_id = new.run_id AND number >= 0 AND position IS NULL
       AND (number >= new.from_number OR durable_step.state = 'canceled');
@@ -277,6 +288,16 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     ) AS new
     WHERE durable_run.run_id = new.run_id;
 
+    UPDATE durable_run SET wake_at_ms = 0
+    WHERE run_id IN (SELECT value FROM json_each(NEW.canceled))
+      AND epoch IS NULL AND finished_at_ms IS NULL;
+
+    UPDATE durable_run SET wake_at_ms = 0
+    WHERE run_id IN (
+        SELECT run_id FROM durable_step
+        WHERE child_run_id IN (SELECT value FROM json_each(NEW.ended)) AND state IN {OPEN_STATES}
+    ) AND epoch IS NULL AND finished_at_ms IS NULL AND state <> 'stuck';
+
     INSERT INTO durable_waking SELECT NEW.events, NEW.consumed, NEW.parked
     WHERE coalesce(NEW.events, NEW.consumed, NEW.parked) IS NOT NULL;
 
@@ -304,6 +325,12 @@ NEXT_WAKE = "SELECT min(wake_at_ms) FROM durable_run WHERE wake_at_ms IS NOT NUL
 STEPS_OF_RUNS = f"""
 SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) GROUP BY run_id
+"""
+
+# Of each child that is over, its row.
+AWAITED_CHILDREN = f"""
+SELECT run_id, CASE WHEN finished_at_ms IS NOT NULL THEN CAST({RUN_JSON} AS BLOB) END
+FROM durable_run WHERE run_id IN (SELECT value FROM json_each(?))
 """
 
 EVENTS_OF_RUNS = f"""
@@ -359,6 +386,7 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
     """Return the parts of ``COMMIT``: of each row, the last that is to be written."""
     changes = _one_of_each_run(changes)
     starts = [change for change in changes if change.is_start]
+    families = [change.children for change in changes if change.children is not None]
     others = [change for change in changes if not change.is_start] if starts else changes
     issued: list[tuple[object, ...]] = []
     whole: list[tuple[object, ...]] = []
@@ -375,7 +403,10 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
             updated.append((run_id, step.number, *astuple(step)[STEP_CHANGE]))  # noqa: PERF401
     return (
         epoch,
-        _json_rows([_start_row(change, epoch) for change in starts]),
+        _json_rows(
+            [_start_row(change.run, change.parked, epoch) for change in starts]
+            + [_start_row(*start, epoch) for family in families for start in family.started]
+        ),
         _json_rows([(each.run_id, *astuple(each.restart)) for each in changes if each.restart]),
         _json_rows(
             [
@@ -386,7 +417,11 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
         ),
         _json_rows(issued),
         _json_rows(whole),
-        _json_rows([(each.run_id, *astuple(each.asked)) for each in changes if each.asked]),
+        # What a run has written of itself stands: it may have been told to its body already.
+        _json_rows(
+            [(each.run_id, *astuple(each.asked)) for each in changes if each.asked]
+            + [(run_id, *astuple(asked)) for each in families for run_id, asked in each.canceled]
+        ),
         _json_rows(updated),
         _json_rows([change.run for change in others if change.run is not None]),
         _json_rows(
@@ -396,6 +431,8 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
                 if change.parked is not None
             ]
         ),
+        _json_rows([run_id for family in families for run_id, _ in family.canceled]),
+        _json_rows([change.run_id for change in others if _is_end_of_child(change.run)]),
         _json_rows([event for change in changes for event in change.events]),
         _json_rows(
             [
@@ -408,10 +445,16 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
     )
 
 
-def _start_row(change: Change, epoch: int) -> tuple[RunRecord | None, int | None, int | None]:
-    if change.parked is None:
-        return change.run, None, epoch
-    return change.run, change.parked.wake_at_ms, None
+def _start_row(
+    run: RunRecord | None, parked: Parked | None, epoch: int
+) -> tuple[RunRecord | None, int | None, int | None]:
+    if parked is None:
+        return run, None, epoch
+    return run, parked.wake_at_ms, None
+
+
+def _is_end_of_child(run: RunRecord | None) -> bool:
+    return run is not None and run.finished_at_ms is not None and run.parent_id is not None
 
 
 def _one_of_each_run(changes: Sequence[Change]) -> Sequence[Change]:
@@ -439,6 +482,10 @@ def _merge(changes: list[Change]) -> Change:
             merged.dropped_from = change.dropped_from
         merged.run = change.run or merged.run
         merged.parked = change.parked or merged.parked
+        if change.children is not None:
+            merged.children = merged.children or ChildChanges()
+            merged.children.started += change.children.started
+            merged.children.canceled += change.children.canceled
         merged.events += change.events
         merged.consumed += change.consumed
         issued.update((step.number, step) for step in change.issued)
@@ -462,7 +509,7 @@ def commit(
         The runs that are there already, of the starts whose id is taken.
     """
     try:
-        db.execute(COMMIT, rows)
+        db.execute(COMMIT, _with_descendants(db, changes, rows))
     except sqlite3.IntegrityError:
         # Nothing was written. It is another owner's, or ids are taken; both are rare.
         check_fence(db, epoch)
@@ -470,9 +517,23 @@ def commit(
         if not taken:
             raise
         rest = [change for change in changes if not (change.is_start and change.run_id in taken)]
-        db.execute(COMMIT, rows_of(rest, epoch))
+        db.execute(COMMIT, _with_descendants(db, rest, rows_of(rest, epoch)))
         return taken
     return {}
+
+
+def _with_descendants(
+    db: sqlite3.Connection, changes: Sequence[Change], rows: CommitRows
+) -> CommitRows:
+    """Let all go that is under the runs that are to be no more. Only this owner starts children."""
+    if rows[-1] is None:
+        return rows
+    removed = {change.run_id for change in changes if change.is_removal}
+    for run_id in list(removed):
+        removed.update(read_descendants(db, run_id))
+    started = (child for each in changes if each.children for child, _ in each.children.started)
+    removed.update([child.run_id for child in started if child.parent_id in removed])
+    return (*rows[:-1], _json_rows(sorted(removed)))
 
 
 def _find_taken(db: sqlite3.Connection, changes: Sequence[Change]) -> dict[str, RunRecord]:
@@ -494,13 +555,9 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
             runs.append(decode_run(row))
         except JournalCorruptError as exc:
             errors.append((None, exc))
-    begun = [
-        run.run_id
-        for run in runs
-        if run.state is not RunState.PENDING or run.started_at_ms is not None
-    ]
-    steps = dict(db.execute(STEPS_OF_RUNS, (text(begun),)).fetchall() if begun else ())
+    # Those too that have not begun: they may have been asked to end.
     run_ids = text([run.run_id for run in runs])
+    steps = dict(db.execute(STEPS_OF_RUNS, (run_ids,)).fetchall() if runs else ())
     sent = dict(db.execute(EVENTS_OF_RUNS, (run_ids,)).fetchall() if runs else ())
     events: dict[str, list[EventRecord]] = {}
     claimed: list[tuple[RunRecord, list[StepRecord]]] = []
@@ -511,12 +568,48 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
             claimed.append((run, _decode_history(run, steps.get(run.run_id, b"[]"))))
         except JournalCorruptError as exc:
             errors.append((run, exc))
-    return Claim(claimed, next_wake_at_ms, errors, events)
+    ended = _read_ended(db, claimed, errors)
+    return Claim(claimed, next_wake_at_ms, errors, ended, events)
+
+
+def _read_ended(
+    db: sqlite3.Connection,
+    claimed: list[tuple[RunRecord, list[StepRecord]]],
+    errors: list[tuple[RunRecord | None, JournalError]],
+) -> dict[str, list[RunRecord]]:
+    """Return which of the children are over that the claimed runs wait for, by their parents' ids.
+
+    A run whose child cannot be read, or is not there, goes from ``claimed`` to ``errors``.
+    """
+    awaited = {
+        step.child_run_id: run
+        for run, steps in claimed
+        for step in steps
+        if step.child_run_id is not None and is_child_started(step)
+    }
+    if not awaited:
+        return {}
+    ended: dict[str, list[RunRecord]] = {}
+    damages: dict[str, JournalError] = {}
+    children = dict(db.execute(AWAITED_CHILDREN, (text(list(awaited)),)).fetchall())
+    for child_id, run in awaited.items():
+        try:
+            if child_id not in children:
+                why = f"it waits for run {child_id!r}, which is not there"
+                raise JournalCorruptError(damaged(f"run {run.run_id!r}", why))  # noqa: TRY301  with all other damages
+            if children[child_id] is not None:
+                ended.setdefault(run.run_id, []).append(decode_run(children[child_id]))
+        except JournalCorruptError as exc:
+            damages[run.run_id] = exc
+    if damages:
+        errors += [(run, damages[run.run_id]) for run, _ in claimed if run.run_id in damages]
+        claimed[:] = [each for each in claimed if each[0].run_id not in damages]
+    return ended
 
 
 def _decode_history(run: RunRecord, data: bytes) -> list[StepRecord]:
     steps = decode_steps(run.run_id, data)
-    if steps and run.started_at_ms is None:
+    if run.started_at_ms is None and any(step.number >= 0 for step in steps):
         why = "it has steps, but no time at which it was started"
         raise JournalCorruptError(damaged(f"run {run.run_id!r}", why))
     return steps

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
 from msgspec.structs import replace
 
-from durable.core.commands import DUE_MS_MAX, UNSET
+from durable.core.commands import UNSET, Work
 from durable.core.failures import encode_exception
-from durable.core.records import StepKind, StepRecord, StepState
+from durable.core.nesting import is_child_started, settle_by
+from durable.core.records import RunRecord, StepKind, StepRecord, StepState
 from durable.core.transitions import (
     back_off,
     begin_attempt,
@@ -26,12 +27,14 @@ from durable.core.transitions import (
     fail,
     interrupt,
     interruption_error,
+    start_child,
     start_timer,
     time_out,
     withdraw,
 )
 from durable.journal.base import Change
 from durable.runtime.attempt import Attempt
+from durable.runtime.ids import new_run_id
 from durable.runtime.job import (
     JOB_QUEUED,
     JOB_RESERVED,
@@ -47,25 +50,32 @@ if TYPE_CHECKING:
 
     from durable.core.commands import Command
     from durable.core.records import EventRecord
+    from durable.runtime.children import Children
     from durable.runtime.clock import Alarm
-    from durable.runtime.job import ActionWork
+    from durable.runtime.job import ActionWork, JobState
     from durable.runtime.settings import Settings
     from durable.runtime.workpool import Workpool
 
 SLEEP = StepKind.SLEEP
+WORKFLOW = StepKind.WORKFLOW
 EVENT = StepKind.EVENT
 RUNNING = StepState.RUNNING
-
-NEVER_MS = DUE_MS_MAX + 1
-"""When a run is due that waits for events alone."""
 
 Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
 """What is to be called once a change is committed: functions, each with its argument."""
 
 
+class ChildWork(Work, Protocol):
+    """What the command of a workflow's call stands for."""
+
+    name: str
+    version: int
+
+
 class StepsHost(MailboxHost, Protocol):
     """What the open steps of all runs share."""
 
+    children: Children
     pool: Workpool
     settings: Settings
 
@@ -110,13 +120,19 @@ class OpenSteps:
 
     Args:
         recorded: What the journal has of those that were not delivered.
+        ended: The children that are over, of those that the body waits for.
 
     Attributes:
         queued: Attempts that found no slot, until their change is submitted.
     """
 
     def __init__(
-        self, run_id: str, host: StepsHost, owner: StepsOwner, recorded: Iterable[StepRecord]
+        self,
+        run_id: str,
+        host: StepsHost,
+        owner: StepsOwner,
+        recorded: Iterable[StepRecord],
+        ended: Iterable[RunRecord] = (),
     ) -> None:
         self._run_id = run_id
         self._host = host
@@ -126,6 +142,8 @@ class OpenSteps:
         }
         self._jobs: dict[int, Job] = {}
         self._alarms: dict[int, Alarm] = {}
+        self._children: dict[str, int] = {}
+        self._ended = {child.run_id: child for child in ended}
         self._mailbox: Mailbox | None = None
         self.queued: list[Job] = []
 
@@ -137,22 +155,27 @@ class OpenSteps:
         """Whether an attempt is queued or under way, or has an outcome that is not committed."""
         return bool(self._jobs)
 
-    def wake_at_ms(self) -> int | None:
-        """Return when the first alarm is due, if alarms are all that there is to wait for.
-
-        ``NEVER_MS`` when there is none: then it waits for what is sent, and has for long.
-        """
-        if self._jobs or not self._records:
-            return None
+    @property
+    def is_waiting(self) -> bool:
+        """Whether alarms, children and events are all that there is to wait for, and have been."""
         if self._mailbox is not None and self._mailbox.keeps_in_memory:
-            return None
+            return False
+        return not self._jobs and bool(self._records)
+
+    @property
+    def awaits_children(self) -> bool:
+        """Whether any of them is a child that is not over."""
+        return bool(self._children)
+
+    def wake_at_ms(self) -> int | None:
+        """Return when the first alarm is due."""
         dues = [step.due_at_ms for step in self._records.values()]
-        return min((due for due in dues if due is not None), default=NEVER_MS)
+        return min((due for due in dues if due is not None), default=None)
 
     # --- what the body does ----------------------------------------------------------------------
 
-    def issue(self, command: Command, now_ms: int, after: Effects) -> StepRecord:
-        """Take a new command; return its step's record."""
+    def issue(self, command: Command, now_ms: int, change: Change, after: Effects) -> StepRecord:
+        """Take a new command, to be written by ``change``; return its step's record."""
         step = StepRecord(
             number=command.number,
             key=command.key,
@@ -164,6 +187,10 @@ class OpenSteps:
         if command.kind is SLEEP:
             after.append((self._set_alarm, step))
             step = start_timer(step, now_ms)
+        elif command.kind is WORKFLOW:
+            child_work: Any = command.work
+            step = replace(step, child_run_id=new_run_id(now_ms))
+            step = self._start_child(step, child_work, now_ms, change, after)
         elif command.kind is EVENT:
             step = self._begin_wait(step, command, now_ms, after)
         elif step.due_at_ms is not None and step.due_at_ms > now_ms:
@@ -186,9 +213,7 @@ class OpenSteps:
 
     def forget(self, number: int, after: Effects, *, may_finish: bool = False) -> StepRecord | None:
         """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
-        alarm = self._alarms.pop(number, None)
-        if alarm is not None:
-            self._host.alarms.cancel(alarm)
+        self._cancel_alarm(number)
         job = self._jobs.pop(number, None)
         if job is not None:
             if job.state in (JOB_QUEUED, JOB_RESERVED):
@@ -197,14 +222,25 @@ class OpenSteps:
                 after.append((self._host.drop if may_finish else self._host.withdraw, job))
         if self._mailbox is not None:
             self._mailbox.forget(number)
-        return self._records.pop(number, None)
+        step = self._records.pop(number, None)
+        if step is not None and step.child_run_id is not None:
+            self._children.pop(step.child_run_id, None)
+        return step
 
     def withdraw_all(self, now_ms: int, after: Effects) -> list[StepRecord]:
         """Forget all steps, and let running functions finish; return the new records."""
         steps = list(self._records.values())
         for step in steps:
+            if step.state is RUNNING and step.number not in self._jobs:
+                self._take_up(step)  # It was not resumed, and may have an attempt all the same.
             self.forget(step.number, after, may_finish=True)
         return [withdraw(step, now_ms) for step in steps]
+
+    def hold(self, state: JobState) -> None:
+        """Let no attempt begin that is in that state; its step is going to be withdrawn."""
+        for job in self._jobs.values():
+            if job.state is state:
+                self._host.pool.withdraw(job)
 
     def withdraw_jobs(self) -> None:
         """End all attempts; nothing of them is recorded."""
@@ -229,6 +265,8 @@ class OpenSteps:
         self._alarms.clear()
         self._jobs.clear()
         self._records.clear()
+        self._children.clear()
+        self._ended.clear()
         if self._mailbox is not None:
             self._mailbox.clear()
         del self._owner  # They refer to each other: free them without the collector.
@@ -300,7 +338,66 @@ class OpenSteps:
         self._records[step.number] = step
         self._owner.settle(step, value)
 
+    # --- children --------------------------------------------------------------------------------
+
+    def _start_child(
+        self, step: StepRecord, work: ChildWork, now_ms: int, change: Change, after: Effects
+    ) -> StepRecord:
+        assert step.child_run_id is not None
+        child = RunRecord(
+            run_id=step.child_run_id,
+            name=work.name,
+            version=work.version,
+            parent_id=self._run_id,
+            args=step.args,
+            created_at_ms=now_ms,
+        )
+        is_delayed = step.due_at_ms is not None and step.due_at_ms > now_ms
+        due_ms = step.due_at_ms if is_delayed else None
+        self._host.children.start(child, due_ms, change, after)
+        return self._await_child(step, now_ms, after)
+
+    def _await_child(self, step: StepRecord, now_ms: int, after: Effects) -> StepRecord:
+        assert step.child_run_id is not None
+        self._children[step.child_run_id] = step.number
+        if step.state is RUNNING:
+            return step
+        if step.due_at_ms is not None and step.due_at_ms > now_ms:
+            after.append((self._set_alarm, step))
+            return step
+        return start_child(step, now_ms)
+
+    def _resume_child(
+        self, step: StepRecord, command: Command, now_ms: int, change: Change, after: Effects
+    ) -> StepRecord:
+        if step.state.is_final:
+            return step
+        if not is_child_started(step):
+            work: Any = command.work
+            return self._start_child(step, work, now_ms, change, after)
+        child = self._ended.get(step.child_run_id or "")
+        if child is not None:
+            return settle_by(step, child, now_ms)
+        return self._await_child(step, now_ms, after)
+
+    def note_end(self, child: RunRecord) -> None:
+        """A child is over; the body is being replayed, and may wait for it."""
+        self._ended[child.run_id] = child
+
+    def end_child(self, child: RunRecord) -> None:
+        """A child is over: its step is settled, if the body waits for it."""
+        number = self._children.pop(child.run_id, None)
+        if number is not None:
+            self._cancel_alarm(number)
+            step = self._records[number]
+            self._settle(settle_by(step, child, self._host.clock.now_ms()))
+
     # --- alarms ----------------------------------------------------------------------------------
+
+    def _cancel_alarm(self, number: int) -> None:
+        alarm = self._alarms.pop(number, None)
+        if alarm is not None:
+            self._host.alarms.cancel(alarm)
 
     def _set_alarm(self, step: StepRecord) -> None:
         if step.number in self._records:
@@ -320,6 +417,12 @@ class OpenSteps:
             return
         if step.kind is SLEEP:
             self._settle(complete(step, None, now_ms))
+            return
+        if step.kind is WORKFLOW:
+            if step.state.is_final:
+                return
+            begun = self._records[number] = start_child(step, now_ms)
+            self._owner.submit(Change(run_id=self._run_id, updated=[begun]), [])
             return
         after: Effects = []
         begun = self._offer(step, self._owner.work(number), now_ms, after)
@@ -383,20 +486,22 @@ class OpenSteps:
         commands: Iterable[Command],
         interrupted: dict[int, int],
         now_ms: int,
+        change: Change,
         after: Effects,
         *,
         is_ending: bool,
-    ) -> tuple[list[StepRecord], list[StepRecord]]:
+    ) -> list[StepRecord]:
         """Take up, after a replay, the commands that the body waits for.
 
-        Nothing begins where the body is about to be cancelled.
+        Nothing begins where the body is about to be cancelled. What changes by it is to be written
+        by ``change``.
 
         Returns:
-            The records that change, and the steps that are settled, in the order of delivery.
+            The steps that are settled, in the order of delivery.
         """
         recorded, self._records = self._records, {}
-        changed: list[StepRecord] = []
         settled: list[StepRecord] = []
+        ended_at = {child.run_id: child.finished_at_ms or 0 for child in self._ended.values()}
         for command in commands:
             before = self._records[command.number] = recorded[command.number]
             if before.kind is EVENT:
@@ -404,15 +509,25 @@ class OpenSteps:
             elif is_ending:
                 self._take_up(before)
                 step = before
+            elif command.kind is WORKFLOW:
+                step = self._resume_child(before, command, now_ms, change, after)
             else:
                 step = self._resume_step(before, command, interrupted, now_ms, after)
             self._records[command.number] = step
             if step.state.is_final:
                 settled.append(step)
             elif step is not before:
-                changed.append(step)
-        settled.sort(key=lambda step: (step.finished_at_ms or 0, step.number))
-        return changed, settled
+                change.updated.append(step)
+        self._ended.clear()
+        # Children that ended meanwhile are heard of now, in the order in which they ended.
+        settled.sort(
+            key=lambda step: (
+                step.finished_at_ms or 0,
+                ended_at.get(step.child_run_id or "", 0),
+                step.number,
+            )
+        )
+        return settled
 
     def _resume_step(
         self,
