@@ -226,6 +226,23 @@ RESTART = f"""
     FROM ({_restarts()}) AS new WHERE durable_run.run_id = new.run_id;
 """
 
+# Apart: most commits have nothing to do with events, and each statement costs, even with no rows.
+EVENT_TRIGGERS = (
+    "CREATE TEMP VIEW durable_sending AS SELECT NULL AS events",
+    f"""
+    CREATE TEMP TRIGGER durable_sending_apply INSTEAD OF INSERT ON durable_sending BEGIN
+        {SEND_EVENTS}
+    END
+    """,
+    "CREATE TEMP VIEW durable_waking AS SELECT NULL AS events, NULL AS consumed, NULL AS parked",
+    f"""
+    CREATE TEMP TRIGGER durable_waking_apply INSTEAD OF INSERT ON durable_waking BEGIN
+        {CONSUME_EVENTS}
+        {WAKE_WAITING}
+    END
+    """,
+)
+
 # A final state is written once: a late writer changes nothing.
 COMMIT_TRIGGER = f"""
 CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEGIN
@@ -236,7 +253,7 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
            json_extract(value, '$[1]'), json_extract(value, '$[2]')
     FROM json_each(NEW.starts);
 
-    {SEND_EVENTS}
+    INSERT INTO durable_sending SELECT NEW.events WHERE NEW.events IS NOT NULL;
     {RESTART}
     DELETE FROM durable_step
     WHERE run_id IN (SELECT json_extract(value, '$[0]') FROM json_each(NEW.dropped))
@@ -284,8 +301,8 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
         WHERE child_run_id IN (SELECT value FROM json_each(NEW.ended)) AND state IN {OPEN_STATES}
     ) AND epoch IS NULL AND finished_at_ms IS NULL AND state <> 'stuck';
 
-    {CONSUME_EVENTS}
-    {WAKE_WAITING}
+    INSERT INTO durable_waking SELECT NEW.events, NEW.consumed, NEW.parked
+    WHERE coalesce(NEW.events, NEW.consumed, NEW.parked) IS NOT NULL;
 
     DELETE FROM durable_event WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
     DELETE FROM durable_step WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
@@ -331,8 +348,8 @@ CommitRows: TypeAlias = "tuple[int | str | None, ...]"
 
 def prepare_commits(db: sqlite3.Connection) -> None:
     """Give a connection what ``commit`` needs."""
-    db.execute(COMMIT_VIEW)
-    db.execute(COMMIT_TRIGGER)
+    for statement in (*EVENT_TRIGGERS, COMMIT_VIEW, COMMIT_TRIGGER):
+        db.execute(statement)
 
 
 def check_fence(db: sqlite3.Connection, epoch: int) -> None:
