@@ -199,14 +199,22 @@ async def test_a_child_cleans_up_while_its_parent_is_over(path: Path, clock: Man
         await check_families(engine)
 
 
-async def test_a_childs_clean_up_goes_on_in_the_next_life(path: Path, clock: ManualClock) -> None:
-    """It was told once, at that place of its history."""
+@pytest.mark.parametrize("is_told_late", [True, False])
+async def test_a_childs_clean_up_goes_on_in_the_next_life(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, is_told_late: bool
+) -> None:
+    """It was told once, at that place of its history; be it that its turn came only after the
+    commit that asked it to end."""
     async with crashing(path, clock) as engine:
         run = await engine.start(above_a_clean_up(), id="top")
         await until(lambda: engine.statistics().live_runs == 2)
         child = engine.get((await the_child(engine, "top")).id)
         await until_step(child, "sleep", StepState.RUNNING)
-        assert await run.cancel() is True
+        with monkeypatch.context() as patch:
+            if is_told_late:
+                assert engine._runner is not None
+                patch.setattr(engine._runner.live(child.id), "advance", lambda _count: None)
+            assert await run.cancel() is True
         await until_step(child, quick.name, StepState.COMPLETED)
         await until_step(child, "sleep", StepState.RUNNING)
     async with opened(path, clock) as engine:
