@@ -396,10 +396,11 @@ async def _otherwise(_step: Step, nap_s: float) -> str:
     return await quick("otherwise")
 
 
+@pytest.mark.parametrize("is_changed", [True, False])
 async def test_a_stuck_child_whose_action_still_runs_is_cancelled_with_its_parent(
-    path: Path, clock: ManualClock
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, is_changed: bool
 ) -> None:
-    """The action finishes, and its result is dropped."""
+    """The action finishes, and its result is dropped; be it that the code has changed since."""
 
     @durable.workflow(name="children.going_astray")
     async def going_astray(step: Step) -> None:
@@ -415,12 +416,18 @@ async def test_a_stuck_child_whose_action_still_runs_is_cancelled_with_its_paren
         child = await the_child(engine, "top")
         clock.advance(NAP_S)
         await until_state(engine.get(child.id), RunState.STUCK)
+        if is_changed:
+            monkeypatch.setattr(going_astray, "fn", sleeping_instead)
         assert await run.cancel() is True
         await until_all_canceled(engine, ["top", child.id])
         assert world.interrupted == []
         world.may_end.set()
         await until(lambda: engine.statistics().running_actions == 0)
         await check_families(engine)
+
+
+async def sleeping_instead(step: Step) -> None:
+    await step.sleep(NAP_S)
 
 
 async def _astray(step: Step) -> None:
