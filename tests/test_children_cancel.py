@@ -228,6 +228,43 @@ async def test_a_childs_clean_up_goes_on_in_the_next_life(
         await check_families(engine)
 
 
+async def test_a_cancel_that_meets_a_claim_is_told_once(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked while the run was in the journal, and is written when it is in memory."""
+
+    @durable.workflow(name="children.sleeping_and_cleaning")
+    async def sleeping_and_cleaning(step: Step) -> None:
+        try:
+            await step.sleep(MONTH_S)
+        finally:
+            await step.sleep(MONTH_S)
+            await quick("clean")
+
+    disk = Disk()
+    disk.install(monkeypatch)
+    async with crashing(path, clock) as engine:
+        run = await engine.start(sleeping_and_cleaning(), id="it")
+        await until_step(run, "sleep", StepState.RUNNING)
+        await until(lambda: engine.statistics().live_runs == 0)
+        claims = disk.calls["claim"]
+        disk.answers.clear()
+        clock.advance(MONTH_S)
+        await until(lambda: disk.calls["claim"] > claims)
+        asking = asyncio.create_task(run.cancel())
+        assert engine._runner is not None
+        writer = engine._runner.writer
+        await until(lambda: writer._pending)
+        disk.answers.set()
+        assert await asking is True
+        await until(lambda: engine.statistics().live_runs == 0)
+        assert (await run.status()).state is RunState.CANCELING
+    async with opened(path, clock) as engine:
+        clock.advance(MONTH_S)
+        await until_all_canceled(engine, ["it"])
+        assert world.begun == {"clean": 1}
+
+
 async def test_a_child_that_cleans_up_already_is_left_to_it(path: Path) -> None:
     """It was cancelled alone: its steps, and the children that it calls for that, go on."""
 

@@ -241,6 +241,35 @@ async def test_two_removals_at_the_same_time_are_one(path: Path) -> None:
         await check_empty(engine)
 
 
+async def test_a_family_that_is_claimed_while_it_is_removed_is_dropped(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked while the family was in the journal, and is written when it is in memory."""
+    disk = Disk()
+    disk.install(monkeypatch)
+    clock = ManualClock()
+    async with opened(path, clock) as engine:
+        run = await engine.start(above_a_sleeper(0), id="it")
+        async with asyncio.timeout(WAIT_S_MAX):
+            while len(await family(engine, "it")) < 2:
+                pass
+        await until(lambda: engine.statistics().live_runs == 0)
+        claims = disk.calls["claim"]
+        disk.answers.clear()
+        clock.advance(MONTH_S)
+        await until(lambda: disk.calls["claim"] > claims)
+        removing = asyncio.create_task(run.cleanup(force=True))
+        assert engine._runner is not None
+        writer = engine._runner.writer
+        await until(lambda: writer._pending)
+        disk.answers.set()
+        async with asyncio.timeout(WAIT_S_MAX):
+            assert await removing is True
+        await check_empty(engine)
+        await writer.wait_until_idle()
+        await check_empty(engine)
+
+
 @pytest.mark.slow
 async def test_a_family_may_be_removed_at_any_moment_of_its_growth(path: Path) -> None:
     """Children that begin meanwhile are removed, too."""
