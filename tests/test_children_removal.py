@@ -73,6 +73,7 @@ async def tree(_step: Step, depth: int) -> str:
 @durable.workflow
 async def sleeper(step: Step) -> None:
     await step.sleep(MONTH_S)
+    await quick("late")
 
 
 @durable.workflow
@@ -268,6 +269,7 @@ async def test_a_family_that_is_claimed_while_it_is_removed_is_dropped(
         await check_empty(engine)
         await writer.wait_until_idle()
         await check_empty(engine)
+        assert world.begun == {}
 
 
 @pytest.mark.slow
