@@ -73,7 +73,11 @@ async def tree(_step: Step, depth: int) -> str:
 @durable.workflow
 async def sleeper(step: Step) -> None:
     await step.sleep(MONTH_S)
-    await quick("late")
+
+
+@durable.workflow
+async def above_a_delayed(step: Step) -> None:
+    await step.run(leaf("late"), run_after=MONTH_S)
 
 
 @durable.workflow
@@ -250,7 +254,7 @@ async def test_a_family_that_is_claimed_while_it_is_removed_is_dropped(
     disk.install(monkeypatch)
     clock = ManualClock()
     async with opened(path, clock) as engine:
-        run = await engine.start(above_a_sleeper(0), id="it")
+        run = await engine.start(above_a_delayed(), id="it")
         async with asyncio.timeout(WAIT_S_MAX):
             while len(await family(engine, "it")) < 2:
                 pass
