@@ -304,7 +304,7 @@ async def test_once_a_cancel_is_acknowledged_nothing_queued_begins_in_a_large_fa
 
     async with opened(path, max_parallelism=3) as engine:
         run = await engine.start(large(), id="top")
-        await until(lambda: engine.statistics().queued_actions == 497)
+        await until(lambda: engine.statistics().queued_actions == 497 and world.begun["deep"] == 3)
         assert await run.cancel() is True
         world.may_end.set()
         await until(lambda: engine.statistics().live_runs == 0)

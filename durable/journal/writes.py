@@ -159,7 +159,8 @@ RESTART = f"""
     FROM ({_restarts()}) AS new WHERE durable_run.run_id = new.run_id;
 """
 
-# A final state is written once: a late writer changes nothing.
+# A final state is written once: a late writer changes nothing. Whether children are concerned is
+# asked first: a commit without them must not pay for the tables that an IN is made with.
 COMMIT_TRIGGER = f"""
 CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEGIN
     SELECT RAISE(ABORT, '{FENCED}') WHERE NEW.epoch IS NOT (SELECT epoch FROM durable_owner);
@@ -207,11 +208,11 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     WHERE durable_run.run_id = new.run_id;
 
     UPDATE durable_run SET wake_at_ms = 0
-    WHERE run_id IN (SELECT value FROM json_each(NEW.canceled))
+    WHERE NEW.canceled IS NOT NULL AND run_id IN (SELECT value FROM json_each(NEW.canceled))
       AND epoch IS NULL AND finished_at_ms IS NULL;
 
     UPDATE durable_run SET wake_at_ms = 0
-    WHERE run_id IN (
+    WHERE NEW.ended IS NOT NULL AND run_id IN (
         SELECT run_id FROM durable_step
         WHERE child_run_id IN (SELECT value FROM json_each(NEW.ended)) AND state IN {OPEN_STATES}
     ) AND epoch IS NULL AND finished_at_ms IS NULL AND state <> 'stuck';
