@@ -36,6 +36,7 @@ class StepInfo(msgspec.Struct, frozen=True, kw_only=True):
         started_at: When its first attempt began.
         finished_at: When it completed, failed or was withdrawn.
         child_run_id: The run that a workflow's call was, as a step.
+        event_id: Of a wait, the event that it has consumed, or that it is for: ``EventId.parse``.
     """
 
     number: int

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, final
 import msgspec
 
 from durable.core.errors import JournalError, JournalLockedError
-from durable.core.records import RunRecord, RunState, StepRecord
+from durable.core.records import EventRecord, RunRecord, RunState, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,6 +81,9 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
         parked: Gives the claim back, with the run's next wake time.
         children: What it does to other runs, or ``None``.
         is_removal: The run, its steps and its children, and theirs, are to be no more.
+        events: Created or sent, in this order: kept, unless the run is over or the event was sent
+            before. A run that waits for one, and that nobody works on, is due by that.
+        consumed: The ids of events, each with the number of the step that has it now.
         restart: Nothing of it happens if the run has another generation, or is not over.
         dropped_from: Steps with this number and above are to be no more.
     """
@@ -94,6 +97,8 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     parked: Parked | None = None
     children: ChildChanges | None = None
     is_removal: bool = False
+    events: tuple[EventRecord, ...] = ()
+    consumed: tuple[tuple[str, int], ...] = ()
     restart: Restart | None = None
     dropped_from: int | None = None
 
@@ -107,6 +112,8 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
             size += len(step.result or "") + len(step.error or "")
         if self.children is not None:
             size += sum(len(child.args) for child, _ in self.children.started)
+        for event in self.events:
+            size += len(event.value or "") + len(event.error or "")
         return size
 
 
@@ -117,6 +124,7 @@ class Claim(msgspec.Struct, frozen=True):
     Attributes:
         runs: Each with all of its steps, in order of number.
         next_wake_at_ms: When the next run that was not claimed is due; ``None`` when none is.
+        events: What was sent to them and not consumed, by run, in the order of sending.
         errors: Runs that could not be read, which nobody works on: the error names the row. With
             the run, when only its steps could not.
         ended: By id of a claimed run, its children that are over, of those that it waits for.
@@ -126,6 +134,7 @@ class Claim(msgspec.Struct, frozen=True):
     next_wake_at_ms: int | None
     errors: list[tuple[RunRecord | None, JournalError]] = []
     ended: dict[str, list[RunRecord]] = {}
+    events: dict[str, list[EventRecord]] = {}
 
 
 @final
@@ -228,6 +237,10 @@ class Journal(Protocol):
 
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         """Return the run and its open steps, of one moment."""
+        ...
+
+    async def load_event(self, event_id: str) -> EventRecord | None:
+        """Return the event of that id, as committed."""
         ...
 
     async def list_finished(self, before_ms: int, limit: int) -> list[str]:

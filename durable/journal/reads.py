@@ -9,9 +9,11 @@ import msgspec
 from durable.core.errors import JournalCorruptError, damaged
 from durable.journal.base import RunTree
 from durable.journal.rows import (
+    EVENT_JSON,
     OPEN_STATES,
     RUN_JSON,
     STEP_JSON,
+    decode_event,
     decode_row,
     decode_run,
     decode_steps,
@@ -21,10 +23,11 @@ from durable.journal.rows import (
 if TYPE_CHECKING:
     import sqlite3
 
-    from durable.core.records import RunRecord, StepRecord
+    from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import RunQuery, StepQuery
 
 RUN_BY_ID = f"SELECT CAST({RUN_JSON} AS BLOB) FROM durable_run WHERE run_id = ?"
+EVENT_BY_ID = f"SELECT CAST({EVENT_JSON} AS BLOB) FROM durable_event WHERE event_id = ?"
 STEPS_OF_RUN = f"""
 SELECT CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step WHERE run_id = ?
 """
@@ -74,6 +77,12 @@ def read_descendants(db: sqlite3.Connection, run_id: str) -> dict[str, bool]:
     (data,) = db.execute(DESCENDANTS, {"run_id": run_id}).fetchone()
     rows = decode_row(_descendants, data, f"the runs under run {run_id!r}")
     return {each: bool(is_over) for each, is_over in rows}
+
+
+def read_event(db: sqlite3.Connection, event_id: str) -> EventRecord | None:
+    """Return one event."""
+    row = db.execute(EVENT_BY_ID, (event_id,)).fetchone()
+    return None if row is None else decode_event(event_id, row[0])
 
 
 def read_status(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:

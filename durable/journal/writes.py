@@ -19,16 +19,26 @@ from msgspec.structs import astuple
 
 from durable.core.errors import JournalCorruptError, damaged
 from durable.core.nesting import is_child_started
-from durable.core.records import CANCEL_NUMBER, RunRecord, StepRecord
+from durable.core.records import (
+    CANCEL_NUMBER,
+    EventRecord,
+    RunRecord,
+    RunState,
+    StepKind,
+    StepRecord,
+)
 from durable.journal.base import Change, ChildChanges, Claim, OwnershipLostError, Restart
 from durable.journal.reads import read_descendants
 from durable.journal.rows import (
+    EVENT_COLUMNS,
+    EVENT_JSON,
     OPEN_STATES,
     RAW_ROWS,
     RUN_COLUMNS,
     RUN_JSON,
     STEP_COLUMNS,
     STEP_JSON,
+    decode_events,
     decode_run,
     decode_steps,
     text,
@@ -51,6 +61,8 @@ NOTHING_MORE = (None,) * (len(STEP_COLUMNS) - len(NEW_STEP_COLUMNS))
 WHOLE_COLUMNS = ("run_id", *STEP_COLUMNS)
 RESTART_COLUMNS = ("run_id", *Restart.__struct_fields__)
 UPDATE_COLUMNS = ("run_id", "number", *STEP_CHANGES)
+NEW_EVENT_COLUMNS = tuple(n for n in EVENT_COLUMNS if n not in ("step_number", "seq"))
+CONSUMED_COLUMNS = ("event_id", "run_id", "number")
 RUN_CHANGES = ("state", "started_at_ms", "finished_at_ms", "restarted_from", "result", "error")
 
 FENCE = "SELECT epoch FROM durable_owner"
@@ -111,6 +123,8 @@ COMMIT_PARTS = (
     "parked",
     "canceled",
     "ended",
+    "events",
+    "consumed",
     "removed",
 )
 COMMIT = f"INSERT INTO durable_commit VALUES ({', '.join('?' * len(COMMIT_PARTS))})"
@@ -118,6 +132,51 @@ COMMIT_VIEW = f"""
 CREATE TEMP VIEW durable_commit AS SELECT {", ".join(f"NULL AS {part}" for part in COMMIT_PARTS)}
 """
 FENCED = "durable: another owner has taken the journal over"
+
+# An event counts as sent when it is. Before the run's own changes, so that the owner, which knows
+# that a run has not ended, need not ask whether an event that it sends is kept.
+SEND_EVENTS = f"""
+    INSERT OR REPLACE INTO durable_event ({", ".join(NEW_EVENT_COLUMNS)})
+    SELECT new.* FROM (
+        SELECT {_columns("$", NEW_EVENT_COLUMNS, EVENT_COLUMNS)} FROM json_each(NEW.events)
+    ) AS new
+    WHERE EXISTS (
+        SELECT 1 FROM durable_run AS run
+        WHERE run.run_id = new.run_id AND run.finished_at_ms IS NULL
+    ) AND NOT EXISTS (
+        SELECT 1 FROM durable_event AS before
+        WHERE before.event_id = new.event_id AND before.sent_at_ms IS NOT NULL
+    );
+"""
+
+CONSUME_EVENTS = f"""
+    UPDATE durable_event SET step_number = new.number FROM (
+        SELECT {_columns("$", CONSUMED_COLUMNS, CONSUMED_COLUMNS)} FROM json_each(NEW.consumed)
+    ) AS new
+    WHERE durable_event.event_id = new.event_id AND durable_event.step_number IS NULL;
+
+    UPDATE durable_step SET event_id = new.event_id FROM (
+        SELECT {_columns("$", CONSUMED_COLUMNS, CONSUMED_COLUMNS)} FROM json_each(NEW.consumed)
+    ) AS new
+    WHERE durable_step.run_id = new.run_id AND durable_step.number = new.number;
+"""
+
+# Whoever is first, the one who parks a run or the one who sends to it: the later one finds both
+# the wait and the event here. CROSS JOIN: most runs have no event, many have thousands of steps.
+WAKE_WAITING = f"""
+    UPDATE durable_run SET wake_at_ms = 0
+    WHERE run_id IN (
+        SELECT json_extract(value, '$[0]') FROM json_each(NEW.parked)
+        UNION ALL
+        SELECT json_extract(value, '$[{EVENT_COLUMNS.index("run_id")}]') FROM json_each(NEW.events)
+    ) AND epoch IS NULL AND state IN ('{RunState.RUNNING}', '{RunState.CANCELING}') AND EXISTS (
+        SELECT 1 FROM durable_event AS sent CROSS JOIN durable_step AS wait
+        WHERE sent.run_id = durable_run.run_id AND sent.step_number IS NULL
+          AND sent.sent_at_ms IS NOT NULL AND wait.run_id = durable_run.run_id
+          AND wait.kind = '{StepKind.EVENT}' AND wait.state IN {OPEN_STATES}
+          AND (wait.event_id = sent.event_id OR wait.event_id IS NULL AND wait.name = sent.name)
+    );
+"""
 
 # Of a restart from a step, what the body did until that step first mattered is kept. Later outcomes
 # of earlier steps are handed to it again; later steps are found to be left over when the body has
@@ -132,12 +191,17 @@ RESTART = f"""
     UPDATE durable_step SET position = NULL FROM ({_restarts()}) AS new
     WHERE durable_step.run_id = new.run_id AND position >= new.from_position;
 
+    UPDATE durable_event SET step_number = NULL FROM ({_restarts()}) AS new
+    WHERE durable_event.run_id = new.run_id
+      AND (new.from_position IS NULL OR step_number >= new.from_number);
+
     UPDATE durable_step SET
-        state = iif(kind = 'sleep', 'running', 'pending'),
+        state = iif(kind IN ('sleep', 'event'), 'running', 'pending'),
         attempts = 0, interruptions = 0, result = NULL, error = NULL, finished_at_ms = NULL,
-        started_at_ms = iif(kind = 'sleep', new.now_ms, NULL),
+        started_at_ms = iif(kind IN ('sleep', 'event'), new.now_ms, NULL),
+        event_id = iif(kind = 'event', json_extract(args, '$.event_id'), NULL),
         due_at_ms = CASE
-            WHEN kind <> 'sleep' THEN NULL
+            WHEN kind NOT IN ('sleep', 'event') THEN NULL
             WHEN json_extract(args, '$.until') IS NULL THEN new.now_ms + due_at_ms - started_at_ms
             ELSE due_at_ms
         END,
@@ -170,6 +234,7 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
            json_extract(value, '$[1]'), json_extract(value, '$[2]')
     FROM json_each(NEW.starts);
 
+    {SEND_EVENTS}
     {RESTART}
     DELETE FROM durable_step
     WHERE run_id IN (SELECT json_extract(value, '$[0]') FROM json_each(NEW.dropped))
@@ -217,6 +282,10 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
         WHERE child_run_id IN (SELECT value FROM json_each(NEW.ended)) AND state IN {OPEN_STATES}
     ) AND epoch IS NULL AND finished_at_ms IS NULL AND state <> 'stuck';
 
+    {CONSUME_EVENTS}
+    {WAKE_WAITING}
+
+    DELETE FROM durable_event WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
     DELETE FROM durable_step WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
     DELETE FROM durable_run WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
 END
@@ -246,6 +315,12 @@ WHERE run_id IN (SELECT value FROM json_each(?)) GROUP BY run_id
 AWAITED_CHILDREN = f"""
 SELECT run_id, CASE WHEN finished_at_ms IS NOT NULL THEN CAST({RUN_JSON} AS BLOB) END
 FROM durable_run WHERE run_id IN (SELECT value FROM json_each(?))
+"""
+
+EVENTS_OF_RUNS = f"""
+SELECT run_id, CAST(json_group_array({EVENT_JSON}) AS BLOB) FROM durable_event
+WHERE run_id IN (SELECT value FROM json_each(?)) AND step_number IS NULL AND sent_at_ms IS NOT NULL
+GROUP BY run_id
 """
 
 CommitRows: TypeAlias = "tuple[int | str | None, ...]"
@@ -342,6 +417,14 @@ def rows_of(changes: Sequence[Change], epoch: int) -> CommitRows:
         ),
         _json_rows([run_id for family in families for run_id, _ in family.canceled]),
         _json_rows([change.run_id for change in others if _is_end_of_child(change.run)]),
+        _json_rows([event for change in changes for event in change.events]),
+        _json_rows(
+            [
+                (event_id, change.run_id, number)
+                for change in changes
+                for event_id, number in change.consumed
+            ]
+        ),
         _json_rows([change.run_id for change in changes if change.is_removal]),
     )
 
@@ -387,6 +470,8 @@ def _merge(changes: list[Change]) -> Change:
             merged.children = merged.children or ChildChanges()
             merged.children.started += change.children.started
             merged.children.canceled += change.children.canceled
+        merged.events += change.events
+        merged.consumed += change.consumed
         issued.update((step.number, step) for step in change.issued)
         for step in change.updated:
             (issued if step.number in issued else updated)[step.number] = step
@@ -455,16 +540,20 @@ def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Cl
         except JournalCorruptError as exc:
             errors.append((None, exc))
     # Those too that have not begun: they may have been asked to end.
-    ids = [run.run_id for run in runs]
-    steps = dict(db.execute(STEPS_OF_RUNS, (text(ids),)).fetchall() if ids else ())
+    run_ids = text([run.run_id for run in runs])
+    steps = dict(db.execute(STEPS_OF_RUNS, (run_ids,)).fetchall() if runs else ())
+    sent = dict(db.execute(EVENTS_OF_RUNS, (run_ids,)).fetchall() if runs else ())
+    events: dict[str, list[EventRecord]] = {}
     claimed: list[tuple[RunRecord, list[StepRecord]]] = []
     for run in runs:
         try:
+            if run.run_id in sent:
+                events[run.run_id] = decode_events(run.run_id, sent[run.run_id])
             claimed.append((run, _decode_history(run, steps.get(run.run_id, b"[]"))))
         except JournalCorruptError as exc:
             errors.append((run, exc))
     ended = _read_ended(db, claimed, errors)
-    return Claim(claimed, next_wake_at_ms, errors, ended)
+    return Claim(claimed, next_wake_at_ms, errors, ended, events)
 
 
 def _read_ended(

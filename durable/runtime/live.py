@@ -38,11 +38,12 @@ from durable.core.transitions import (
     withdraw,
 )
 from durable.journal.base import Change, Parked
-from durable.runtime.open_steps import OpenSteps, StepsHost
+from durable.runtime.open_steps import EVENT, OpenSteps, StepsHost
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
+    from durable.core.records import EventRecord
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.job import JobState
     from durable.runtime.open_steps import Effects
@@ -77,10 +78,6 @@ class LiveHost(StepsHost, Protocol):
 
     def schedule(self, live: LiveRun, /) -> None:
         """Have ``live.advance`` called soon, from a plain callback."""
-        ...
-
-    def park_after_ms(self) -> int:
-        """Return how long a run may wait in memory."""
         ...
 
     def on_start_committed(self, live: LiveRun, taken_by: RunRecord | None) -> None:
@@ -129,6 +126,10 @@ class LiveRun:
             then; ``None`` when this process takes the run up for the first time. Any other step
             that is recorded as running, and has not begun here, was never begun.
         ended: Its children that are over, of those that it waits for.
+        events: What was sent to it and not consumed, in the order of sending.
+
+    Attributes:
+        is_wanted: Something was sent while it was about to leave memory: it is due again.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class LiveRun:
         is_start: bool = False,
         interrupted: dict[int, int] | None = None,
         ended: Iterable[RunRecord] = (),
+        events: Iterable[EventRecord] = (),
     ) -> None:
         self._host = host
         self._spec = spec
@@ -162,6 +164,9 @@ class LiveRun:
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
         self._steps = OpenSteps(record.run_id, host, self, steps, ended)
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
+        self.is_wanted = False
+        for event in events:
+            self._steps.add_event(event)
 
     def __repr__(self) -> str:
         return f"<LiveRun {self.record.run_id!r} {self.phase.name} open={len(self._steps)}>"
@@ -177,6 +182,11 @@ class LiveRun:
     def is_cancel_pending(self) -> bool:
         """Whether its body is to be told that the run is to end, and was not yet."""
         return self._cancel is not None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is known not to be over: what is sent to it now is kept."""
+        return self.phase in (OPENING, REPLAYING, LIVE)
 
     def places(self) -> list[str]:
         """Return where the body waits: ``file:line`` of each of its tasks, the first ones."""
@@ -236,6 +246,13 @@ class LiveRun:
         if not self.is_told:
             self._is_cancel_recorded = True
             self.cancel(asked)
+
+    def take_event(self, event: EventRecord) -> None:
+        """Something was sent to the run, and is in the journal."""
+        if self.goes_on:
+            self._steps.add_event(event)
+        else:
+            self.is_wanted = True
 
     @property
     def is_about_to_leave(self) -> bool:
@@ -320,6 +337,12 @@ class LiveRun:
             count += 1
             step, value = self._deliveries[0]
             if step.number < 0 or self._execution.is_open(step.number):
+                if step.kind is EVENT and step.finished_at_ms is None:
+                    received = self._steps.receive(step)
+                    if received is None:
+                        self._deliveries.popleft()
+                        continue
+                    step, value = received
                 step = replace(step, position=self._execution.next_position)
                 if step.number < 0:  # A restart has to know what the body did because of it.
                     step = replace(step, result=str(self._execution.next_number))
@@ -343,6 +366,8 @@ class LiveRun:
         elif delivered is not None:
             self._steps.forget(delivered.number, after)
             change.updated.append(delivered)
+            if delivered.kind is EVENT:
+                change.consumed = self._steps.consumed(delivered)
         for command in turn.withdrawn:
             step = self._steps.withdraw(command, now_ms, after, may_finish=may_finish)
             if step is not None:
@@ -479,6 +504,7 @@ class LiveRun:
         self._deliveries.extend((step, UNSET) for step in settled)
         if self._cancel is not None:
             self._deliveries.append((self._cancel, UNSET))
+        self._steps.announce_events()
         self._park_if_idle(now_ms, change)
         self.submit(change, after)
         self._steps.take_up_outcomes()

@@ -29,6 +29,7 @@ from durable.core.transitions import (
     interruption_error,
     start_child,
     start_timer,
+    time_out,
     withdraw,
 )
 from durable.journal.base import Change
@@ -42,19 +43,22 @@ from durable.runtime.job import (
     Job,
     Succeeded,
 )
+from durable.runtime.mailbox import Mailbox, MailboxHost, MailboxOwner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from durable.core.commands import Command
+    from durable.core.records import EventRecord
     from durable.runtime.children import Children
-    from durable.runtime.clock import Alarm, Alarms, Clock
+    from durable.runtime.clock import Alarm
     from durable.runtime.job import ActionWork, JobState
     from durable.runtime.settings import Settings
     from durable.runtime.workpool import Workpool
 
 SLEEP = StepKind.SLEEP
 WORKFLOW = StepKind.WORKFLOW
+EVENT = StepKind.EVENT
 RUNNING = StepState.RUNNING
 
 Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
@@ -68,12 +72,10 @@ class ChildWork(Work, Protocol):
     version: int
 
 
-class StepsHost(Protocol):
+class StepsHost(MailboxHost, Protocol):
     """What the open steps of all runs share."""
 
     children: Children
-    clock: Clock
-    alarms: Alarms
     pool: Workpool
     settings: Settings
 
@@ -90,7 +92,7 @@ class StepsHost(Protocol):
         ...
 
 
-class StepsOwner(Protocol):
+class StepsOwner(MailboxOwner, Protocol):
     """The run whose body waits for the steps."""
 
     @property
@@ -101,14 +103,6 @@ class StepsOwner(Protocol):
     @property
     def is_leaving(self) -> bool:
         """Whether the run leaves memory: what is due is found when it is claimed again."""
-        ...
-
-    def work(self, number: int) -> Any:  # noqa: ANN401  an ActionWork, which the core does not know
-        """Return what the open step of that number stands for."""
-        ...
-
-    def settle(self, step: StepRecord, value: object) -> None:
-        """Take a step's outcome for the body, or record it as it is: ``value`` may be ``UNSET``."""
         ...
 
     def put_off(self, step: StepRecord, now_ms: int, after: Effects) -> None:
@@ -150,6 +144,7 @@ class OpenSteps:
         self._alarms: dict[int, Alarm] = {}
         self._children: dict[str, int] = {}
         self._ended = {child.run_id: child for child in ended}
+        self._mailbox: Mailbox | None = None
         self.queued: list[Job] = []
 
     def __len__(self) -> int:
@@ -162,7 +157,9 @@ class OpenSteps:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether alarms and children are all that there is to wait for."""
+        """Whether alarms, children and events are all that there is to wait for, and have been."""
+        if self._mailbox is not None and self._mailbox.keeps_in_memory:
+            return False
         return not self._jobs and bool(self._records)
 
     @property
@@ -194,6 +191,8 @@ class OpenSteps:
             child_work: Any = command.work
             step = replace(step, child_run_id=new_run_id(now_ms))
             step = self._start_child(step, child_work, now_ms, change, after)
+        elif command.kind is EVENT:
+            step = self._begin_wait(step, command, now_ms, after)
         elif step.due_at_ms is not None and step.due_at_ms > now_ms:
             after.append((self._set_alarm, step))
         else:
@@ -221,6 +220,8 @@ class OpenSteps:
                 self._host.pool.withdraw(job)  # At once: a queued step never starts.
             else:
                 after.append((self._host.drop if may_finish else self._host.withdraw, job))
+        if self._mailbox is not None:
+            self._mailbox.forget(number)
         step = self._records.pop(number, None)
         if step is not None and step.child_run_id is not None:
             self._children.pop(step.child_run_id, None)
@@ -266,6 +267,8 @@ class OpenSteps:
         self._records.clear()
         self._children.clear()
         self._ended.clear()
+        if self._mailbox is not None:
+            self._mailbox.clear()
         del self._owner  # They refer to each other: free them without the collector.
 
     # --- attempts --------------------------------------------------------------------------------
@@ -409,6 +412,9 @@ class OpenSteps:
             return
         step = self._records[number]
         now_ms = self._host.clock.now_ms()
+        if step.kind is EVENT:
+            self._owner.settle(time_out(step, now_ms), UNSET)  # Unless an event is there before.
+            return
         if step.kind is SLEEP:
             self._settle(complete(step, None, now_ms))
             return
@@ -425,6 +431,53 @@ class OpenSteps:
             return
         self._records[number] = begun
         self._owner.submit(Change(run_id=self._run_id, updated=[begun]), after)
+
+    # --- events ----------------------------------------------------------------------------------
+
+    def add_event(self, event: EventRecord) -> None:
+        """An event was sent to the run, and is in the journal."""
+        self._mail().add(event)
+
+    def _mail(self) -> Mailbox:
+        if self._mailbox is None:
+            self._mailbox = Mailbox(self._run_id, self._host, self._owner)
+        return self._mailbox
+
+    def _begin_wait(
+        self, step: StepRecord, command: Command, now_ms: int, after: Effects
+    ) -> StepRecord:
+        work: Any = command.work
+        step = replace(start_timer(step, now_ms), event_id=work.event_id)
+        if step.due_at_ms is not None:
+            after.append((self._set_alarm, step))
+        mailbox = self._mail()
+        mailbox.wait(step, after)
+        mailbox.announce(step)
+        return step
+
+    def _resume_wait(self, step: StepRecord, now_ms: int, after: Effects) -> StepRecord:
+        if step.state.is_final:
+            return step
+        mailbox, due_ms = self._mail(), step.due_at_ms
+        if due_ms is not None:
+            if due_ms <= now_ms and not mailbox.has_one_for(step, sent_until_ms=due_ms):
+                return time_out(step, now_ms)
+            after.append((self._set_alarm, step))
+        mailbox.wait(step, after)
+        return step
+
+    def announce_events(self) -> None:
+        """Have the waits delivered, after a replay, that an event is there for."""
+        if self._mailbox is not None:
+            self._mailbox.announce()
+
+    def receive(self, step: StepRecord) -> tuple[StepRecord, object] | None:
+        """Take the event that an announced wait gets: see ``Mailbox.receive``."""
+        return self._mail().receive(step)
+
+    def consumed(self, step: StepRecord) -> tuple[tuple[str, int], ...]:
+        """Return the event that the delivery of that wait has consumed, if one."""
+        return self._mail().consumed(step.number)
 
     # --- coming back -----------------------------------------------------------------------------
 
@@ -451,7 +504,9 @@ class OpenSteps:
         ended_at = {child.run_id: child.finished_at_ms or 0 for child in self._ended.values()}
         for command in commands:
             before = self._records[command.number] = recorded[command.number]
-            if is_ending:
+            if before.kind is EVENT:
+                step = self._resume_wait(before, now_ms, after)
+            elif is_ending:
                 self._take_up(before)
                 step = before
             elif command.kind is WORKFLOW:

@@ -31,6 +31,7 @@ from durable.runtime.live import LiveRun
 from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
 from durable.runtime.retention import Retention
+from durable.runtime.sends import Sends
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
 from durable.runtime.waiting import Ends, Turns, Waiters
 from durable.runtime.workpool import Workpool
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from durable.core.errors import JournalError
-    from durable.core.records import RunRecord, StepRecord
+    from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
@@ -94,6 +95,8 @@ class Runner:
         self.ends = Ends(journal, self)
         self.control = Control(journal, self)
         self.children = Children(self)
+        self.sends = Sends(journal, self)
+        self.look_up_event = self.sends.look_up
         self._wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
         self._undefined: dict[tuple[str, int], list[str]] = {}
         self._orphans = Orphans(self.pool)
@@ -110,6 +113,7 @@ class Runner:
         try:
             async with anyio.create_task_group() as group:
                 self.pool.open(group)
+                self.sends.open(group)
                 group.start_soon(self.writer.serve)
                 self._keep_clean(group)
                 self.writer.ask_claim()
@@ -168,6 +172,7 @@ class Runner:
         self._start_waiters.fail_all(self._closed_error)
         self.ends.fail_all(self._closed_error)
         self.control.fail_all(self._closed_error)
+        self.sends.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
@@ -319,6 +324,8 @@ class Runner:
         self.children.on_gone(record)
         if wake_at_ms is not None:
             self._wake.set(wake_at_ms)
+        if live.is_wanted:
+            self.writer.ask_claim()
         self._claim_if_room()
 
     def on_canceled(self, live: LiveRun) -> None:
@@ -383,27 +390,35 @@ class Runner:
             stale = self._live.pop(record.run_id, None)
             if stale is not None:
                 stale.drop()
-            self.take_up(record, steps, claim.ended.get(record.run_id, ()))
+            ended = claim.ended.get(record.run_id, ())
+            self.take_up(record, steps, ended, claim.events.get(record.run_id, ()))
         if is_more_due and self.room > 0:
             self.writer.ask_claim()
         elif next_ms is not None:
             self._wake.set(next_ms)
 
     def take_up(
-        self, record: RunRecord, steps: list[StepRecord], ended: Iterable[RunRecord] = ()
+        self,
+        record: RunRecord,
+        steps: list[StepRecord],
+        ended: Iterable[RunRecord] = (),
+        events: Iterable[EventRecord] = (),
     ) -> None:
         """Work on a run that is claimed.
 
         Args:
             steps: All that the journal has of them.
             ended: Its children that are over, of those that it waits for.
+            events: What was sent to it and not consumed, in the order of sending.
         """
         spec = self._catalog.find(record.name, record.version)
         if spec is None:
             self._park_undefined(record, steps)
             return
         interrupted = self._orphans.take(record.run_id)
-        live = LiveRun(self, spec, record, steps, interrupted=interrupted, ended=ended)
+        live = LiveRun(
+            self, spec, record, steps, interrupted=interrupted, ended=ended, events=events
+        )
         self._live[record.run_id] = live
         self.children.on_live(record)
         self.control.on_claimed(live)
@@ -467,6 +482,7 @@ class Runner:
         self._starting.clear()
         self._start_waiters.fail_all(lambda: _unavailable(error))
         self.control.fail_all(lambda: _unavailable(error))
+        self.sends.fail_all(lambda: _unavailable(error))
         self._stop_vain_drain()
 
     def on_restored(self) -> None:
