@@ -226,8 +226,17 @@ RESTART = f"""
     FROM ({_restarts()}) AS new WHERE durable_run.run_id = new.run_id;
 """
 
-# Apart: most commits have nothing to do with events, and each statement costs, even with no rows.
-EVENT_TRIGGERS = (
+DROP_STEPS = """
+    DELETE FROM durable_step
+    WHERE run_id IN (SELECT json_extract(value, '$[0]') FROM json_each(NEW.dropped))
+      AND number >= (
+        SELECT json_extract(value, '$[1]') FROM json_each(NEW.dropped)
+        WHERE json_extract(value, '$[0]') = durable_step.run_id
+      );
+"""
+
+# Apart: most commits have nothing to do with these, and each statement costs, even with no rows.
+RARE_TRIGGERS = (
     "CREATE TEMP VIEW durable_sending AS SELECT NULL AS events",
     f"""
     CREATE TEMP TRIGGER durable_sending_apply INSTEAD OF INSERT ON durable_sending BEGIN
@@ -241,9 +250,25 @@ EVENT_TRIGGERS = (
         {WAKE_WAITING}
     END
     """,
+    "CREATE TEMP VIEW durable_restarting AS SELECT NULL AS restarts, NULL AS dropped",
+    f"""
+    CREATE TEMP TRIGGER durable_restarting_apply INSTEAD OF INSERT ON durable_restarting BEGIN
+        {RESTART}
+        {DROP_STEPS}
+    END
+    """,
+    "CREATE TEMP VIEW durable_removing AS SELECT NULL AS removed",
+    """
+    CREATE TEMP TRIGGER durable_removing_apply INSTEAD OF INSERT ON durable_removing BEGIN
+        DELETE FROM durable_event WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
+        DELETE FROM durable_step WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
+        DELETE FROM durable_run WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
+    END
+    """,
 )
 
-# A final state is written once: a late writer changes nothing.
+# A final state is written once: a late writer changes nothing. Whether children are concerned is
+# asked first: a commit without them must not pay for the tables that an IN is made with.
 COMMIT_TRIGGER = f"""
 CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEGIN
     SELECT RAISE(ABORT, '{FENCED}') WHERE NEW.epoch IS NOT (SELECT epoch FROM durable_owner);
@@ -254,13 +279,8 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     FROM json_each(NEW.starts);
 
     INSERT INTO durable_sending SELECT NEW.events WHERE NEW.events IS NOT NULL;
-    {RESTART}
-    DELETE FROM durable_step
-    WHERE run_id IN (SELECT json_extract(value, '$[0]') FROM json_each(NEW.dropped))
-      AND number >= (
-        SELECT json_extract(value, '$[1]') FROM json_each(NEW.dropped)
-        WHERE json_extract(value, '$[0]') = durable_step.run_id
-      );
+    INSERT INTO durable_restarting SELECT NEW.restarts, NEW.dropped
+    WHERE coalesce(NEW.restarts, NEW.dropped) IS NOT NULL;
 
     {_insert_steps("issued", ("run_id", *NEW_STEP_COLUMNS))}
     {_insert_steps("whole", WHOLE_COLUMNS)}
@@ -292,11 +312,11 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     WHERE durable_run.run_id = new.run_id;
 
     UPDATE durable_run SET wake_at_ms = 0
-    WHERE run_id IN (SELECT value FROM json_each(NEW.canceled))
+    WHERE NEW.canceled IS NOT NULL AND run_id IN (SELECT value FROM json_each(NEW.canceled))
       AND epoch IS NULL AND finished_at_ms IS NULL;
 
     UPDATE durable_run SET wake_at_ms = 0
-    WHERE run_id IN (
+    WHERE NEW.ended IS NOT NULL AND run_id IN (
         SELECT run_id FROM durable_step
         WHERE child_run_id IN (SELECT value FROM json_each(NEW.ended)) AND state IN {OPEN_STATES}
     ) AND epoch IS NULL AND finished_at_ms IS NULL AND state <> 'stuck';
@@ -304,9 +324,7 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     INSERT INTO durable_waking SELECT NEW.events, NEW.consumed, NEW.parked
     WHERE coalesce(NEW.events, NEW.consumed, NEW.parked) IS NOT NULL;
 
-    DELETE FROM durable_event WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
-    DELETE FROM durable_step WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
-    DELETE FROM durable_run WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
+    INSERT INTO durable_removing SELECT NEW.removed WHERE NEW.removed IS NOT NULL;
 END
 """
 
@@ -348,7 +366,7 @@ CommitRows: TypeAlias = "tuple[int | str | None, ...]"
 
 def prepare_commits(db: sqlite3.Connection) -> None:
     """Give a connection what ``commit`` needs."""
-    for statement in (*EVENT_TRIGGERS, COMMIT_VIEW, COMMIT_TRIGGER):
+    for statement in (*RARE_TRIGGERS, COMMIT_VIEW, COMMIT_TRIGGER):
         db.execute(statement)
 
 

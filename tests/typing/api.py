@@ -186,6 +186,10 @@ async def everything(step: Step, order: str) -> str:
     assert_type(await step.run(count_words(order), run_after=timedelta(1), timeout=5), int)
     assert_type(await step.run(nothing_done(), run_at=step.now(), unstable_args=True), None)
 
+    assert_type(await checkout("o"), Receipt)
+    assert_type(await step.run(checkout("o"), name="child", run_after=1), Receipt)
+    assert_type(asyncio.create_task(checkout("o")), asyncio.Task[Receipt])
+
     both = await asyncio.gather(charge("a"), count_words("b"))
     assert_type(both, tuple[Receipt, int])
     many = await asyncio.gather(*(charge(name) for name in "abc"))
