@@ -12,6 +12,11 @@ from durable.core.errors import (
     DuplicateDefinitionError,
     DurableError,
     EngineClosedError,
+    EventAlreadySentError,
+    EventConsumedError,
+    EventError,
+    EventNotFoundError,
+    EventTypeError,
     JournalCorruptError,
     JournalError,
     JournalLockedError,
@@ -27,20 +32,35 @@ from durable.core.errors import (
     RunCanceled,
     RunConflictError,
     RunFailed,
+    RunFinishedError,
     RunNotFinishedError,
     RunNotFoundError,
+    RunTimeout,
     StepFailed,
     StepInterrupted,
     StepNotFoundError,
+    TransactionError,
 )
 from durable.core.records import ErrorInfo, RunState, StepKind, StepState
 from durable.core.retry import Retry
-from durable.definitions import Action, Workflow, action, workflow
+from durable.core.row import Row
+from durable.definitions import (
+    Action,
+    Mutation,
+    Query,
+    Workflow,
+    action,
+    mutation,
+    query,
+    workflow,
+)
 from durable.engine import Engine
+from durable.events import Event, EventId
 from durable.run import Run, run
 from durable.runtime.attempt import Attempt
 from durable.status import EngineStatistics, Page, RunStatus, StepInfo
 from durable.step import Step
+from durable.transaction import Transaction
 
 __all__ = [
     "Action",
@@ -54,11 +74,19 @@ __all__ = [
     "EngineClosedError",
     "EngineStatistics",
     "ErrorInfo",
+    "Event",
+    "EventAlreadySentError",
+    "EventConsumedError",
+    "EventError",
+    "EventId",
+    "EventNotFoundError",
+    "EventTypeError",
     "JournalCorruptError",
     "JournalError",
     "JournalLockedError",
     "JournalUnavailableError",
     "JournalVersionError",
+    "Mutation",
     "NoEngineError",
     "NonDeterminismError",
     "NonRetryable",
@@ -66,16 +94,20 @@ __all__ = [
     "OutcomeUnknown",
     "Page",
     "PayloadTooLarge",
+    "Query",
     "Retry",
     "ReturnTypeError",
+    "Row",
     "Run",
     "RunCanceled",
     "RunConflictError",
     "RunFailed",
+    "RunFinishedError",
     "RunNotFinishedError",
     "RunNotFoundError",
     "RunState",
     "RunStatus",
+    "RunTimeout",
     "Step",
     "StepFailed",
     "StepInfo",
@@ -83,9 +115,13 @@ __all__ = [
     "StepKind",
     "StepNotFoundError",
     "StepState",
+    "Transaction",
+    "TransactionError",
     "Workflow",
     "action",
     "attempt",
+    "mutation",
+    "query",
     "run",
     "workflow",
 ]

@@ -19,10 +19,14 @@ from typing import TYPE_CHECKING, Literal, Protocol, final
 import msgspec
 
 from durable.core.errors import JournalError, JournalLockedError
-from durable.core.records import RunRecord, RunState, StepRecord
+from durable.core.records import EventRecord, RunRecord, RunState, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from durable.journal.guests import Writing
+    from durable.journal.scopes import Scope
 
 
 class OwnershipLostError(JournalLockedError):
@@ -34,6 +38,20 @@ class Parked(msgspec.Struct, frozen=True, gc=False):
     """The run needs nobody until then; ``None``: until something is sent to it."""
 
     wake_at_ms: int | None
+
+
+@final
+class ChildChanges(msgspec.Struct, gc=False):
+    """What a turn of a run does to its children.
+
+    Attributes:
+        started: New ones, each with its start: ``None`` when the owner works on it from now on.
+        canceled: Those that are to end, by id, each with what asks it to. One that nobody works on
+            is due at once; of one that is over, or has been asked before, nothing changes.
+    """
+
+    started: list[tuple[RunRecord, Parked | None]] = []
+    canceled: list[tuple[str, StepRecord]] = []
 
 
 @final
@@ -59,7 +77,8 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     """What one turn of one run writes, whole or not at all.
 
     Attributes:
-        run: The run's row as it is to be, or ``None`` when it does not change.
+        run: The run's row as it is to be, or ``None`` when it does not change. When the run is
+            over, who waits for it as for a child, and is in nobody's memory, is due at once.
         is_start: The run is new: insert it, unless its id is taken; then nothing is written.
         issued: New steps.
         updated: Steps whose rows exist. One that left the state it had for a final one stays.
@@ -67,8 +86,14 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
             run is over.
         parked: Gives the claim back, with the run's next wake time.
         is_wake: The run is due, even if the owner works on it: something was asked of it.
-        is_removal: The run, and what belongs to it, is to be no more. A guest removes no run that
-            the owner works on.
+        children: What it does to other runs, or ``None``.
+        is_removal: The run, its steps and its children, and theirs, are to be no more.
+        is_gentle: Not, if the owner works on any of those that are to be removed.
+        events: Created or sent, in this order: kept, unless the run is over or the event was sent
+            before. A run that waits for one, and that nobody works on, is due by that; and, if a
+            guest has sent it, one that the owner works on.
+        sent_before: The commit tells here which of the events, by id, had been sent already.
+        consumed: The ids of events, each with the number of the step that has it now.
         restart: Nothing of it happens if the run has another generation, or is not over.
         dropped_from: Steps with this number and above are to be no more.
     """
@@ -81,7 +106,12 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     asked: StepRecord | None = None
     parked: Parked | None = None
     is_wake: bool = False
+    children: ChildChanges | None = None
     is_removal: bool = False
+    is_gentle: bool = False
+    events: tuple[EventRecord, ...] = ()
+    sent_before: tuple[str, ...] = ()
+    consumed: tuple[tuple[str, int], ...] = ()
     restart: Restart | None = None
     dropped_from: int | None = None
 
@@ -93,6 +123,10 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
             size += len(step.args)
         for step in self.updated:
             size += len(step.result or "") + len(step.error or "")
+        if self.children is not None:
+            size += sum(len(child.args) for child, _ in self.children.started)
+        for event in self.events:
+            size += len(event.value or "") + len(event.error or "")
         return size
 
 
@@ -103,13 +137,31 @@ class Claim(msgspec.Struct, frozen=True):
     Attributes:
         runs: Each with all of its steps, in order of number.
         next_wake_at_ms: When the next run that was not claimed is due; ``None`` when none is.
+        events: What was sent to them and not consumed, by run, in the order of sending.
         errors: Runs that could not be read, which nobody works on: the error names the row. With
             the run, when only its steps could not.
+        ended: By id of a claimed run, its children that are over, of those that it waits for.
     """
 
     runs: list[tuple[RunRecord, list[StepRecord]]]
     next_wake_at_ms: int | None
     errors: list[tuple[RunRecord | None, JournalError]] = []
+    ended: dict[str, list[RunRecord]] = {}
+    events: dict[str, list[EventRecord]] = {}
+
+
+@final
+class RunTree(msgspec.Struct, frozen=True):
+    """A run and all that is under it, of one moment.
+
+    Attributes:
+        is_awaited: Whether it has a parent that is not over.
+        descendants: Its children, and theirs: by id, whether it is over.
+    """
+
+    run: RunRecord
+    is_awaited: bool
+    descendants: dict[str, bool]
 
 
 @final
@@ -218,6 +270,10 @@ class Journal(Protocol):
         """Return the run of that id, as committed."""
         ...
 
+    async def load_tree(self, run_id: str) -> RunTree | None:
+        """Return the run of that id and what is under it."""
+        ...
+
     async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         """Return the run and all its steps, of one moment, the hidden records among them."""
         ...
@@ -244,6 +300,10 @@ class Journal(Protocol):
         """Return when the next run is due; ``None`` when none is."""
         ...
 
+    async def load_event(self, event_id: str) -> EventRecord | None:
+        """Return the event of that id, as committed."""
+        ...
+
     async def list_finished(self, before_ms: int, limit: int) -> list[str]:
         """Return up to so many runs that were over before then, and have no parent."""
         ...
@@ -255,4 +315,47 @@ class Journal(Protocol):
 
     async def list_steps(self, query: StepQuery) -> list[StepRecord] | None:
         """Return the steps that match; ``None`` when there is no such run."""
+        ...
+
+    # --- the application's own statements --------------------------------------------------------
+
+    @property
+    def is_one_connection(self) -> bool:
+        """Whether queries, too, have to take turns with the writer."""
+        ...
+
+    async def begin(self) -> Writing:
+        """Begin a writing transaction for the application's statements. The writer calls it.
+
+        Until it is over, nothing else of the writing side may be called.
+
+        Raises:
+            OwnershipLostError: Another owner has taken over.
+            JournalError: The storage failed.
+        """
+        ...
+
+    async def commit_writing(self, writing: Writing, changes: Sequence[Change]) -> None:
+        """Write ``changes`` in that transaction, and commit it.
+
+        Raises:
+            JournalError: The outcome is unknown.
+        """
+        ...
+
+    async def write_within(self, scope: Scope, change: Change) -> RunRecord | None:
+        """Write a change as a part of a writing transaction; return who has the id of a start.
+
+        Raises:
+            TransactionError: It is over.
+            JournalError: The storage failed: nothing of the transaction is committed.
+        """
+        ...
+
+    def reading(self) -> AbstractAsyncContextManager[Scope]:
+        """Return a reading transaction for the application's statements, of one moment.
+
+        Raises:
+            JournalError: The storage failed.
+        """
         ...

@@ -31,18 +31,25 @@ from durable.core.errors import (
     JournalUnavailableError,
     JournalVersionError,
 )
+from durable.journal import guard as sql
 from durable.journal import reads, writes
+from durable.journal.guard import Guard, Mode
+from durable.journal.guests import Guests
 from durable.journal.lookout import Lookout
 from durable.journal.ownership import OwnershipLock
 from durable.journal.rows import probes
+from durable.journal.scopes import refuse_in_transaction
 from durable.journal.whole import to_its_end
 from durable.journal.writelock import WriteLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
-    from durable.core.records import RunRecord, StepRecord
-    from durable.journal.base import Change, Claim, RunQuery, StepQuery
+    from durable.core.records import EventRecord, RunRecord, StepRecord
+    from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
+    from durable.journal.guests import Writing
+    from durable.journal.scopes import Scope
 
 T = TypeVar("T")
 
@@ -77,6 +84,7 @@ class SqliteJournal:
         self._is_owner = False
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
+        self._guests = Guests(self)
         self._epoch = 0
         self._file: tuple[int, int] | None = None
 
@@ -95,6 +103,11 @@ class SqliteJournal:
     @property
     def is_owner(self) -> bool:
         return self._is_owner
+
+    @property
+    def epoch(self) -> int | None:
+        """The fencing token of what is written; a guest has none."""
+        return self._epoch if self._is_owner else None
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -218,16 +231,17 @@ class SqliteJournal:
         try:
             await connection
         except sqlite3.Error as exc:
-            raise self._translate(exc) from exc
+            raise self.translate(exc) from exc
         return connection
 
     async def _disconnect(self) -> None:
-        connections = {self._reader, self._writer} - {None}
+        connections = {self._reader, self._writer, *self._guests.take_connections()} - {None}
         self._reader = self._writer = None
         for connection in connections:
             assert connection is not None
             with contextlib.suppress(sqlite3.Error):
                 await connection.close()
+        self._guests.let_go()
 
     def _set_up(self, db: sqlite3.Connection) -> bool:
         """Make the tables, if there are none, and become the owner, if the lock is held."""
@@ -248,8 +262,8 @@ class SqliteJournal:
 
         def work(db: sqlite3.Connection) -> dict[str, RunRecord]:
             try:
-                self._check_file()
-                epoch = self._epoch if self._is_owner else None
+                self.check_file()
+                epoch = self.epoch
                 rows = writes.rows_of(changes, epoch)
             finally:
                 under_way.put(None)
@@ -261,7 +275,7 @@ class SqliteJournal:
         asyncio.get_running_loop().call_soon(_let_begin, under_way)
         return await self._call(self._writer, work)
 
-    def _check_file(self) -> None:
+    def check_file(self) -> None:
         """See that what is written can be found again: SQLite would write to a removed file."""
         if self._path is not None and _identify(self._path) != self._file:
             msg = f"{self._name} is not the file that was opened: it was removed or replaced"
@@ -277,6 +291,9 @@ class SqliteJournal:
     async def load_run(self, run_id: str) -> RunRecord | None:
         return await self._read(partial(reads.read_run, run_id=run_id))
 
+    async def load_tree(self, run_id: str) -> RunTree | None:
+        return await self._read(partial(reads.read_tree, run_id=run_id))
+
     async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_history, run_id=run_id))
 
@@ -290,6 +307,9 @@ class SqliteJournal:
 
     async def is_asked(self, run_id: str, number: int) -> bool:
         return await self._read(partial(reads.read_asked, run_id=run_id, number=number))
+
+    async def load_event(self, event_id: str) -> EventRecord | None:
+        return await self._read(partial(reads.read_event, event_id=event_id))
 
     async def find_over(self, run_ids: list[str]) -> list[str]:
         return await self._read(partial(reads.read_over, run_ids=run_ids))
@@ -307,6 +327,9 @@ class SqliteJournal:
         return await self._read(partial(reads.read_steps, query=query))
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        while self._path is None and not self._guests.quiet.is_set():
+            refuse_in_transaction(self)
+            await self._guests.quiet.wait()
         return await self._call(self._reader, partial(_snapshot, work=work))
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -324,26 +347,72 @@ class SqliteJournal:
 
         return locked
 
+    # --- the application's own statements --------------------------------------------------------
+
+    @property
+    def is_one_connection(self) -> bool:
+        return self._path is None
+
+    async def begin(self) -> Writing:
+        self._check_connected(self._writer)
+        return await self._guests.begin(self, Mode.OWN if self._path is None else Mode.CLOSED)
+
+    async def commit_writing(self, writing: Writing, changes: Sequence[Change]) -> None:
+        await writing.commit(changes)
+
+    async def write_within(self, scope: Scope, change: Change) -> RunRecord | None:
+        return await scope.write(change, self.epoch)
+
+    def hold_writing(self) -> None:
+        if self._write_lock is not None:
+            self._write_lock.acquire()
+
+    def release_writing(self) -> None:
+        if self._write_lock is not None:
+            self._write_lock.release()
+
+    def reading(self) -> AbstractAsyncContextManager[Scope]:
+        self._check_connected(self._writer)
+        return self._guests.reading(self)
+
+    async def connect_guest(
+        self, set_up: Callable[[sqlite3.Connection], Guard]
+    ) -> tuple[aiosqlite.Connection, Guard]:
+        if self._path is None:
+            connection = self._check_connected(self._writer)
+            return connection, await self._call(connection, set_up)
+        await anyio.to_thread.run_sync(self.check_file)
+        connection = await self._open_connection()
+        try:
+            return connection, await self._call(connection, set_up)
+        except BaseException:
+            await connection.close()
+            raise
+
     # --- the one way to the connection -----------------------------------------------------------
 
     async def _call(
         self, connection: aiosqlite.Connection | None, function: Callable[[sqlite3.Connection], T]
     ) -> T:
         """Run ``function`` whole, on the connection's thread."""
-        if connection is None:
-            msg = f"{self._name} is not open: it failed and is being opened again, or was closed"
-            raise JournalUnavailableError(msg)
+        connection = self._check_connected(connection)
         raw: Any = connection._conn  # noqa: SLF001
         try:
             # aiosqlite offers statements only; a transaction must not be split into several calls.
             return await connection._execute(function, raw)  # type: ignore[no-any-return, no-untyped-call]  # noqa: SLF001  pyright: ignore
         except sqlite3.Error as exc:
-            raise self._translate(exc) from exc
+            raise self.translate(exc) from exc
         except ValueError as exc:  # aiosqlite, about a connection that was closed meanwhile
             msg = f"{self._name} was closed"
             raise JournalUnavailableError(msg) from exc
 
-    def _translate(self, exc: sqlite3.Error) -> JournalError:
+    def _check_connected(self, connection: aiosqlite.Connection | None) -> aiosqlite.Connection:
+        if connection is None:
+            msg = f"{self._name} is not open: it failed and is being opened again, or was closed"
+            raise JournalUnavailableError(msg)
+        return connection
+
+    def translate(self, exc: sqlite3.Error) -> JournalError:
         name = getattr(exc, "sqlite_errorname", "")
         if name.startswith(tuple(_CORRUPT)):
             msg = (
@@ -422,10 +491,10 @@ def _identify(path: Path) -> tuple[int, int] | None:
 
 
 def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-    db.execute("BEGIN IMMEDIATE")
+    db.execute(sql.BEGIN_IMMEDIATE)
     try:
         result = work(db)
-        db.execute("COMMIT")
+        db.execute(sql.COMMIT)
     except BaseException:
         _roll_back(db)
         raise
@@ -434,17 +503,17 @@ def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -
 
 def _snapshot(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
     """Read in one transaction: all of one moment."""
-    db.execute("BEGIN")
+    db.execute(sql.BEGIN)
     try:
         return work(db)
     finally:
-        db.execute("ROLLBACK")
+        db.execute(sql.ROLLBACK)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
     if db.in_transaction:
         with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
+            db.execute(sql.ROLLBACK)
 
 
 def _is_journal(db: sqlite3.Connection, name: str) -> bool:

@@ -34,14 +34,15 @@ TRY_AGAIN_MAX_S = 0.002
 
 @final
 class WriteLock:
-    """The lock, as one connection that writes takes it: ``with lock:`` around a transaction.
+    """The lock, as a process takes it: ``with lock:`` around a transaction, or ``acquire`` and
+    ``release``. The process's own connections take turns by it, too.
 
     Args:
         timeout_s: How long taking it may wait for another process.
         owner: Returns the journal's owner, for the error.
 
     Raises:
-        JournalLockedError: On entering: it could not be had in that time. Nothing was written.
+        JournalLockedError: On acquiring: it could not be had in that time. Nothing was written.
     """
 
     def __init__(self, database: Path, timeout_s: float, owner: Callable[[], str]) -> None:
@@ -51,6 +52,7 @@ class WriteLock:
         self._lock = FileLock(database.with_name(database.name + ".write"))
         self._guests = FileLock(database.with_name(database.name + ".guests"))
         self._mutex = threading.Lock()
+        self._turn = threading.Lock()
         self._is_guest = False
         self._is_shared = True
         self._is_in_use = False
@@ -75,22 +77,34 @@ class WriteLock:
         self._is_guest = False
 
     def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """Take the lock, for one transaction."""
+        if not self._turn.acquire(timeout=self._timeout_s):
+            raise self._timed_out("this process, in a transaction that does not end")
         with self._mutex:
             self._is_in_use = self._is_used = True
             if self._lock.is_held:
-                return self
+                return
         try:
             self._acquire()
         except BaseException:
             self._is_in_use = False
+            self._turn.release()
             raise
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> None:
+        """The transaction is over. Any thread may say so."""
         with self._mutex:
             self._is_in_use = False
             if self._is_shared:
                 self._give_back()
+        self._turn.release()
 
     def look(self) -> bool:
         """See whether others are there, now and then, from any one thread.
@@ -131,10 +145,13 @@ class WriteLock:
 
     def _pause(self, deadline_s: float, wait_s: float) -> None:
         if time.monotonic() > deadline_s:
-            msg = (
-                f"the journal {self._database} is being written to by another process, for more "
-                f"than {self._timeout_s:g} s. It is owned by process {self._owner()}: see whether "
-                "that hangs, or another one that uses it."
-            )
-            raise JournalLockedError(msg)
+            raise self._timed_out("another process")
         time.sleep(wait_s)
+
+    def _timed_out(self, by_whom: str) -> JournalLockedError:
+        msg = (
+            f"the journal {self._database} is being written to by {by_whom}, for more "
+            f"than {self._timeout_s:g} s. It is owned by process {self._owner()}: see whether "
+            "that hangs, or another one that uses it."
+        )
+        return JournalLockedError(msg)

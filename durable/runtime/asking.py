@@ -15,15 +15,16 @@ from durable.core.records import CANCEL_NUMBER, RunState, cancel_record, cleanup
 from durable.journal.base import Change
 
 if TYPE_CHECKING:
-    from durable.journal.base import Journal
+    from durable.journal.base import Journal, RunTree
     from durable.runtime.clock import Clock
+    from durable.runtime.open_steps import Effects
 
 
 class Submitting(Protocol):
     """Who has changes committed."""
 
-    async def submit(self, change: Change) -> None:
-        """Return once a change is committed."""
+    async def submit(self, change: Change, after: Effects) -> None:
+        """Return once a change is committed, with its effects."""
         ...
 
 
@@ -31,6 +32,10 @@ class AskingHost(Protocol):
     """What asking needs of the runner."""
 
     clock: Clock
+
+    def on_removed(self, run_id: str) -> None:
+        """There may be no such run any more."""
+        ...
 
     async def wait_for_others(self) -> None:
         """Return when others may have written something."""
@@ -53,7 +58,7 @@ class Asking:
             if record is None or record.state.is_final:
                 return None if record is None else False
             asked = cancel_record(self._host.clock.now_ms(), interrupt=interrupt)
-            await self._submitting.submit(Change(run_id=run_id, asked=asked, is_wake=True))
+            await self._submitting.submit(Change(run_id=run_id, asked=asked, is_wake=True), [])
             # Unless it has ended, or was removed, just before: then there is nothing to ask it.
             if await self._journal.is_asked(run_id, CANCEL_NUMBER):
                 return True
@@ -63,27 +68,42 @@ class Asking:
         record = await self._journal.load_run(run_id)
         if record is None or record.state is not RunState.STUCK:
             return None if record is None else False
-        await self._submitting.submit(Change(run_id=run_id, is_wake=True))
+        await self._submitting.submit(Change(run_id=run_id, is_wake=True), [])
         return True
 
     async def cleanup(self, run_id: str, *, force: bool) -> bool:
-        """Remove a run; ``False`` when there is none, or, without ``force``, when it is not over.
+        """Remove a run and all that is under it, as ``Control.cleanup`` does.
 
-        One that the owner works on is removed by the owner: this returns when it is gone.
+        What the owner works on is removed by the owner: this returns when all is gone.
         """
         is_asked = False
         while True:
-            record = await self._journal.load_run(run_id)
-            if record is None or not (force or record.state.is_final):
-                return record is None and is_asked
-            change = Change(run_id=run_id, is_removal=True)
-            if not record.state.is_final:
-                change.asked = cleanup_record(self._host.clock.now_ms())
-                change.is_wake = True
-            await self._submitting.submit(change)
+            tree = await self._journal.load_tree(run_id)
+            if tree is None:
+                return is_asked
+            is_over = tree.run.state.is_final and all(tree.descendants.values())
+            if tree.is_awaited or not (force or is_over):
+                return False
+            for each in await self._find_open(tree):
+                asked = cleanup_record(self._host.clock.now_ms())
+                await self._submitting.submit(Change(run_id=each, asked=asked, is_wake=True), [])
+            removal = Change(run_id=run_id, is_removal=True, is_gentle=True)
+            await self._submitting.submit(removal, [(self._host.on_removed, run_id)])
             if is_asked:
                 await self._wait_for_owner()
             is_asked = True
+
+    async def _find_open(self, tree: RunTree) -> list[str]:
+        """Return those of a tree that the owner may work on, without what is under them."""
+        if not tree.run.state.is_final:
+            return [tree.run.run_id]
+        found: list[str] = []
+        for run_id, is_over in tree.descendants.items():
+            if not is_over:
+                under = await self._journal.load_tree(run_id)
+                if under is not None and not under.is_awaited:
+                    found.append(run_id)
+        return found
 
     async def _wait_for_owner(self) -> None:
         if not await self._journal.release_dead_claims():

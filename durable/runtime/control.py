@@ -7,12 +7,17 @@ Rules:
 - What was asked is acknowledged once it is in the journal.
 - Of cancels, the first one counts. A body that has begun is told, and may clean up; one that has
   not, or is stuck, is over at once.
+- A run is removed with all that is under it: its children, and theirs. So all of that has to be
+  over, too, unless the removal is forced. A run whose parent is not over is never removed: the
+  parent may still wait for it, or be restarted.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, final
+import contextlib
+from typing import TYPE_CHECKING, Any, Protocol, final
 
+from durable.core.errors import EngineClosedError, JournalError
 from durable.core.records import RunState, StepKind, cancel_record
 from durable.core.restarts import first_dropped, first_position
 from durable.core.transitions import cancel_run, withdraw
@@ -21,10 +26,13 @@ from durable.runtime.asking import Asking
 from durable.runtime.waiting import Turns, Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from anyio.abc import TaskGroup
 
     from durable.core.records import RunRecord, StepRecord
     from durable.journal.base import Journal
+    from durable.runtime.children import Children
     from durable.runtime.clock import Clock
     from durable.runtime.live import LiveRun
     from durable.runtime.open_steps import Effects
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
 class ControlHost(Protocol):
     """What controlling runs asks of the runner."""
 
+    children: Children
     clock: Clock
     writer: Writer
 
@@ -79,11 +88,13 @@ class Control:
         self._journal = journal
         self._host = host
         self._submitted: dict[str, list[Change]] = {}
+        self._removing: set[str] = set()
         self._turns = Turns()
         self._acks = Waiters()
         self._told = Waiters()
         self._gone = Waiters()
         self._asking = Asking(journal, self, host)
+        self._group: TaskGroup | None = None
 
     async def cancel(self, run_id: str, *, interrupt: bool) -> bool | None:
         """Have a run end; ``False`` when it is over already, ``None`` when there is none.
@@ -139,7 +150,7 @@ class Control:
                 return None if record is None else False
             self._host.check_open()
             if self._host.live(run_id) is None:
-                await self.submit(Change(run_id=run_id, parked=Parked(0)))
+                await self.submit(Change(run_id=run_id, parked=Parked(0)), [])
                 return True
             await self._wait(self._gone, run_id)  # Attempts of it still run, or it is tried now.
 
@@ -178,96 +189,140 @@ class Control:
                 change.parked = Parked(0)
             else:
                 change.is_wake = True
-            await self.submit(change)
+            await self.submit(change, [])
             return True
 
     async def cleanup(self, run_id: str, *, force: bool) -> bool:
-        """Remove a run; ``False`` when there is none, or, without ``force``, when it is not over.
+        """Remove a run and all that is under it.
+
+        Returns:
+            ``False`` when there is none, when its parent is not over, or, without ``force``, when
+            it, or something under it, is not over.
 
         Raises:
             JournalUnavailableError: The outcome is unknown.
             EngineClosedError: The engine is closing.
         """
+        return await self._remove(run_id, force=force)
+
+    async def _remove(self, run_id: str, *, force: bool, is_asked: bool = False) -> bool:
         async with self._turns.hold(run_id):
             while True:
                 self._host.check_open()
                 if not self._host.is_owner:
                     return await self._asking.cleanup(run_id, force=force)
                 await self._host.wait_while_starting(run_id)
-                record = await self._journal.load_run(run_id)
-                if record is None or not (force or record.state.is_final):
+                tree = await self._journal.load_tree(run_id)
+                if tree is None or (tree.is_awaited and not is_asked):
+                    return False
+                if not force and not (tree.run.state.is_final and all(tree.descendants.values())):
                     return False
                 self._host.check_open()
-                live = self._host.live(run_id)
-                if live is None or live.abandon():
-                    await self.submit(Change(run_id=run_id, is_removal=True))
-                    return True
-                await self._wait(self._gone, run_id)
+                # Those that have begun since are in memory, or found by the commit.
+                run_ids = {run_id, *tree.descendants}
+                run_ids.update(*map(self._host.children.family, list(run_ids)))
+                live = [run for each in run_ids if (run := self._host.live(each)) is not None]
+                leaving = next((run for run in live if run.is_about_to_leave), None)
+                if leaving is None:
+                    break
+                await self._wait(self._gone, leaving.record.run_id)
+            for run in live:
+                run.abandon()
+            self._removing |= run_ids
+            after: Effects = [(self._on_removed, each) for each in run_ids]
+            await self.submit(Change(run_id=run_id, is_removal=True), after)
+            return True
 
-    async def submit(self, change: Change) -> None:
-        """Return once a change of a run that is not in memory is committed."""
-        self.submit_nowait(change)
+    def _on_removed(self, run_id: str) -> None:
+        self._removing.discard(run_id)
+        self._host.on_removed(run_id)
+
+    async def submit(self, change: Change, after: Effects) -> None:
+        """Return once a change of a run that is not in memory is committed, with its effects."""
+        self._submit(change, after)
         await self._wait(self._acks, change.run_id)
 
-    def submit_nowait(self, change: Change) -> None:
-        """Have a change of a run that is not in memory committed."""
+    def _submit(self, change: Change, after: Effects) -> None:
         self._submitted.setdefault(change.run_id, []).append(change)
-        self._host.writer.submit(change, self, [])
+        self._host.writer.submit(change, self, after)
 
     async def _ask_in_journal(
         self, record: RunRecord, open_steps: list[StepRecord], *, interrupt: bool
     ) -> None:
-        now_ms = self._host.clock.now_ms()
-        change = Change(run_id=record.run_id)
-        change.asked = cancel_record(now_ms, interrupt=interrupt)
-        change.parked = Parked(0)
+        asked = cancel_record(self._host.clock.now_ms(), interrupt=interrupt)
+        change = Change(run_id=record.run_id, asked=asked, parked=Parked(0))
+        after: Effects = []
         if record.state in (RunState.PENDING, RunState.STUCK):
-            self._end(change, record, open_steps)
-        await self.submit(change)
+            self._end(record, open_steps, asked, change, after)
+        await self.submit(change, after)
 
-    def _end(self, change: Change, record: RunRecord, steps: list[StepRecord]) -> None:
-        """Make a change end a run whose body cannot be told."""
+    def _end(
+        self,
+        record: RunRecord,
+        open_steps: list[StepRecord],
+        asked: StepRecord,
+        change: Change,
+        after: Effects,
+    ) -> None:
+        """Have a run that is not in memory ended by ``change``: nobody can be told."""
         now_ms = self._host.clock.now_ms()
         change.run = cancel_run(record, now_ms)
-        change.updated += (withdraw(step, now_ms) for step in steps if not step.state.is_final)
+        change.updated += (withdraw(step, now_ms) for step in open_steps)
         change.parked = Parked(None)
+        self._host.children.cancel(change.updated, asked, change, after)
+
+    def end_if_asked(self, record: RunRecord, steps: list[StepRecord]) -> bool:
+        """End a run without code that was claimed, if it was asked to; return whether it was.
+
+        Args:
+            steps: All that the journal has of them.
+        """
+        asked = next((step for step in steps if step.kind is StepKind.CANCEL), None)
+        if asked is None:
+            return False
+        change, after = Change(run_id=record.run_id), list[Any]()
+        self._end(record, [s for s in steps if not s.state.is_final], asked, change, after)
+        self._submit(change, after)
+        return True
 
     # --- what others have asked ------------------------------------------------------------------
 
-    def take_asked(self, record: RunRecord, steps: list[StepRecord]) -> bool:
-        """Remove a run that was claimed, if that was asked; return whether it was.
+    def open(self, group: TaskGroup) -> None:
+        """Let what others have asked for be done in that task group."""
+        self._group = group
 
-        It is removed once it has left memory, if it is about to.
+    def remove_if_asked(self, run_id: str, steps: list[StepRecord]) -> bool:
+        """Remove a run that was claimed, and what is under it, if others have asked for that.
+
+        Args:
+            steps: All that the journal has of them.
+
+        Returns:
+            Whether it was asked.
         """
         if all(step.kind is not StepKind.CLEANUP for step in steps):
             return False
-        live = self._host.live(record.run_id)
-        if live is not None and not live.abandon():
-            live.hear(steps)
-        else:
-            self.submit_nowait(Change(run_id=record.run_id, is_removal=True))
+        assert self._group is not None
+        self._group.start_soon(self._remove_as_asked, run_id)
         return True
 
-    def end_undefined(self, record: RunRecord, steps: list[StepRecord]) -> bool:
-        """End a run whose code is not there, if that was asked; return whether it was."""
-        if all(step.kind is not StepKind.CANCEL or step.position is not None for step in steps):
-            return False
-        change = Change(run_id=record.run_id)
-        self._end(change, record, steps)
-        self.submit_nowait(change)
-        return True
+    async def _remove_as_asked(self, run_id: str) -> None:
+        # The run is claimed, and asked to go, until it is gone: the next owner, or the same one
+        # after an outage, finds that again.
+        with contextlib.suppress(JournalError, EngineClosedError):
+            await self._remove(run_id, force=True, is_asked=True)
 
     def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
         """What was asked of a run that was not in memory is in the journal."""
+        for act, subject in after:
+            act(subject)
         submitted = self._submitted.pop(change.run_id, ())
         left = [each for each in submitted if each is not change]
         if left:
             self._submitted[change.run_id] = left
-        if change.is_removal:
-            self._host.on_removed(change.run_id)
-        elif change.run is not None:
+        if change.run is not None:
             self._host.on_over(change.run)
-        else:
+        elif not change.is_removal:
             self._host.on_committed(change, after, taken_by)
         self._acks.tell(change.run_id, change.run)
 
@@ -281,10 +336,13 @@ class Control:
     def on_claimed(self, live: LiveRun) -> None:
         """A run was claimed: what was to be written for one that nobody works on is void."""
         for change in self._submitted.pop(live.record.run_id, ()):
-            if change.asked is not None and change.asked.kind is StepKind.CANCEL:
-                live.cancel(change.asked)
-            change.asked = change.run = change.parked = None
+            if change.asked is not None:
+                live.cancel_recorded(change.asked)  # It is written before what the run writes.
+            change.run = change.parked = None
             change.updated = []
+        record = live.record
+        if record.run_id in self._removing or record.parent_id in self._removing:
+            live.abandon()
 
     def on_canceled(self, run_id: str) -> None:
         """The cancel of a live run is in the journal."""
@@ -298,6 +356,12 @@ class Control:
     def fail_all(self, make_error: Callable[[], Exception]) -> None:
         """Wake all who wait for a cancel: it may be in the journal or not."""
         self._submitted.clear()
+        self._removing.clear()
         self._acks.fail_all(make_error)
         self._told.fail_all(make_error)
         self._gone.fail_all(make_error)
+
+
+def is_asked_to_end(steps: Iterable[StepRecord]) -> bool:
+    """Whether a run was asked to end, by all that the journal has of its steps."""
+    return any(step.kind is StepKind.CANCEL for step in steps)

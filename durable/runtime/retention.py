@@ -58,6 +58,8 @@ class Retention:
             await self._wait()
 
     async def _sweep(self) -> None:
+        if not self._journal.is_owner:  # Whoever owns the journal does it.
+            return
         finished_before_ms = self._clock.now_ms() - self._keep_ms
         while True:
             run_ids = await self._journal.list_finished(finished_before_ms, REMOVED_AT_ONCE_MAX)

@@ -17,34 +17,37 @@ import anyio.lowlevel
 from durable.core.codec import one_line
 from durable.core.errors import (
     EngineClosedError,
-    JournalUnavailableError,
     NonDeterminismError,
     RunConflictError,
 )
 from durable.core.history import shorten
 from durable.core.transitions import make_stuck
 from durable.journal.base import Change, Parked
+from durable.runtime.children import Children
 from durable.runtime.clock import Alarms, EarliestAlarm
-from durable.runtime.control import Control
+from durable.runtime.control import Control, is_asked_to_end
 from durable.runtime.live import LiveRun
 from durable.runtime.neighbours import Neighbours
 from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
 from durable.runtime.retention import Retention
+from durable.runtime.sends import Sends
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
+from durable.runtime.transactions import Transactions, unavailable
 from durable.runtime.waiting import Ends, Turns, Waiters
 from durable.runtime.watching import Watching
 from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
 
     from anyio.abc import TaskGroup
 
     from durable.core.errors import JournalError
-    from durable.core.records import RunRecord, StepRecord
+    from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Claim, Journal
+    from durable.journal.scopes import Scope
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.live import WorkflowSpec
@@ -84,6 +87,7 @@ class Runner:
         self.drop = self.pool.drop
         self.watching = Watching(journal, self)
         self.writer = Writer(journal, self)
+        self.transactions = Transactions(journal, self.writer, self.pool)
         self.pump = Pump(log, self._on_void_turn)
         self.schedule = self.pump.schedule
         self._journal = journal
@@ -97,6 +101,9 @@ class Runner:
         self.control = Control(journal, self)
         self.wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
         self.neighbours = Neighbours(journal, self)
+        self.children = Children(self)
+        self.sends = Sends(journal, self)
+        self.look_up_event = self.sends.look_up
         self._undefined: dict[tuple[str, int], list[str]] = {}
         self._orphans = Orphans(self.pool)
         self._is_closing = False
@@ -112,6 +119,8 @@ class Runner:
         try:
             async with anyio.create_task_group() as group:
                 self.pool.open(group)
+                self.sends.open(group)
+                self.control.open(group)
                 group.start_soon(self.writer.serve)
                 group.start_soon(self.watching.serve)
                 group.start_soon(self.neighbours.serve)
@@ -122,6 +131,7 @@ class Runner:
                 self._is_closing = True
                 self.alarms.stop()
                 self.pool.pause()
+                self.transactions.pause()
                 with anyio.move_on_after(drain_timeout_s) as self._drain_scope:
                     await self._drain()
                 self.writer.stop()
@@ -172,8 +182,10 @@ class Runner:
         self._start_waiters.fail_all(self._closed_error)
         self.ends.fail_all(self._closed_error)
         self.control.fail_all(self._closed_error)
-        self.watching.fail_all(self._closed_error)
         self.neighbours.stop()
+        self.sends.fail_all(self._closed_error)
+        self.transactions.fail_all(self._closed_error)
+        self.watching.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
@@ -229,6 +241,25 @@ class Runner:
         self._submit_start(record, spec, wake_at_ms, waits_for_end=True)
         return self.ends.wait(record.run_id)
 
+    async def start_within(
+        self, scope: Scope, record: RunRecord, *, wake_at_ms: int | None
+    ) -> None:
+        """Make a new run a part of a caller's transaction: it is claimed after that's commit.
+
+        Raises:
+            TransactionError: The transaction is over, another engine's, or a query's.
+            RunConflictError: The id belongs to a run with another workflow or arguments.
+            JournalUnavailableError: The storage failed; nothing of the transaction is committed.
+        """
+        self.transactions.check_own(scope)
+        due_ms = self._due_ms(wake_at_ms)
+        change = Change(run_id=record.run_id, run=record, is_start=True, parked=Parked(due_ms))
+        taken_by = await self._journal.write_within(scope, change)
+        if taken_by is None:
+            scope.after.append((self.wake.set, due_ms))
+        else:
+            _check_same(taken_by, record)
+
     def _submit_start(
         self,
         record: RunRecord,
@@ -239,17 +270,20 @@ class Runner:
     ) -> None:
         self.check_open()
         self._starting[record.run_id] = waits_for_end
-        if wake_at_ms is None and self._room > 0:
+        if wake_at_ms is None and self.room > 0:
             live = LiveRun(self, spec, record, [], is_start=True)
             self._live[record.run_id] = live
             self.schedule(live)
         else:
-            due_ms = wake_at_ms
-            if due_ms is None:
-                # Another process may have another clock: due by any.
-                due_ms = self.clock.now_ms() if self.is_owner else 0
-            change = Change(run_id=record.run_id, run=record, is_start=True, parked=Parked(due_ms))
+            parked = Parked(self._due_ms(wake_at_ms))
+            change = Change(run_id=record.run_id, run=record, is_start=True, parked=parked)
             self.writer.submit(change, self, [])
+
+    def _due_ms(self, wake_at_ms: int | None) -> int:
+        if wake_at_ms is not None:
+            return wake_at_ms
+        # Another process may have another clock: due by any.
+        return self.clock.now_ms() if self.is_owner else 0
 
     async def _wait_until_started(self, run_id: str) -> RunRecord | None:
         """Return who has the id, once the start that is under way is committed."""
@@ -274,7 +308,7 @@ class Runner:
     def check_open(self) -> None:
         self.check_working()
         if self.writer.outage is not None:
-            raise _unavailable(self.writer.outage)
+            raise unavailable(self.writer.outage)
 
     def on_start_committed(self, live: LiveRun, taken_by: RunRecord | None) -> None:
         if taken_by is not None:
@@ -310,6 +344,7 @@ class Runner:
     def check_working(self) -> None:
         if self._is_closing:
             raise self._closed_error()
+        self.transactions.refuse_inside()
 
     def live(self, run_id: str) -> LiveRun | None:
         return self._live.get(run_id)
@@ -341,10 +376,13 @@ class Runner:
             del self._live[record.run_id]
         self.control.on_gone(record.run_id)
         self._tell_if_final(record)
-        if live.is_wanted_again:
-            self._claim_again(record.run_id)
+        self.children.on_gone(record)
         if wake_at_ms is not None:
             self.wake.set(wake_at_ms)
+        if live.is_wanted_again and not record.state.is_final:
+            self._claim_again(record.run_id)
+        if live.is_wanted:
+            self.writer.ask_claim()
         self._claim_if_room()
 
     def _claim_again(self, run_id: str) -> None:
@@ -359,6 +397,7 @@ class Runner:
         if live is not None:
             live.drop()
         self.control.on_gone(run_id)
+        self.children.on_removed(run_id)
         self.ends.tell_to_look(run_id)
         self._claim_if_room()
 
@@ -367,6 +406,7 @@ class Runner:
         if live is not None:
             live.drop()
         self._tell_if_final(record)
+        self.children.on_gone(record)
 
     def _tell_if_final(self, record: RunRecord) -> None:
         if record.state.is_final:
@@ -377,19 +417,20 @@ class Runner:
 
     def _claim_if_room(self) -> None:
         """Claim what waits in the journal for one of the runs in memory to leave."""
-        if len(self._live) == self.settings.live_runs_max - 1:
+        if len(self._live) + self.children.promised_count == self.settings.live_runs_max - 1:
             self.writer.ask_claim()
 
     @property
-    def _room(self) -> int:
+    def room(self) -> int:
         """How many more runs there may be in memory; what a claim may bring has its room."""
         if not self.is_owner:
             return 0
-        return self.settings.live_runs_max - len(self._live) - self._claiming_count
+        coming_count = self._claiming_count + self.children.promised_count
+        return self.settings.live_runs_max - len(self._live) - coming_count
 
     def reserve_claim(self) -> int:
         self._claiming_count = 0  # There is one claim at a time.
-        self._claiming_count = max(0, min(self._room, self.settings.claim_runs_max))
+        self._claiming_count = max(0, min(self.room, self.settings.claim_runs_max))
         return self._claiming_count
 
     def now_ms(self) -> int:
@@ -407,37 +448,71 @@ class Runner:
         is_more_due = next_ms is not None and next_ms <= self.clock.now_ms()
         self._orphans.withdraw_unwanted(claim, self._live, is_more_due=is_more_due)
         for record, steps in claim.runs:
-            self._work_on(record, steps)
-        if is_more_due and self._room > 0:
+            self._work_on(record, steps, claim)
+        if is_more_due and self.room > 0:
             self.writer.ask_claim()
         elif next_ms is not None:
             self.wake.set(next_ms)
 
-    def _work_on(self, record: RunRecord, steps: list[StepRecord]) -> None:
+    def _work_on(self, record: RunRecord, steps: list[StepRecord], claim: Claim) -> None:
         if record.state.is_final:  # In a damaged journal only: nothing is due of it.
             self._park(record)
             return
-        if self.control.take_asked(record, steps):
+        if self.control.remove_if_asked(record.run_id, steps):
             return
+        ended = claim.ended.get(record.run_id, ())
+        events = claim.events.get(record.run_id, ())
         live = self._live.get(record.run_id)
-        if live is not None:
-            live.hear(steps)
-            return
+        if live is not None and live.is_set_aside and is_asked_to_end(steps):
+            # What runs of it need not be waited for: it finishes, and its outcome is dropped.
+            del self._live[record.run_id]
+            live.drop()
+            live = None
+        if live is None:
+            self.take_up(record, steps, ended, events)
+        else:
+            live.hear(steps, ended, events)
+
+    def take_up(
+        self,
+        record: RunRecord,
+        steps: list[StepRecord],
+        ended: Iterable[RunRecord] = (),
+        events: Iterable[EventRecord] = (),
+    ) -> None:
+        """Work on a run that is claimed.
+
+        Args:
+            steps: All that the journal has of them.
+            ended: Its children that are over, of those that it waits for.
+            events: What was sent to it and not consumed, in the order of sending.
+        """
         spec = self._catalog.find(record.name, record.version)
         if spec is None:
-            if not self.control.end_undefined(record, steps):
-                self._park_undefined(record)
+            self._park_undefined(record, steps)
             return
         interrupted = self._orphans.take(record.run_id)
-        live = LiveRun(self, spec, record, steps, interrupted=interrupted)
+        live = LiveRun(
+            self, spec, record, steps, interrupted=interrupted, ended=ended, events=events
+        )
         self._live[record.run_id] = live
+        self.children.on_live(record)
         self.control.on_claimed(live)
         self.schedule(live)
 
+    @property
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def claim_at(self, due_ms: int) -> None:
+        self.wake.set(due_ms)
+
     # --- code that is not there ------------------------------------------------------------------
 
-    def _park_undefined(self, record: RunRecord) -> None:
+    def _park_undefined(self, record: RunRecord, steps: list[StepRecord]) -> None:
         """Set a run aside whose workflow the code does not have: it waits, and says so."""
+        if self.control.end_if_asked(record, steps):
+            return
         version = f" version {record.version}" if record.version else ""
         error = NonDeterminismError(
             f"the code has no workflow {record.name!r}{version}, which run {record.run_id!r} "
@@ -446,6 +521,7 @@ class Runner:
         self.log.error("durable.workflow_undefined", run_id=record.run_id, workflow=record.name)
         self._undefined.setdefault((record.name, record.version), []).append(record.run_id)
         self._park_stuck(record, error)
+        self.children.on_gone(record)
 
     def _park_stuck(self, record: RunRecord, error: BaseException) -> None:
         self._park(record, make_stuck(record, error))
@@ -474,17 +550,21 @@ class Runner:
             self._orphans.add(live)
             live.drop()
         self._live.clear()
+        self.children.clear()
         self._claiming_count = 0
         for run_id, waits_for_end in self._starting.items():
             if waits_for_end:
-                self.ends.fail(run_id, lambda: _unavailable(error))
+                self.ends.fail(run_id, lambda: unavailable(error))
         self._starting.clear()
-        self._start_waiters.fail_all(lambda: _unavailable(error))
-        self.control.fail_all(lambda: _unavailable(error))
+        self._start_waiters.fail_all(lambda: unavailable(error))
+        self.control.fail_all(lambda: unavailable(error))
+        self.sends.fail_all(lambda: unavailable(error))
+        self.transactions.on_outage(error)
         self._stop_vain_drain()
 
     def on_restored(self) -> None:
         self.log.warning("durable.journal_restored")
+        self.transactions.on_restored()
         self.ends.on_restored()
         self.watching.look_again()
         self.neighbours.look_again()
@@ -510,9 +590,3 @@ def _check_same(found: RunRecord, wanted: RunRecord) -> None:
             f"{shorten(wanted.args)}. Use another id, or the same arguments."
         )
         raise RunConflictError(msg)
-
-
-def _unavailable(error: JournalError) -> JournalUnavailableError:
-    unavailable = JournalUnavailableError(str(error))
-    unavailable.__cause__ = error
-    return unavailable
