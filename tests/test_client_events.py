@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from clock import ManualClock
+from families import children_of
 from faults import MONTH_S, Disk, Fault, leaving_nothing, opened
 from waiting import WAIT_S_MAX, until, until_open, until_state
 
@@ -84,9 +85,9 @@ async def parent(_step: Step, how: str) -> Any:  # noqa: ANN401
 
 
 @durable.workflow
-async def lingering(_step: Step) -> None:
+async def lingering(step: Step) -> None:
     try:
-        await asyncio.get_running_loop().create_future()
+        await step.wait_event("never")
     finally:
         await held()
 
@@ -94,7 +95,7 @@ async def lingering(_step: Step) -> None:
 @durable.workflow
 async def parting(step: Step) -> str:
     task = asyncio.ensure_future(lingering())
-    await step.sleep(0)
+    await step.wait_event("part")
     task.cancel()
     return "over"
 
@@ -180,6 +181,7 @@ async def test_what_several_send_comes_once_and_in_the_order_of_each(path: Path)
             assert own == sorted(own)
 
 
+@pytest.mark.slow
 async def test_of_two_who_send_one_event_one_is_told_that_it_was_late(path: Path) -> None:
     async with both(path) as (owner, client):  # Both send at the same millisecond.
         for number in range(20):
@@ -279,7 +281,7 @@ async def test_what_is_consumed_and_not_committed_is_not_handed_out_again(
 async def only_child(engine: Engine, run_id: str) -> str:
     async with asyncio.timeout(WAIT_S_MAX):
         while True:
-            found = (await engine.list_runs(parent_id=run_id)).items
+            found = await children_of(engine, run_id)
             if found and found[0].state is not RunState.PENDING:
                 return found[0].id
 
@@ -324,10 +326,11 @@ async def test_a_client_cancels_a_parent_with_its_child(path: Path) -> None:
 async def test_a_client_removes_all_of_a_tree_by_force(path: Path, how: str) -> None:
     async with leaving_nothing(), both(path) as (owner, client):
         await owner.start(parting() if how == "over" else parent(how), id="p")
-        if how == "over":
-            await gate.reached.wait()
-            assert await result(client, "p") == "over"
         child_id = await only_child(client, "p")
+        if how == "over":
+            await client.send_event("p", "part")
+            assert await result(client, "p") == "over"
+            await until(gate.reached.is_set)
         assert await client.cleanup("p") is False
         assert await client.cleanup("p", force=True) is True
         for run_id in ("p", child_id):
@@ -337,6 +340,7 @@ async def test_a_client_removes_all_of_a_tree_by_force(path: Path, how: str) -> 
         await until(lambda: live_runs(owner) == 0)
 
 
+@pytest.mark.slow
 async def test_a_client_restarts_a_parent_with_another_child(path: Path) -> None:
     async with both(path) as (_, client):
         await client.start(parent("waking"), id="p")
@@ -348,7 +352,6 @@ async def test_a_client_restarts_a_parent_with_another_child(path: Path) -> None
         second_id = first_id
         async with asyncio.timeout(WAIT_S_MAX):
             while second_id == first_id:
-                found = (await client.list_runs(parent_id="p", order="desc")).items
-                second_id = found[0].id
+                second_id = (await children_of(client, "p"))[-1].id
         await client.send_event(second_id, "e", 2)
         assert await result(client, "p") == ["c", 2]

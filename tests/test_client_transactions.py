@@ -77,16 +77,20 @@ async def test_what_a_client_starts_in_a_transaction_is_there_with_it(path: Path
             run = await client.start(adding("a", 2), id="r", tx=tx)
         assert await run.result(timeout=WAIT_S_MAX) == 3
         with pytest.raises(LookupError):
-            async with client.transaction() as tx:
-                await tx.execute(INSERT, "lost")
-                await client.start(adding("b", 1), id="s", tx=tx)
-                raise LookupError
+            await _start_and_fail(client)
         with pytest.raises(RunNotFoundError):
             await owner.status("s")
-        with pytest.raises(RunConflictError):
-            async with client.transaction() as tx:
+        async with client.transaction() as tx:
+            with pytest.raises(RunConflictError):
                 await client.start(adding("x", 1), id="r", tx=tx)
         assert await texts(owner) == {"kept", "a0", "a1"}
+
+
+async def _start_and_fail(engine: Engine) -> None:
+    async with engine.transaction() as tx:
+        await tx.execute(INSERT, "lost")
+        await engine.start(adding("b", 1), id="s", tx=tx)
+        raise LookupError
 
 
 async def test_what_is_started_in_a_transaction_without_an_owner_is_taken_up(path: Path) -> None:

@@ -499,12 +499,15 @@ class LiveRun:
             if change.parked is not None:
                 self._leave(change.parked.wake_at_ms)
         elif self.phase is STUCK:
-            if change is self._parking:
-                self._parking = None
-            if not self._steps.has_jobs:
-                self._leave(None)
+            self._set_aside(change)
         elif self._deliveries:
             self._host.schedule(self)
+
+    def _set_aside(self, change: Change) -> None:
+        if change is self._parking:
+            self._parking = None
+        if not self._steps.has_jobs:
+            self._leave(None)
 
     def _start_committed(self, change: Change, taken_by: RunRecord | None) -> None:
         if taken_by is not None:
