@@ -216,3 +216,24 @@ async def test_a_new_owner_hears_what_the_last_one_had_no_time_to(
         async with Engine(path):
             with pytest.raises(RunCanceled):
                 await result(client, "r")
+
+
+async def test_a_run_that_another_starts_before_its_own_first_turn_is_worked_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is claimed while a start of the same id has not even been submitted here."""
+    async with Engine(path, drain_timeout=0) as owner, Engine(path, worker=False) as client:
+        runner, journal = owner._runner, owner._journal
+        assert runner is not None
+        assert journal is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(runner.writer, "ask_claim", lambda: None)
+            await client.start(echoing("a"), id="r")
+            claim = await journal.claim(runner.clock.now_ms(), 10)
+        ((record, _),) = claim.runs
+        spec = runner._catalog.find(record.name, record.version)
+        assert spec is not None
+        runner._submit_start(record, spec, None)
+        runner.on_claimed(claim)
+        assert await result(client, "r") == "a"
+        assert gate.begun == ["a"]

@@ -20,6 +20,7 @@ from durable import (
     Transaction,
     TransactionError,
 )
+from durable.journal.sqlite import SqliteJournal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -223,10 +224,19 @@ async def test_a_transaction_of_another_engine_is_refused(path: Path) -> None:
             await client.start(idle(), tx=tx)
 
 
-async def test_only_the_owner_removes_what_is_old(path: Path) -> None:
-    async with Engine(path) as owner:
-        await owner.run(idle(), id="r")
-    async with Engine(path, worker=False, retention=0) as client:
-        for _ in range(100):
-            await asyncio.sleep(0)
-        assert (await client.status("r")).state is RunState.COMPLETED
+async def test_only_the_owner_removes_what_is_old(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps: list[bool] = []
+    list_finished = SqliteJournal.list_finished
+
+    def sweep(journal: SqliteJournal, before_ms: int, limit: int) -> Any:  # noqa: ANN401
+        sweeps.append(journal.is_owner)
+        return list_finished(journal, before_ms, limit)
+
+    monkeypatch.setattr(SqliteJournal, "list_finished", sweep)
+    async with Engine(path, retention=3600) as owner:
+        async with Engine(path, retention=0), Engine(path, worker=False, retention=0) as client:
+            await client.run(idle(), id="r")
+        assert (await owner.status("r")).state is RunState.COMPLETED
+    assert sweeps == [True]
