@@ -52,9 +52,7 @@ class Program:
 
 def run_command(*command: str) -> str:
     """Run a program; return what it prints."""
-    done = subprocess.run(  # noqa: S603  a page of ours
-        command, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
     if done.returncode:
         msg = f"it ended with {done.returncode}:\n{done.stdout}{done.stderr}"
         raise NotAsShownError(msg)
@@ -70,7 +68,7 @@ def run_file(name: str) -> str:
 
 def interrupt_file(name: str, before: str) -> str:
     """Run a script, and press Ctrl-C when it has printed so many lines; return what it prints."""
-    with subprocess.Popen(  # noqa: S603  a page of ours
+    with subprocess.Popen(
         (sys.executable, name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as child:
         assert child.stdout is not None

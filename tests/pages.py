@@ -2,19 +2,20 @@
 
 How a page's blocks are meant:
 
-- A page that says "one program" of its ``python`` blocks is one, in order, with ``await`` at the top
-  level. On other pages each block is a program of its own.
+- A page that says "one program" of its ``python`` blocks is one, in order, with ``await`` at the
+  top level. On other pages each block is a program of its own.
 - A block that begins with ``# name.py`` is the file of that name. It is run as a script where it
   stands, unless a command of the page does so; one that is called ``test_*.py`` is given to pytest.
 - A ``text`` block right after it is what a block prints; ``...`` stands for anything.
-- In a ``console`` block commands of ``sqlite3``, and of ``python`` with a file of the page, are run,
-  and print what stands below them.
+- In a ``console`` block commands of ``sqlite3``, and of ``python`` with a file of the page, are
+  run, and print what stands below them.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def blocks_of(page: Path) -> list[Block]:
     text = read(page)
     found = list(_BLOCK.finditer(text))
     blocks: list[Block] = []
-    for match, after in zip(found, [*found[1:], None], strict=True):
+    for match, after in zip_longest(found, found[1:]):
         output = None
         if after is not None and after["language"] == "text":
             is_next = not text[match.end() : after.start()].strip()

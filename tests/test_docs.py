@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import re
@@ -14,6 +15,8 @@ import pages
 import pytest
 
 import durable
+
+OPERATIONS = pages.ROOT / "docs" / "operations.md"
 
 INSIDE = {
     "durable": durable,
@@ -67,7 +70,137 @@ def test_files_that_commands_name_exist(page: Path) -> None:
                 assert (pages.ROOT / name).exists(), name
 
 
-def _said_of(page: Path) -> set[tuple[str, str]]:
+def _said_of(page: Path) -> set[str]:
     """Return what a page says that our objects have: ``engine.start`` and the like."""
-    said = re.findall(r"\b(durable|[eE]ngine|run|step)\.([a-z]\w*)", pages.read(page))
-    return set(said) - {("durable", "db")}
+    said = set(re.findall(r"\b(?:durable|[eE]ngine|run|step)\.[a-z]\w*", pages.read(page)))
+    files = {name for name in said if name.endswith((".py", ".db"))}
+    return said - files - _listed_events()
+
+
+def _listed_events() -> set[str]:
+    rows = re.findall(r"^\| (`durable\..*?) \|", pages.read(OPERATIONS), re.MULTILINE)
+    return set(re.findall(r"`(durable\.\w+)`", " ".join(rows)))
+
+
+@each_page
+def test_what_is_said_to_exist_does(page: Path) -> None:
+    assert [name for name in _said_of(page) if not _exists(name)] == []
+
+
+def _exists(name: str) -> bool:
+    owner, _, attribute = name.partition(".")
+    return hasattr(INSIDE[owner], attribute) or (
+        owner == "durable" and importlib.util.find_spec(name) is not None
+    )
+
+
+def test_every_public_name_is_spoken_of() -> None:
+    text = "".join(map(pages.read, pages.PAGES))
+    unsaid = [name for name in durable.__all__ if not re.search(rf"\b{name}\b", text)]
+    assert unsaid == []
+
+
+def test_the_readme_lists_all_settings_with_their_defaults() -> None:
+    table = pages.read(pages.ROOT / "README.md").split("| setting of `Engine` |")[1]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", table.split("\n\n")[0], re.MULTILINE))
+    parameters = inspect.signature(durable.Engine).parameters
+    shown = {name: _show(each.default) for name, each in parameters.items()}
+    assert rows == shown
+
+
+def _show(default: object) -> str:
+    if default == 8 * 1024 * 1024:
+        return "8 MiB"
+    return "Retry()" if isinstance(default, durable.Retry) else str(default)
+
+
+def test_the_readme_tells_how_a_retry_is_made_by_default() -> None:
+    policy = durable.Retry()
+    readme = pages.read(pages.ROOT / "README.md")
+    assert f"| {policy.max_attempts} attempts, the first counts; " in readme
+    assert f"; {policy.initial_backoff} s before the second, then twice as long" in readme
+    assert (policy.base, policy.max_backoff, policy.jitter) == (2.0, None, True)
+
+
+def test_all_events_of_the_log_are_listed() -> None:
+    sources = "".join(path.read_text("utf-8") for path in (pages.ROOT / "durable").rglob("*.py"))
+    logged = set(re.findall(r"log\.(?:info|warning|error)\(\s*\"(durable\.\w+)\"", sources))
+    logged |= {f"durable.run_{state}" for state in durable.RunState if state.is_final}
+    assert _listed_events() == logged
+
+
+# --- the web applications of a page --------------------------------------------------------------
+
+SERVE = {
+    "app.py": """
+import asyncio
+
+import uvicorn
+from aiohttp import ClientSession
+from app import app
+
+
+async def main() -> None:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with ClientSession(f"http://127.0.0.1:{port}") as session:
+        async with session.post("/orders/o-1") as response:
+            print(response.status, await response.json())
+        state = "running"
+        while state in ("pending", "running"):
+            async with session.get("/orders/o-1") as response:
+                looked = await response.json()
+                state = looked["state"]
+        print(looked)
+    server.should_exit = True
+    await serving
+
+
+asyncio.run(main())
+""",
+    "web_app.py": """
+import asyncio
+
+from aiohttp.test_utils import TestClient, TestServer
+from durable import Engine
+from web_app import make_app
+
+
+async def main() -> None:
+    async with TestClient(TestServer(make_app())) as client:
+        async with client.post("/orders/o-1") as response:
+            print(response.status, await response.json())
+        run = Engine.current().get("order-o-1")
+        await run.result()
+        status = await run.status()
+        print({"state": str(status.state), "result": status.result})
+
+
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERVE)
+def test_the_web_applications_serve(name: str, tmp_path: Path) -> None:
+    for block in pages.blocks_of(pages.ROOT / "docs" / "embedding.md"):
+        if block.file is not None:
+            (tmp_path / block.file).write_text(block.text, "utf-8")
+    (tmp_path / "serve.py").write_text(SERVE[name], "utf-8")
+    done = subprocess.run(
+        [sys.executable, "serve.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(pages.ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.splitlines() == [
+        "202 {'run': 'order-o-1'}",
+        "{'state': 'completed', 'result': 'receipt for o-1: 500 cents'}",
+    ], done.stdout + done.stderr
