@@ -73,6 +73,9 @@ class Environment:
             args = action.parameters.encode(call.arguments, self.defaults.payload_max)
         else:
             args = action.parameters.encode_unchecked(call.arguments)
+        if options is NO_OPTIONS:
+            work = self._plain_step(action)
+            return execution.issue(Command(action.kind, action.name, key, args=args, work=work))
         due_ms = options.at_ms
         if options.delay_s is not None:
             due_ms = execution.time_ms() + milliseconds(options.delay_s)
@@ -83,9 +86,7 @@ class Environment:
             args=args,
             compares_args=not options.unstable_args,
             due_ms=due_ms,
-            work=self._plain_step(action)
-            if options is NO_OPTIONS
-            else ActionStep(action, self, options),
+            work=ActionStep(action, self, options),
         )
         return execution.issue(command)
 

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from durable.core.loop import WorkflowLoop
     from durable.core.records import StepKind, StepRecord
 
 UNSET: Any = object()
@@ -103,19 +102,22 @@ class Issuer(Protocol):
 
 @final
 class CommandFuture(WorkflowFuture[Any]):
-    """What the body awaits. Cancelling it withdraws the command, at that moment."""
+    """What the body awaits. Cancelling it withdraws the command, at that moment.
 
-    __slots__ = ("_command", "_issuer")
+    Attributes:
+        issuer: The execution. It and the command are given by whoever makes the future: one
+            constructor less for each step.
+        command: What the future is of.
+    """
 
-    def __init__(self, loop: WorkflowLoop, issuer: Issuer, command: Command) -> None:
-        super().__init__(loop)
-        self._issuer = issuer
-        self._command = command
+    __slots__ = ("command", "issuer")
+    command: Command
+    issuer: Issuer
 
     def cancel(self, msg: Any | None = None) -> bool:  # noqa: ANN401  as asyncio has it
         if not super().cancel(msg):
             return False
-        self._issuer.withdraw(self._command)
+        self.issuer.withdraw(self.command)
         return True
 
 

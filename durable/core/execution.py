@@ -233,10 +233,11 @@ class Execution:
 
     def issue(self, command: Command) -> CommandFuture:
         """Take a command of the body; return the future of its outcome."""
-        command.future = CommandFuture(self.loop, self, command)
+        future = command.future = CommandFuture(self.loop)
+        future.issuer, future.command = self, command
         if not self.loop.is_closed():
             self._issued.append(command)
-        return command.future
+        return future
 
     def withdraw(self, command: Command) -> None:
         """The body does not wait for ``command`` any more."""

@@ -43,7 +43,3 @@ class BegunGenerators:
             return []
         found = (ref() for ref in self._by_address.values())
         return [generator for generator in found if generator is not None]
-
-    def clear(self) -> None:
-        """Forget them all."""
-        self._by_address.clear()

@@ -86,12 +86,11 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._tasks: list[WorkflowTask[Any]] = []
         self._tasks_kept = TASKS_KEPT_MIN
         self._siblings: dict[Any, WorkflowTask[Any]] = {}
-        self._generators = BegunGenerators()
-        self._on_generator = self._generators.add
+        self._generators: BegunGenerators | None = None
         self._callbacks_scope: CallbacksScope | None = None
         self._closed = False
         self._refusals_left = CLOSE_ATTEMPTS_MAX
-        self._pumping = False
+        self._pumping = self._in_body = False
         self._fired_at = 0.0
         self.context = contextvars.Context()
         self._number = first_number(run_id)
@@ -127,14 +126,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         outer_loop = asyncio._get_running_loop()  # noqa: SLF001  the documented hook for loops
         outer_hooks = sys.get_asyncgen_hooks()
         asyncio._set_running_loop(self)  # noqa: SLF001
-        sys.set_asyncgen_hooks(self._on_generator, self._on_generator_dropped)
+        sys.set_asyncgen_hooks(self._on_generator_begun, self._on_generator_dropped)
         self._pumping = True
         try:
             if first is not None:
                 first(*args)
+            self._in_body = True
             self._run_ready()
         finally:
-            self._pumping = False
+            self._pumping = self._in_body = False
             sys.set_asyncgen_hooks(*outer_hooks)
             asyncio._set_running_loop(outer_loop)  # noqa: SLF001
 
@@ -144,8 +144,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         cycles = redeliveries = 0
         while ready or (self._redeliveries and redeliveries < REDELIVERIES_PER_TURN_MAX):
             cycles += 1
-            if redeliveries < REDELIVERIES_PER_TURN_MAX or cycles % REDELIVERIES_PER_TURN_MAX == 0:
-                redeliveries += bool(self._redeliveries)
+            if self._redeliveries and (
+                redeliveries < REDELIVERIES_PER_TURN_MAX or cycles % REDELIVERIES_PER_TURN_MAX == 0
+            ):
+                redeliveries += 1
                 ready.extend(self._redeliveries)
                 self._redeliveries.clear()
             # As in asyncio's loops: what a cycle makes ready is of the next one.
@@ -182,7 +184,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
 
     def open_generators(self) -> list[Any]:
         """Return the async generators that were begun and still exist, in that order."""
-        return self._generators.existing()
+        return [] if self._generators is None else self._generators.existing()
 
     def close(self) -> None:
         """Drop the body from memory: its frames are closed, and whatever they try is refused."""
@@ -195,7 +197,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         self._ready.clear()
         self._redeliveries.clear()
         self._tasks.clear()
-        self._generators.clear()
+        self._generators = None
         # Host and loop refer to each other: free them without the collector.
         self.host = CLOSED_HOST
 
@@ -320,7 +322,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
                 self._redeliveries.append(handle)
                 return handle
             self._ready.append(handle)
-            if is_cancelled_by_anyio(sys._getframe(1)):  # noqa: SLF001
+            if self._in_body and is_cancelled_by_anyio(sys._getframe(1)):  # noqa: SLF001
                 self._cancelled_by_anyio.append((number_of_waiter(callback, args), handle))
         elif not self._closed:
             raise NonDeterminismError(TOUCHED_FROM_OUTSIDE)
@@ -370,9 +372,16 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
     def get_exception_handler(self) -> None:
         return None
 
+    def _on_generator_begun(self, generator: Any) -> None:  # noqa: ANN401  of anything
+        if self._generators is None:
+            self._generators = BegunGenerators()
+        self._generators.add(generator)
+
     def _on_generator_dropped(self, generator: Any) -> None:  # noqa: ANN401  of anything
         # Dropped by the body: as asyncio, close it in a task. At any other time: forget it.
-        if not self._closed and self._generators.drop(generator) and self._pumping:
+        if self._closed or self._generators is None:
+            return
+        if self._generators.drop(generator) and self._pumping:
             self.create_task(generator.aclose(), context=self.context)
 
     # --- what bodies may not do ------------------------------------------------------------------

@@ -27,6 +27,9 @@ PATH_CHARS_MAX = 64
 """Task paths longer than this are shortened to a digest, so that recursion stays cheap."""
 
 
+_Future: Any = asyncio.Future
+
+
 def first_number(run_id: str) -> int:
     """Return where the creation numbers of a run's objects begin, far from other runs' ones.
 
@@ -42,7 +45,7 @@ class WorkflowFuture(asyncio.Future[T]):
 
     def __init__(self, loop: WorkflowLoop) -> None:
         self.number = loop.next_number()
-        super().__init__(loop=loop)
+        _Future.__init__(self, loop=loop)  # super() takes a while before Python 3.12
 
     def __hash__(self) -> int:
         return self.number

@@ -55,12 +55,17 @@ class SystemClock:
         self._ahead_ns = 0
 
     def now_ms(self) -> int:
-        wall_ns, monotonic_ns = time.time_ns(), time.monotonic_ns()
+        wall_ns = time.time_ns()
+        if not 0 <= wall_ns - self._wall_ns < JUMP_NS_MIN:
+            self._look_for_jump(wall_ns)
+        return (wall_ns + self._ahead_ns) // 1_000_000
+
+    def _look_for_jump(self, wall_ns: int) -> None:
+        monotonic_ns = time.monotonic_ns()
         jump_ns = (wall_ns - self._wall_ns) - (monotonic_ns - self._monotonic_ns)
         if jump_ns < -JUMP_NS_MIN or (jump_ns > JUMP_NS_MIN and self._ahead_ns):
             self._ahead_ns = max(self._ahead_ns - jump_ns, 0)
         self._wall_ns, self._monotonic_ns = wall_ns, monotonic_ns
-        return (wall_ns + self._ahead_ns) // 1_000_000
 
     def call_later(self, delay_ms: int, callback: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay_ms / 1000, callback)
