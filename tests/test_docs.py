@@ -27,6 +27,11 @@ INSIDE = {
 }
 """What names in the text stand for, so that what they are said to have can be looked up."""
 
+_CALL = re.compile(
+    r"(?<![\w.])((?:durable\.)?(?:Engine|Retry|workflow|action|query|mutation|attempt)"
+    r"|(?:durable|[eE]ngine|run|step)\.[a-z]\w*)\("
+)
+
 each_page = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
 
 
@@ -70,6 +75,11 @@ def test_files_that_commands_name_exist(page: Path) -> None:
                 assert (pages.ROOT / name).exists(), name
 
 
+def _fields_of(name: str) -> tuple[str, ...]:
+    fields: tuple[str, ...] = getattr(getattr(durable, name), "__struct_fields__", ())
+    return fields
+
+
 def _said_of(page: Path) -> set[str]:
     """Return what a page says that our objects have: ``engine.start`` and the like."""
     said = set(re.findall(r"\b(?:durable|[eE]ngine|run|step)\.[a-z]\w*", pages.read(page)))
@@ -94,10 +104,45 @@ def _exists(name: str) -> bool:
     )
 
 
+@each_page
+def test_options_that_are_spoken_of_exist(page: Path) -> None:
+    unknown: list[str] = []
+    for name, options in _calls_of(pages.read(page)):
+        owner, _, attribute = name.rpartition(".")
+        called = getattr(INSIDE[owner or "durable"], attribute, None)
+        if called is None:
+            continue  # The test above says so.
+        parameters = inspect.signature(called).parameters
+        unknown += [f"{name}({option}=)" for option in options if option not in parameters]
+    assert unknown == []
+
+
+def _calls_of(text: str) -> list[tuple[str, list[str]]]:
+    """Return the calls of ours in a text, each with the names of the options that it gives."""
+    calls: list[tuple[str, list[str]]] = []
+    for match in re.finditer(_CALL, text):
+        depth, options = 1, ""
+        for character in text[match.end() :]:
+            depth += {"(": 1, ")": -1}.get(character, 0)
+            if depth == 0:
+                break
+            options += character if depth == 1 else ""
+        calls.append((match[1], re.findall(r"(\w+)=(?!=)", options)))
+    return calls
+
+
 def test_every_public_name_is_spoken_of() -> None:
     text = "".join(map(pages.read, pages.PAGES))
     unsaid = [name for name in durable.__all__ if not re.search(rf"\b{name}\b", text)]
     assert unsaid == []
+
+
+@pytest.mark.parametrize("name", [name for name in durable.__all__ if _fields_of(name)])
+def test_all_fields_are_spoken_of(name: str) -> None:
+    text = "".join(map(pages.read, pages.PAGES))
+    spoken_of = set(re.findall(r"`(\w+)`|\b(\w+)=", text))
+    names = {name for pair in spoken_of for name in pair}
+    assert [field for field in _fields_of(name) if field not in names] == []
 
 
 def test_the_readme_lists_all_settings_with_their_defaults() -> None:
