@@ -12,6 +12,11 @@ from durable.core.errors import (
     DuplicateDefinitionError,
     DurableError,
     EngineClosedError,
+    EventAlreadySentError,
+    EventConsumedError,
+    EventError,
+    EventNotFoundError,
+    EventTypeError,
     JournalCorruptError,
     JournalError,
     JournalLockedError,
@@ -27,6 +32,7 @@ from durable.core.errors import (
     RunCanceled,
     RunConflictError,
     RunFailed,
+    RunFinishedError,
     RunNotFinishedError,
     RunNotFoundError,
     StepFailed,
@@ -37,6 +43,7 @@ from durable.core.records import ErrorInfo, RunState, StepKind, StepState
 from durable.core.retry import Retry
 from durable.definitions import Action, Workflow, action, workflow
 from durable.engine import Engine
+from durable.events import Event, EventId
 from durable.run import Run, run
 from durable.runtime.attempt import Attempt
 from durable.status import EngineStatistics, Page, RunStatus, StepInfo
@@ -54,6 +61,13 @@ __all__ = [
     "EngineClosedError",
     "EngineStatistics",
     "ErrorInfo",
+    "Event",
+    "EventAlreadySentError",
+    "EventConsumedError",
+    "EventError",
+    "EventId",
+    "EventNotFoundError",
+    "EventTypeError",
     "JournalCorruptError",
     "JournalError",
     "JournalLockedError",
@@ -72,6 +86,7 @@ __all__ = [
     "RunCanceled",
     "RunConflictError",
     "RunFailed",
+    "RunFinishedError",
     "RunNotFinishedError",
     "RunNotFoundError",
     "RunState",

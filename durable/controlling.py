@@ -29,10 +29,14 @@ class Controlling(Opened):
         waits, and may run further steps to clean up; a body that does not is over at once, and one
         that has not begun, or is stuck, without being asked. Cancelling it again does nothing.
 
+        Its children are cancelled with it, and theirs: that is in the journal by the same commit.
+        It does not wait for them. A child that is cancelled alone is a ``RunCanceled`` of its
+        parent's await.
+
         Args:
             run_id: The run.
-            interrupt: Cancel its running async actions, too. Otherwise they finish, and their
-                results are dropped.
+            interrupt: Cancel its running async actions, too, and those of its children. Otherwise
+                they finish, and their results are dropped.
 
         Returns:
             ``False`` when the run was over already.
@@ -100,15 +104,19 @@ class Controlling(Opened):
         return is_resumed
 
     async def cleanup(self, run_id: str, *, force: bool = False) -> bool:
-        """Remove a run and its steps from the journal; return once that is committed.
+        """Remove a run, its steps, and all that is under it: its children, and theirs.
+
+        It returns once that is committed, in one transaction.
 
         Args:
             run_id: The run.
-            force: Remove it even if it is not over: its running async actions are cancelled, sync
-                ones finish unheard, and its body is dropped without cleaning up.
+            force: Remove it even if it, or something under it, is not over: running async actions
+                are cancelled, sync ones finish unheard, and bodies are dropped without cleaning up.
 
         Returns:
-            ``False`` when there is no such run, or, without ``force``, when it is not over.
+            ``False`` when there is no such run; when it has a parent that is not over, and may
+            still need it, with ``force``, too; and, without ``force``, when the run is not over, or
+            something under it is still cleaning up.
 
         Raises:
             JournalUnavailableError, EngineClosedError: As for ``cancel``.

@@ -46,6 +46,7 @@ from durable.run import Run
 from durable.runtime.clock import SystemClock
 from durable.runtime.instrumentation import EngineLog
 from durable.runtime.settings import MAX_INTERRUPTIONS, Settings
+from durable.sending import Sending
 from durable.starting import new_run
 from durable.status import EngineStatistics, run_not_found
 
@@ -65,7 +66,7 @@ MAX_PAYLOAD = 8 * 1024 * 1024
 
 
 @final
-class Engine(Observing, Controlling):
+class Engine(Observing, Controlling, Sending):
     """Runs workflows in this process, journaled in a database file.
 
     Args:

@@ -15,6 +15,7 @@ from durable.core.codec import DecodeError
 from durable.core.commands import Command
 from durable.core.errors import ArgumentError
 from durable.core.failures import decode_error, rebuild_error, type_name_of
+from durable.core.nesting import rebuild_outcome
 from durable.core.retry import RetryDefault, resolve_retry
 from durable.definitions import Action, Workflow
 from durable.parameters import globals_of
@@ -61,32 +62,35 @@ class Environment:
         self, execution: Execution, call: Call[Any], options: StepOptions = NO_OPTIONS
     ) -> CommandFuture:
         """Make a step of a call that a body awaits."""
-        action = call.definition
-        if not isinstance(action, Action):
-            msg = (
-                f"a call of {action!r} cannot be a step: await an action's call, or start the run "
-                "from an action with Engine.current().start(...)"
-            )
+        definition = call.definition
+        if isinstance(definition, Workflow):
+            _check_child_options(definition, options)
+        elif not isinstance(definition, Action):
+            msg = f"a call of {definition!r} cannot be a step"
             raise TypeError(msg)
         key = execution.next_key()
         if execution.recorded(key) is None:
-            args = action.parameters.encode(call.arguments, self.defaults.payload_max)
+            args = definition.parameters.encode(call.arguments, self.defaults.payload_max)
         else:
-            args = action.parameters.encode_unchecked(call.arguments)
-        if options is NO_OPTIONS:
-            work = self._plain_step(action)
-            return execution.issue(Command(action.kind, action.name, key, args=args, work=work))
+            args = definition.parameters.encode_unchecked(call.arguments)
+        if options is NO_OPTIONS and isinstance(definition, Action):
+            work = self._plain_step(definition)
+            return execution.issue(
+                Command(definition.kind, definition.name, key, args=args, work=work)
+            )
         due_ms = options.at_ms
         if options.delay_s is not None:
             due_ms = execution.time_ms() + milliseconds(options.delay_s)
         command = Command(
-            action.kind,
-            options.name or action.name,
+            definition.kind,
+            options.name or definition.name,
             key,
             args=args,
             compares_args=not options.unstable_args,
             due_ms=due_ms,
-            work=ActionStep(action, self, options),
+            work=ChildStep(definition, self.workflow)
+            if isinstance(definition, Workflow)
+            else ActionStep(definition, self, options),
         )
         return execution.issue(command)
 
@@ -139,6 +143,45 @@ class ActionStep:
     def rebuild(self, error: str) -> BaseException:
         known = known_errors(self._action, self._workflow)
         return rebuild_error(decode_error(error), known)
+
+
+@final
+class ChildStep:
+    """A workflow as one step of a run: the child that is started, and what the body gets of it."""
+
+    __slots__ = ("_parent", "_workflow", "name", "version")
+
+    def __init__(self, workflow: Workflow[Any, Any], parent: Workflow[Any, Any]) -> None:
+        self.name = workflow.name
+        self.version = workflow.version
+        self._workflow = workflow
+        self._parent = parent
+
+    def decode(self, text: str) -> object:
+        return self._workflow.parameters.decode_result(text)
+
+    def rebuild(self, error: str) -> BaseException:
+        return rebuild_outcome(error, known_errors(self._workflow, self._parent))
+
+
+def _check_child_options(workflow: Workflow[Any, Any], options: StepOptions) -> None:
+    """Refuse what makes sense for the attempts of an action only.
+
+    Raises:
+        TypeError: An option of that kind is given.
+    """
+    if options.retry is not None:
+        msg = (
+            f"step.run({workflow.__name__}(...)) takes no retry=: a child run is not tried again "
+            "as a whole. Give the retries to its actions, or call it again when it has failed."
+        )
+        raise TypeError(msg)
+    if options.timeout_s is not None:
+        msg = (
+            f"step.run({workflow.__name__}(...)) takes no timeout=, which bounds one attempt of an "
+            "action. Await the child in `async with asyncio.timeout(...)`: it is cancelled then."
+        )
+        raise TypeError(msg)
 
 
 def known_errors(*definitions: Action[Any, Any] | Workflow[Any, Any]) -> dict[str, object]:

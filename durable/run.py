@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
 
 from durable.current import check_asyncio, find_current, own_engine, refuse_in_body
 
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from durable.call import Call
     from durable.definitions import Definition
     from durable.engine import Engine
+    from durable.events import Event, EventId
     from durable.status import RunStatus, StepInfo
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 @final
@@ -58,6 +60,32 @@ class Run(Generic[T]):
     async def cancel(self, *, interrupt: bool = False) -> bool:
         """Cancel the run: see ``Engine.cancel``."""
         return await self._engine.cancel(self.id, interrupt=interrupt)
+
+    @overload
+    async def send_event(self, event: Event[V], value: V) -> EventId: ...
+    @overload
+    async def send_event(self, event: Event[None]) -> EventId: ...
+    @overload
+    async def send_event(self, event: Event[Any], *, error: str | Exception) -> EventId: ...
+    @overload
+    async def send_event(
+        self,
+        event: str,
+        value: Any = None,  # noqa: ANN401
+        *,
+        error: str | Exception | None = None,
+    ) -> EventId: ...
+    async def send_event(
+        self,
+        event: str | Event[Any],
+        value: Any = None,
+        *,
+        error: str | Exception | None = None,
+    ) -> EventId:
+        """Send the run an event: see ``Engine.send_event``."""
+        send: Any = self._engine.send_event  # One of its overloads.
+        event_id: EventId = await send(self.id, event, value, error=error)
+        return event_id
 
     async def restart(
         self, *, from_step: int | str | Definition[Any, Any] | None = None

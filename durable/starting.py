@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Any
 
 from durable.call import Call
@@ -11,6 +10,7 @@ from durable.checks import check_delay, check_id, milliseconds
 from durable.core.errors import NotInWorkflowError
 from durable.core.records import RunRecord
 from durable.definitions import Workflow
+from durable.runtime.ids import new_run_id
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -37,7 +37,7 @@ def new_run(
     if delay_s is not None:
         due_ms = now_ms + milliseconds(delay_s)
     record = RunRecord(
-        run_id=_new_id(now_ms) if run_id is None else check_id(run_id),
+        run_id=new_run_id(now_ms) if run_id is None else check_id(run_id),
         name=workflow.name,
         version=workflow.version,
         args=workflow.parameters.encode(call.arguments, max_payload),
@@ -62,8 +62,3 @@ def _check_workflow(call: Call[Any]) -> Workflow[Any, Any]:
         )
         raise NotInWorkflowError(msg)
     return call.definition
-
-
-def _new_id(now_ms: int) -> str:
-    """Return an id that sorts by time, as UUIDv7 does: the journal's index grows at its end."""
-    return f"{now_ms:012x}{os.urandom(10).hex()}"

@@ -35,6 +35,8 @@ class StepInfo(msgspec.Struct, frozen=True, kw_only=True):
         attempts: How many attempts have begun.
         started_at: When its first attempt began.
         finished_at: When it completed, failed or was withdrawn.
+        child_run_id: The run that a workflow's call was, as a step.
+        event_id: Of a wait, the event that it has consumed, or that it is for: ``EventId.parse``.
     """
 
     number: int
@@ -64,6 +66,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
         created_at: When its start was committed.
         started_at: When its body first ran.
         finished_at: When it ended.
+        parent_id: The run that it is a child of: one of whose steps it is.
     """
 
     id: str

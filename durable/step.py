@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 from durable.call import Call
 from durable.checks import (
@@ -24,6 +24,7 @@ from durable.core.execution import Execution
 from durable.core.records import StepKind
 from durable.core.retry import seconds
 from durable.definitions import Workflow
+from durable.events import EventId, EventWait, Typed
 from durable.issue import Environment, StepOptions
 from durable.runtime.instrumentation import body_logger
 from durable.status import to_datetime
@@ -145,25 +146,30 @@ class Step:
         """Run a call as a step, with options.
 
         Args:
-            call: An action's call.
-            name: The step's name, instead of the definition's.
-            retry: As for ``action``; stands over it.
-            timeout: The bound of one attempt, in seconds; stands over the action's.
-            run_after: The delay before the first attempt, in seconds.
-            run_at: When the first attempt is made: an aware datetime.
+            call: An action's call, or a workflow's, which is a run of its own: a child of this one.
+            name: The step's name, instead of the definition's. A child keeps its workflow's name.
+            retry: As for ``action``; stands over it. Not for a child.
+            timeout: The bound of one attempt, in seconds; stands over the action's. Not for a
+                child: await that in ``asyncio.timeout``.
+            run_after: The delay before the first attempt, or before the child begins, in seconds.
+            run_at: When the first attempt is made, or the child begins: an aware datetime.
             unstable_args: Leave the arguments out of the replay check.
 
         Raises:
+            TypeError: An option is not valid, or not for this call.
             ArgumentError: An argument does not fit its annotation. Nothing was written.
             PayloadTooLarge: The arguments, or the result, are over ``Engine(max_payload=)``.
             StepFailed: The action raised what cannot be rebuilt; else what it raised.
             TimeoutError: The last attempt took longer than its bound.
             ReturnTypeError: The result does not fit the action's annotation.
+            RunFailed: The child failed; ``run_id`` is its id, ``__cause__`` what it raised.
+            RunCanceled: The child was cancelled, and this run was not.
             OutcomeUnknown: The process died during an at-most-once step.
             StepInterrupted: It died more often than ``Engine(max_interruptions=)`` allows.
 
         Cancellation:
-            Withdraws the step: queued, it never starts; running, its result is dropped.
+            Withdraws the step: queued, it never starts; running, its result is dropped. A child is
+            cancelled.
         """
         if not isinstance(call, Call):
             msg = f"step.run() takes a call, such as charge('o-1'), not {call!r}"
@@ -213,6 +219,61 @@ class Step:
             due_ms=min(due_ms, DUE_MS_MAX),
         )
         await execution.issue(command)
+
+    @overload
+    async def wait_event(
+        self,
+        event: Typed[T],
+        *,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109  a durable timer
+    ) -> T: ...
+    @overload
+    async def wait_event(
+        self,
+        event: str | EventId,
+        *,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    ) -> Any: ...  # noqa: ANN401
+    async def wait_event(
+        self,
+        event: str | Typed[Any] | EventId,
+        *,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    ) -> Any:
+        """Wait durably for an event that is sent to the run, and consume it.
+
+        What was sent before is there already. Events of one name are consumed in the order of
+        sending, by waits in the order of issue, each by one; an id waits for just that event.
+
+        Args:
+            event: Its name, an ``Event``, whose type the value is checked against, or an id.
+            timeout: In seconds, by default for ever; the due time is fixed when the wait is first
+                reached. 0 takes what is there.
+
+        Returns:
+            The value that was sent.
+
+        Raises:
+            EventError: An error was sent.
+            EventTypeError: The value does not fit the event's type. The event is consumed.
+            EventNotFoundError: The run has no event of that id.
+            EventConsumedError: The event of that id was consumed before, or is being awaited.
+            TimeoutError: None was sent in time. What is sent later is kept for other waits.
+
+        Cancellation:
+            Withdraws the wait, which then consumes nothing.
+        """
+        execution = self._in_body()
+        work = EventWait(event)
+        due_ms = None
+        if timeout is not None:
+            timeout_s = max(seconds(timeout, "timeout="), 0.0)
+            due_ms = min(execution.time_ms() + milliseconds(timeout_s), DUE_MS_MAX)
+        key = execution.next_key()
+        args = encode_canonical(work.args)
+        return await execution.issue(
+            Command(StepKind.EVENT, work.step_name, key, args=args, due_ms=due_ms, work=work)
+        )
 
     def _in_body(self) -> Execution:
         if asyncio._get_running_loop() is not self._execution.loop:  # noqa: SLF001

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import pytest
 
     from durable import Call
-    from durable.core.records import RunRecord, StepRecord
-    from durable.journal.base import Change, Claim, RunQuery, StepQuery
+    from durable.core.records import EventRecord, RunRecord, StepRecord
+    from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
 
 T = TypeVar("T")
 
@@ -155,11 +155,17 @@ class FaultyJournal:
     async def load_run(self, run_id: str) -> RunRecord | None:
         return await self.inner.load_run(run_id)
 
+    async def load_tree(self, run_id: str) -> RunTree | None:
+        return await self.inner.load_tree(run_id)
+
     async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self.inner.load_history(run_id)
 
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self.inner.load_status(run_id)
+
+    async def load_event(self, event_id: str) -> EventRecord | None:
+        return await self.inner.load_event(event_id)
 
     async def list_finished(self, before_ms: int, limit: int) -> list[str]:
         return await self.inner.list_finished(before_ms, limit)

@@ -281,10 +281,10 @@ async def test_in_a_body_calls_hash_in_the_order_they_were_made(path: Path) -> N
 
 
 @durable.workflow
-async def wrongly_awaiting(_step: Step, what: str) -> str:
+async def wrongly_awaiting(step: Step, what: str) -> str:
     try:
-        if what == "workflow":
-            await checkout("o")
+        if what == "options":
+            await step.run(checkout("o"), retry=True)
         elif what == "arity":
             charge()  # type: ignore[call-arg]
     except TypeError as exc:
@@ -295,7 +295,7 @@ async def wrongly_awaiting(_step: Step, what: str) -> str:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("workflow", "cannot be a step"),
+        ("options", "takes no retry="),
         ("arity", "missing a required argument: 'order'"),
     ],
 )

@@ -21,7 +21,7 @@ from odd import (
     with_surrogate_attribute,
 )
 
-from durable import ErrorInfo, RunFailed, StepFailed
+from durable import ErrorInfo, EventError, RunFailed, StepFailed
 from durable.core.codec import MESSAGE_CHARS_MAX, safe_text
 from durable.core.errors import PUBLIC
 from durable.core.failures import (
@@ -114,8 +114,8 @@ def test_durables_own_errors_arrive_as_themselves(cls: type[Exception]) -> None:
     exc: Exception
     if cls is RunFailed:
         exc = RunFailed("r", ErrorInfo("ValueError", "text", "tb"))
-    elif cls is StepFailed:
-        exc = StepFailed("ValueError", "text")
+    elif issubclass(cls, StepFailed | EventError):
+        exc = cls("ValueError", "text")
     else:
         exc = cls("text")
     rebuilt = _through_the_journal(exc)

@@ -66,7 +66,7 @@ def test_stored_names_do_not_change() -> None:
     """A journal outlives the code that wrote it: the rows of old journals have these names."""
     assert list(RunState) == list(RUN_PAIRS)
     assert list(StepState) == list(STEP_PAIRS)
-    kinds = ["action", "query", "mutation", "workflow", "sleep", "event", "cancel"]
+    kinds = ["action", "query", "mutation", "workflow", "sleep", "event", "cancel", "patch"]
     assert list(StepKind) == kinds
     assert StoredError.__struct_fields__ == (
         "type_name",

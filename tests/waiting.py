@@ -44,3 +44,10 @@ async def until_state(run: Run[Any], state: RunState) -> RunStatus:
         while (status := await run.status()).state is not state:
             pass
     return status
+
+
+async def until_waiting(run: Run[Any], number: int) -> None:
+    """Wait until the run's first open step is the one of that number, as committed."""
+    async with asyncio.timeout(WAIT_S_MAX):
+        while [step.number for step in (await run.status()).running][:1] != [number]:
+            pass

@@ -135,6 +135,46 @@ class StepNotFoundError(DurableError):
     """The run has no such step. Nothing was written."""
 
 
+class RunFinishedError(DurableError):
+    """The run is over: it takes no events any more. Nothing was written."""
+
+
+# --- events --------------------------------------------------------------------------------------
+
+
+class EventError(DurableError):
+    """An error was sent instead of a value; a body's wait for the event raises it.
+
+    Attributes:
+        type_name: The class of the exception that was sent; ``None`` when a text was sent.
+        message: The text.
+    """
+
+    def __init__(self, type_name: str | None, message: str) -> None:
+        super().__init__(type_name, message)
+        self.type_name = type_name
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message if self.type_name is None else f"{self.type_name}: {self.message}"
+
+
+class EventTypeError(DurableError):
+    """What was sent does not fit the type that the body waits for. The event is consumed."""
+
+
+class EventNotFoundError(DurableError):
+    """There is no event of that id; to a body that waits for it: not for this run."""
+
+
+class EventAlreadySentError(DurableError):
+    """The event of that id was sent before. Nothing was written."""
+
+
+class EventConsumedError(DurableError):
+    """The body waits for an event that was consumed before, or that it waits for already."""
+
+
 # --- engine --------------------------------------------------------------------------------------
 
 
@@ -204,6 +244,12 @@ PUBLIC: tuple[type[BaseException], ...] = (
     RunNotFoundError,
     RunNotFinishedError,
     StepNotFoundError,
+    RunFinishedError,
+    EventError,
+    EventTypeError,
+    EventNotFoundError,
+    EventAlreadySentError,
+    EventConsumedError,
     NoEngineError,
     EngineClosedError,
     JournalError,

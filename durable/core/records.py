@@ -238,6 +238,27 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=
     event_id: str | None = None
 
 
+class EventRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """One event of a run.
+
+    Attributes:
+        sent_at_ms: ``None`` while it is only created.
+        value: What was sent, as JSON; ``None`` when it is an error.
+        error: A ``StoredError`` as JSON: what the wait raises.
+        step_number: The wait that consumed it; ``None`` while none has.
+        seq: The order of sending, as the journal gives it.
+    """
+
+    event_id: str
+    run_id: str
+    name: str
+    sent_at_ms: int | None = None
+    value: str | None = None
+    error: str | None = None
+    step_number: int | None = None
+    seq: int = 0
+
+
 CANCEL_NUMBER = -1
 PATCH_NUMBER_MAX = -2
 """Patches are numbered downwards from here."""

@@ -68,9 +68,15 @@ def make_stuck(record: RunRecord, error: BaseException) -> RunRecord:
 
 
 def start_timer(step: StepRecord, now_ms: int) -> StepRecord:
-    """A timer runs from its issue on."""
+    """A timer, or a wait for an event, runs from its issue on."""
     running = advance_step(step.state, RUNNING)
     return replace(step, state=running, started_at_ms=now_ms)
+
+
+def start_child(step: StepRecord, now_ms: int) -> StepRecord:
+    """The step's child is due: it runs until its end."""
+    running = advance_step(step.state, RUNNING)
+    return replace(step, state=running, due_at_ms=None, started_at_ms=now_ms)
 
 
 def begin_attempt(step: StepRecord, now_ms: int) -> StepRecord:
@@ -113,6 +119,12 @@ def fail(step: StepRecord, error: str, now_ms: int) -> StepRecord:
     """The step has failed for good."""
     failed = advance_step(step.state, StepState.FAILED)
     return replace(step, state=failed, finished_at_ms=now_ms, error=error)
+
+
+def time_out(step: StepRecord, now_ms: int) -> StepRecord:
+    """A wait has come to its due time, never before, and nothing was sent."""
+    error = TimeoutError(f"no event came in time for the wait {step.args}")
+    return fail(step, encode_exception(error), max(now_ms, step.due_at_ms or 0))
 
 
 def withdraw(step: StepRecord, now_ms: int) -> StepRecord:

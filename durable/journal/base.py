@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, final
 import msgspec
 
 from durable.core.errors import JournalError, JournalLockedError
-from durable.core.records import RunRecord, RunState, StepRecord
+from durable.core.records import EventRecord, RunRecord, RunState, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,20 @@ class Parked(msgspec.Struct, frozen=True, gc=False):
     """The run needs nobody until then; ``None``: until something is sent to it."""
 
     wake_at_ms: int | None
+
+
+@final
+class ChildChanges(msgspec.Struct, gc=False):
+    """What a turn of a run does to its children.
+
+    Attributes:
+        started: New ones, each with its start: ``None`` when the owner works on it from now on.
+        canceled: Those that are to end, by id, each with what asks it to. One that nobody works on
+            is due at once; of one that is over, or has been asked before, nothing changes.
+    """
+
+    started: list[tuple[RunRecord, Parked | None]] = []
+    canceled: list[tuple[str, StepRecord]] = []
 
 
 @final
@@ -57,14 +71,19 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     """What one turn of one run writes, whole or not at all.
 
     Attributes:
-        run: The run's row as it is to be, or ``None`` when it does not change.
+        run: The run's row as it is to be, or ``None`` when it does not change. When the run is
+            over, who waits for it as for a child, and is in nobody's memory, is due at once.
         is_start: The run is new: insert it, unless its id is taken; then nothing is written.
         issued: New steps.
         updated: Steps whose rows exist. One that left the state it had for a final one stays.
         asked: Something for the run, from outside of its body: kept, unless there is one, or the
             run is over.
         parked: Gives the claim back, with the run's next wake time.
-        is_removal: The run, and what belongs to it, is to be no more.
+        children: What it does to other runs, or ``None``.
+        is_removal: The run, its steps and its children, and theirs, are to be no more.
+        events: Created or sent, in this order: kept, unless the run is over or the event was sent
+            before. A run that waits for one, and that nobody works on, is due by that.
+        consumed: The ids of events, each with the number of the step that has it now.
         restart: Nothing of it happens if the run has another generation, or is not over.
         dropped_from: Steps with this number and above are to be no more.
     """
@@ -76,7 +95,10 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     updated: list[StepRecord] = []
     asked: StepRecord | None = None
     parked: Parked | None = None
+    children: ChildChanges | None = None
     is_removal: bool = False
+    events: tuple[EventRecord, ...] = ()
+    consumed: tuple[tuple[str, int], ...] = ()
     restart: Restart | None = None
     dropped_from: int | None = None
 
@@ -88,6 +110,10 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
             size += len(step.args)
         for step in self.updated:
             size += len(step.result or "") + len(step.error or "")
+        if self.children is not None:
+            size += sum(len(child.args) for child, _ in self.children.started)
+        for event in self.events:
+            size += len(event.value or "") + len(event.error or "")
         return size
 
 
@@ -98,13 +124,31 @@ class Claim(msgspec.Struct, frozen=True):
     Attributes:
         runs: Each with all of its steps, in order of number.
         next_wake_at_ms: When the next run that was not claimed is due; ``None`` when none is.
+        events: What was sent to them and not consumed, by run, in the order of sending.
         errors: Runs that could not be read, which nobody works on: the error names the row. With
             the run, when only its steps could not.
+        ended: By id of a claimed run, its children that are over, of those that it waits for.
     """
 
     runs: list[tuple[RunRecord, list[StepRecord]]]
     next_wake_at_ms: int | None
     errors: list[tuple[RunRecord | None, JournalError]] = []
+    ended: dict[str, list[RunRecord]] = {}
+    events: dict[str, list[EventRecord]] = {}
+
+
+@final
+class RunTree(msgspec.Struct, frozen=True):
+    """A run and all that is under it, of one moment.
+
+    Attributes:
+        is_awaited: Whether it has a parent that is not over.
+        descendants: Its children, and theirs: by id, whether it is over.
+    """
+
+    run: RunRecord
+    is_awaited: bool
+    descendants: dict[str, bool]
 
 
 @final
@@ -183,12 +227,20 @@ class Journal(Protocol):
         """Return the run of that id, as committed."""
         ...
 
+    async def load_tree(self, run_id: str) -> RunTree | None:
+        """Return the run of that id and what is under it."""
+        ...
+
     async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         """Return the run and all its steps, of one moment, the hidden records among them."""
         ...
 
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         """Return the run and its open steps, of one moment."""
+        ...
+
+    async def load_event(self, event_id: str) -> EventRecord | None:
+        """Return the event of that id, as committed."""
         ...
 
     async def list_finished(self, before_ms: int, limit: int) -> list[str]:

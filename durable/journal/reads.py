@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from durable.core.errors import JournalCorruptError, damaged
+from durable.journal.base import RunTree
 from durable.journal.rows import (
+    EVENT_JSON,
     OPEN_STATES,
     RUN_JSON,
     STEP_JSON,
+    decode_event,
     decode_row,
     decode_run,
     decode_steps,
@@ -20,10 +23,11 @@ from durable.journal.rows import (
 if TYPE_CHECKING:
     import sqlite3
 
-    from durable.core.records import RunRecord, StepRecord
+    from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import RunQuery, StepQuery
 
 RUN_BY_ID = f"SELECT CAST({RUN_JSON} AS BLOB) FROM durable_run WHERE run_id = ?"
+EVENT_BY_ID = f"SELECT CAST({EVENT_JSON} AS BLOB) FROM durable_event WHERE event_id = ?"
 STEPS_OF_RUN = f"""
 SELECT CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step WHERE run_id = ?
 """
@@ -39,12 +43,46 @@ SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN {OPEN_STATES}
 GROUP BY run_id
 """
+DESCENDANTS = """
+WITH RECURSIVE tree (run_id, is_over) AS (
+    SELECT run_id, finished_at_ms IS NOT NULL FROM durable_run WHERE parent_id = :run_id
+    UNION
+    SELECT run.run_id, run.finished_at_ms IS NOT NULL FROM durable_run AS run
+    JOIN tree ON run.parent_id = tree.run_id
+)
+SELECT json_group_array(json_array(run_id, is_over)) FROM tree
+"""
+IS_OPEN = "SELECT 1 FROM durable_run WHERE run_id = ? AND finished_at_ms IS NULL"
+
+_descendants = msgspec.json.Decoder(list[tuple[str, int]])
 
 
 def read_run(db: sqlite3.Connection, run_id: str) -> RunRecord | None:
     """Return one run."""
     row = db.execute(RUN_BY_ID, (run_id,)).fetchone()
     return None if row is None else decode_run(row[0])
+
+
+def read_tree(db: sqlite3.Connection, run_id: str) -> RunTree | None:
+    """Return one run, and what is under it."""
+    run = read_run(db, run_id)
+    if run is None:
+        return None
+    is_awaited = db.execute(IS_OPEN, (run.parent_id,)).fetchone() is not None
+    return RunTree(run, is_awaited, read_descendants(db, run_id))
+
+
+def read_descendants(db: sqlite3.Connection, run_id: str) -> dict[str, bool]:
+    """Return the ids of all runs under one, and whether they are over."""
+    (data,) = db.execute(DESCENDANTS, {"run_id": run_id}).fetchone()
+    rows = decode_row(_descendants, data, f"the runs under run {run_id!r}")
+    return {each: bool(is_over) for each, is_over in rows}
+
+
+def read_event(db: sqlite3.Connection, event_id: str) -> EventRecord | None:
+    """Return one event."""
+    row = db.execute(EVENT_BY_ID, (event_id,)).fetchone()
+    return None if row is None else decode_event(event_id, row[0])
 
 
 def read_status(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:

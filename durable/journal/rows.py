@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from durable.core.errors import JournalCorruptError, damaged
-from durable.core.records import RunRecord, StepRecord, StepState
+from durable.core.records import EventRecord, RunRecord, StepRecord, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RUN_COLUMNS = RunRecord.__struct_fields__
 STEP_COLUMNS = StepRecord.__struct_fields__
+EVENT_COLUMNS = EventRecord.__struct_fields__
 OPEN_STATES = f"({', '.join(repr(str(state)) for state in StepState if not state.is_final)})"
 """The states of steps that the body may still wait for, as SQL."""
 
 RUN_JSON = f"json_array({', '.join(RUN_COLUMNS)})"
 STEP_JSON = f"json_array({', '.join(STEP_COLUMNS)})"
+EVENT_JSON = f"json_array({', '.join(EVENT_COLUMNS)})"
 
 
 _run = msgspec.json.Decoder(RunRecord)
 _steps = msgspec.json.Decoder(list[StepRecord])
+_event = msgspec.json.Decoder(EventRecord)
+_events = msgspec.json.Decoder(list[EventRecord])
 RAW_ROWS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -42,6 +46,18 @@ def decode_steps(run_id: str, data: bytes) -> list[StepRecord]:
     steps: list[StepRecord] = decode_row(_steps, data, f"the steps of run {run_id!r}")
     steps.sort(key=lambda step: step.number)
     return steps
+
+
+def decode_event(event_id: str, data: Any) -> EventRecord:  # noqa: ANN401
+    event: EventRecord = decode_row(_event, data, f"event {event_id!r}")
+    return event
+
+
+def decode_events(run_id: str, data: bytes) -> list[EventRecord]:
+    """Decode what a run has of events, into the order of sending."""
+    events: list[EventRecord] = decode_row(_events, data, f"the events of run {run_id!r}")
+    events.sort(key=lambda event: event.seq)
+    return events
 
 
 def decode_run(data: Any) -> RunRecord:  # noqa: ANN401
@@ -78,6 +94,7 @@ def probes() -> list[str]:
     wanted = {
         "durable_run": (*RUN_COLUMNS, "seq", "wake_at_ms", "epoch"),
         "durable_step": ("run_id", *STEP_COLUMNS),
+        "durable_event": EVENT_COLUMNS,
         "durable_owner": ("id", "epoch"),
     }
     return [

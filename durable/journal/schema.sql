@@ -61,3 +61,20 @@ CREATE TABLE durable_step (
     event_id       TEXT,
     PRIMARY KEY (run_id, number)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX durable_step_child ON durable_step (child_run_id) WHERE child_run_id IS NOT NULL;
+
+-- One row an event: sent when it is created or later, and consumed by one wait at most, which
+-- step_number names. seq: the order of sending; an event that was created before gets a new one.
+CREATE TABLE durable_event (
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    event_id    TEXT    NOT NULL UNIQUE,
+    run_id      TEXT    NOT NULL,
+    name        TEXT    NOT NULL,
+    sent_at_ms  INTEGER,
+    value       TEXT,
+    error       TEXT,
+    step_number INTEGER
+) STRICT;
+
+CREATE INDEX durable_event_run ON durable_event (run_id, step_number);

@@ -37,8 +37,8 @@ from durable.journal.whole import to_its_end
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from durable.core.records import RunRecord, StepRecord
-    from durable.journal.base import Change, Claim, RunQuery, StepQuery
+    from durable.core.records import EventRecord, RunRecord, StepRecord
+    from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
 
 T = TypeVar("T")
 
@@ -189,11 +189,17 @@ class SqliteJournal:
     async def load_run(self, run_id: str) -> RunRecord | None:
         return await self._read(partial(reads.read_run, run_id=run_id))
 
+    async def load_tree(self, run_id: str) -> RunTree | None:
+        return await self._read(partial(reads.read_tree, run_id=run_id))
+
     async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_history, run_id=run_id))
 
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_status, run_id=run_id))
+
+    async def load_event(self, event_id: str) -> EventRecord | None:
+        return await self._read(partial(reads.read_event, event_id=event_id))
 
     async def list_finished(self, before_ms: int, limit: int) -> list[str]:
         return await self._read(partial(reads.read_finished, before_ms=before_ms, limit=limit))

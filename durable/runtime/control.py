@@ -7,13 +7,16 @@ Rules:
 - What was asked is acknowledged once it is in the journal.
 - Of cancels, the first one counts. A body that has begun is told, and may clean up; one that has
   not, or is stuck, is over at once.
+- A run is removed with all that is under it: its children, and theirs. So all of that has to be
+  over, too, unless the removal is forced. A run whose parent is not over is never removed: the
+  parent may still wait for it, or be restarted.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
-from durable.core.records import RunState, cancel_record
+from durable.core.records import RunState, StepKind, cancel_record
 from durable.core.restarts import first_dropped, first_position
 from durable.core.transitions import cancel_run, withdraw
 from durable.journal.base import Change, Parked, Restart
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from durable.core.records import RunRecord, StepRecord
     from durable.journal.base import Journal
+    from durable.runtime.children import Children
     from durable.runtime.clock import Clock
     from durable.runtime.live import LiveRun
     from durable.runtime.open_steps import Effects
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 class ControlHost(Protocol):
     """What controlling runs asks of the runner."""
 
+    children: Children
     clock: Clock
     writer: Writer
 
@@ -69,6 +74,7 @@ class Control:
         self._journal = journal
         self._host = host
         self._submitted: dict[str, list[Change]] = {}
+        self._removing: set[str] = set()
         self._turns = Turns()
         self._acks = Waiters()
         self._told = Waiters()
@@ -124,7 +130,7 @@ class Control:
                 return None if record is None else False
             self._host.check_open()
             if self._host.live(run_id) is None:
-                await self._submit(Change(run_id=run_id, parked=Parked(0)))
+                await self._submit(Change(run_id=run_id, parked=Parked(0)), [])
                 return True
             await self._wait(self._gone, run_id)  # Attempts of it still run, or it is tried now.
 
@@ -158,11 +164,15 @@ class Control:
                 from_position=first_position(steps, from_number),
                 now_ms=self._host.clock.now_ms(),
             )
-            await self._submit(Change(run_id=run_id, restart=restart, parked=Parked(0)))
+            await self._submit(Change(run_id=run_id, restart=restart, parked=Parked(0)), [])
             return True
 
     async def cleanup(self, run_id: str, *, force: bool) -> bool:
-        """Remove a run; ``False`` when there is none, or, without ``force``, when it is not over.
+        """Remove a run and all that is under it.
+
+        Returns:
+            ``False`` when there is none, when its parent is not over, or, without ``force``, when
+            it, or something under it, is not over.
 
         Raises:
             JournalUnavailableError: The outcome is unknown.
@@ -172,45 +182,86 @@ class Control:
             while True:
                 self._host.check_open()
                 await self._host.wait_while_starting(run_id)
-                record = await self._journal.load_run(run_id)
-                if record is None or not (force or record.state.is_final):
+                tree = await self._journal.load_tree(run_id)
+                if tree is None or tree.is_awaited:
+                    return False
+                if not force and not (tree.run.state.is_final and all(tree.descendants.values())):
                     return False
                 self._host.check_open()
-                live = self._host.live(run_id)
-                if live is None or live.abandon():
-                    await self._submit(Change(run_id=run_id, is_removal=True))
-                    return True
-                await self._wait(self._gone, run_id)
+                # Those that have begun since are in memory, or found by the commit.
+                run_ids = {run_id, *tree.descendants}
+                run_ids.update(*map(self._host.children.family, list(run_ids)))
+                live = [run for each in run_ids if (run := self._host.live(each)) is not None]
+                leaving = next((run for run in live if run.is_about_to_leave), None)
+                if leaving is None:
+                    break
+                await self._wait(self._gone, leaving.record.run_id)
+            for run in live:
+                run.abandon()
+            self._removing |= run_ids
+            after: Effects = [(self._on_removed, each) for each in run_ids]
+            await self._submit(Change(run_id=run_id, is_removal=True), after)
+            return True
 
-    async def _submit(self, change: Change) -> None:
+    def _on_removed(self, run_id: str) -> None:
+        self._removing.discard(run_id)
+        self._host.on_removed(run_id)
+
+    async def _submit(self, change: Change, after: Effects) -> None:
         self._submitted.setdefault(change.run_id, []).append(change)
-        self._host.writer.submit(change, self, [])
+        self._host.writer.submit(change, self, after)
         await self._wait(self._acks, change.run_id)
 
     async def _ask_in_journal(
         self, record: RunRecord, open_steps: list[StepRecord], *, interrupt: bool
     ) -> None:
-        now_ms = self._host.clock.now_ms()
-        change = Change(run_id=record.run_id)
-        change.asked = cancel_record(now_ms, interrupt=interrupt)
-        change.parked = Parked(0)
+        asked = cancel_record(self._host.clock.now_ms(), interrupt=interrupt)
+        change = Change(run_id=record.run_id, asked=asked, parked=Parked(0))
+        after: Effects = []
         if record.state in (RunState.PENDING, RunState.STUCK):
-            change.run = cancel_run(record, now_ms)
-            change.updated += (withdraw(step, now_ms) for step in open_steps)
-            change.parked = Parked(None)
-        await self._submit(change)
+            self._end(record, open_steps, asked, change, after)
+        await self._submit(change, after)
+
+    def _end(
+        self,
+        record: RunRecord,
+        open_steps: list[StepRecord],
+        asked: StepRecord,
+        change: Change,
+        after: Effects,
+    ) -> None:
+        """Have a run that is not in memory ended by ``change``: nobody can be told."""
+        now_ms = self._host.clock.now_ms()
+        change.run = cancel_run(record, now_ms)
+        change.updated += (withdraw(step, now_ms) for step in open_steps)
+        change.parked = Parked(None)
+        self._host.children.cancel(change.updated, asked, change, after)
+
+    def end_if_asked(self, record: RunRecord, steps: list[StepRecord]) -> bool:
+        """End a run without code that was claimed, if it was asked to; return whether it was.
+
+        Args:
+            steps: All that the journal has of them.
+        """
+        asked = next((step for step in steps if step.kind is StepKind.CANCEL), None)
+        if asked is None:
+            return False
+        change, after = Change(run_id=record.run_id), list[Any]()
+        self._end(record, [s for s in steps if not s.state.is_final], asked, change, after)
+        self._host.writer.submit(change, self, after)
+        return True
 
     def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:
         """What was asked of a run that was not in memory is in the journal."""
+        for act, subject in after:
+            act(subject)
         submitted = self._submitted.pop(change.run_id, ())
         left = [each for each in submitted if each is not change]
         if left:
             self._submitted[change.run_id] = left
-        if change.is_removal:
-            self._host.on_removed(change.run_id)
-        elif change.run is not None:
+        if change.run is not None:
             self._host.on_over(change.run)
-        else:
+        elif not change.is_removal:
             self._host.on_committed(change, after, taken_by)
         self._acks.tell(change.run_id, change.run)
 
@@ -225,9 +276,12 @@ class Control:
         """A run was claimed: what was to be written for one that nobody works on is void."""
         for change in self._submitted.pop(live.record.run_id, ()):
             if change.asked is not None:
-                live.cancel(change.asked)
-            change.asked = change.run = change.parked = None
+                live.cancel_recorded(change.asked)  # It is written before what the run writes.
+            change.run = change.parked = None
             change.updated = []
+        record = live.record
+        if record.run_id in self._removing or record.parent_id in self._removing:
+            live.abandon()
 
     def on_canceled(self, run_id: str) -> None:
         """The cancel of a live run is in the journal."""
@@ -241,6 +295,7 @@ class Control:
     def fail_all(self, make_error: Callable[[], Exception]) -> None:
         """Wake all who wait for a cancel: it may be in the journal or not."""
         self._submitted.clear()
+        self._removing.clear()
         self._acks.fail_all(make_error)
         self._told.fail_all(make_error)
         self._gone.fail_all(make_error)

@@ -21,7 +21,14 @@ from durable.core.codec import safe_text
 from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
 from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import Execution
-from durable.core.records import RunRecord, RunState, StepKind, StepRecord, StepState
+from durable.core.records import (
+    RunRecord,
+    RunState,
+    StepKind,
+    StepRecord,
+    StepState,
+    cancel_record,
+)
 from durable.core.transitions import (
     begin_cancel,
     begin_run,
@@ -31,12 +38,14 @@ from durable.core.transitions import (
     withdraw,
 )
 from durable.journal.base import Change, Parked
-from durable.runtime.open_steps import OpenSteps, StepsHost
+from durable.runtime.open_steps import EVENT, OpenSteps, StepsHost
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
 
+    from durable.core.records import EventRecord
     from durable.runtime.instrumentation import EngineLog
+    from durable.runtime.job import JobState
     from durable.runtime.open_steps import Effects
     from durable.runtime.writer import Writer
 
@@ -69,10 +78,6 @@ class LiveHost(StepsHost, Protocol):
 
     def schedule(self, live: LiveRun, /) -> None:
         """Have ``live.advance`` called soon, from a plain callback."""
-        ...
-
-    def park_after_ms(self) -> int:
-        """Return how long a run may wait in memory."""
         ...
 
     def on_start_committed(self, live: LiveRun, taken_by: RunRecord | None) -> None:
@@ -110,6 +115,9 @@ PARKED_FOR_EVER = Parked(None)
 class LiveRun:
     """A run that this process works on.
 
+    Attributes:
+        is_told: Whether its body was told that the run is to end.
+
     Args:
         record: The run's row, as recorded; for a new run, as it is to be.
         steps: Its recorded steps.
@@ -117,6 +125,11 @@ class LiveRun:
         interrupted: The steps that ran when another process died, and their interruptions until
             then; ``None`` when this process takes the run up for the first time. Any other step
             that is recorded as running, and has not begun here, was never begun.
+        ended: Its children that are over, of those that it waits for.
+        events: What was sent to it and not consumed, in the order of sending.
+
+    Attributes:
+        is_wanted: Something was sent while it was about to leave memory: it is due again.
     """
 
     def __init__(
@@ -128,6 +141,8 @@ class LiveRun:
         *,
         is_start: bool = False,
         interrupted: dict[int, int] | None = None,
+        ended: Iterable[RunRecord] = (),
+        events: Iterable[EventRecord] = (),
     ) -> None:
         self._host = host
         self._spec = spec
@@ -143,12 +158,15 @@ class LiveRun:
         cancel = next((step for step in steps if step.kind is StepKind.CANCEL), None)
         self._is_cancel_recorded = cancel is not None
         # While it is replayed, its body may not have come to that yet.
-        self._is_told = cancel is not None and cancel.position is not None
-        self._cancel: StepRecord | None = None if self._is_told else cancel
+        self.is_told = cancel is not None and cancel.position is not None
+        self._cancel: StepRecord | None = None if self.is_told else cancel
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
-        self._steps = OpenSteps(record.run_id, host, self, steps)
+        self._steps = OpenSteps(record.run_id, host, self, steps, ended)
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
+        self.is_wanted = False
+        for event in events:
+            self._steps.add_event(event)
 
     def __repr__(self) -> str:
         return f"<LiveRun {self.record.run_id!r} {self.phase.name} open={len(self._steps)}>"
@@ -164,6 +182,11 @@ class LiveRun:
     def is_cancel_pending(self) -> bool:
         """Whether its body is to be told that the run is to end, and was not yet."""
         return self._cancel is not None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is known not to be over: what is sent to it now is kept."""
+        return self.phase in (OPENING, REPLAYING, LIVE)
 
     def places(self) -> list[str]:
         """Return where the body waits: ``file:line`` of each of its tasks, the first ones."""
@@ -209,7 +232,7 @@ class LiveRun:
             return False
         if self._cancel is not None:
             return True  # The first one counts.
-        if self._is_told:
+        if self.is_told:
             self.submit(Change(run_id=self.record.run_id), [(self._host.on_canceled, self)])
             return True
         self._cancel = asked
@@ -218,17 +241,49 @@ class LiveRun:
             self._host.schedule(self)
         return True
 
-    def abandon(self) -> bool:
-        """Stop all that is under way for the run, which is to be removed.
+    def cancel_recorded(self, asked: StepRecord) -> None:
+        """Have the body cancelled; that it is to be is committed before what follows from it."""
+        if not self.is_told:
+            self._is_cancel_recorded = True
+            self.cancel(asked)
 
-        Returns:
-            Whether it is done; not while the run is about to leave memory by itself.
-        """
-        if self.phase in (LEAVING, GONE):
-            return False
+    def take_event(self, event: EventRecord) -> None:
+        """Something was sent to the run, and is in the journal."""
+        if self.goes_on:
+            self._steps.add_event(event)
+        else:
+            self.is_wanted = True
+
+    @property
+    def is_about_to_leave(self) -> bool:
+        """Whether it leaves memory by itself, after the next commit."""
+        return self.phase in (LEAVING, GONE)
+
+    def hold(self, state: JobState) -> None:
+        """Let no attempt begin that is in that state: the run is going to be cancelled."""
+        self._steps.hold(state)
+
+    def abandon(self) -> None:
+        """Stop all that is under way for the run, which is to be removed."""
+        assert not self.is_about_to_leave
         self._steps.withdraw_jobs()
         self.drop()
-        return True
+
+    def on_child_ended(self, child: RunRecord) -> bool:
+        """Take a child's end; return whether it is known: the run is not about to be parked."""
+        if self.phase is LIVE:
+            self._steps.end_child(child)
+        elif self.phase in (OPENING, REPLAYING):
+            self._steps.note_end(child)
+        return self.phase is not LEAVING or self.record.state.is_final
+
+    def park_if_idle(self) -> None:
+        """Leave memory, if there is nothing to do for long: no child is there any more."""
+        if self.phase is LIVE:
+            change = Change(run_id=self.record.run_id)
+            self._park_if_idle(self._host.clock.now_ms(), change)
+            if change.parked is not None:
+                self.submit(change, [])
 
     def submit(self, change: Change, after: Effects) -> None:
         self._is_start = False
@@ -282,6 +337,12 @@ class LiveRun:
             count += 1
             step, value = self._deliveries[0]
             if step.number < 0 or self._execution.is_open(step.number):
+                if step.kind is EVENT and step.finished_at_ms is None:
+                    received = self._steps.receive(step)
+                    if received is None:
+                        self._deliveries.popleft()
+                        continue
+                    step, value = received
                 step = replace(step, position=self._execution.next_position)
                 if step.number < 0:  # A restart has to know what the body did because of it.
                     step = replace(step, result=str(self._execution.next_number))
@@ -297,20 +358,26 @@ class LiveRun:
         now_ms = self._host.clock.now_ms()
         change = Change(run_id=self.record.run_id, run=run, is_start=self._is_start)
         after: Effects = []
-        may_finish = False
+        may_finish = interrupt = False
         if delivered is not None and delivered.kind is StepKind.CANCEL:
             may_finish = delivered.args == "{}"
+            interrupt = not may_finish
             self._record_cancel(delivered, change, after)
         elif delivered is not None:
             self._steps.forget(delivered.number, after)
             change.updated.append(delivered)
+            if delivered.kind is EVENT:
+                change.consumed = self._steps.consumed(delivered)
         for command in turn.withdrawn:
             step = self._steps.withdraw(command, now_ms, after, may_finish=may_finish)
             if step is not None:
                 change.updated.append(step)
+        if turn.withdrawn:
+            asked = cancel_record(now_ms, interrupt=interrupt)
+            self._host.children.cancel(change.updated, asked, change, after)
         change.issued += turn.patches
         for command in turn.issued:
-            change.issued.append(self._steps.issue(command, now_ms, after))
+            change.issued.append(self._steps.issue(command, now_ms, change, after))
         if turn.end is not None:
             self.record = change.run = self._ended(turn.end, now_ms)
             self.phase = LEAVING
@@ -325,19 +392,22 @@ class LiveRun:
         else:
             change.asked = delivered
         self._cancel = None
-        self._is_told = True
+        self.is_told = True
         self.record = change.run = begin_cancel(self.record)
         after.append((self._host.on_canceled, self))
 
     def _end_canceled(self) -> None:
         """End a run whose body cannot be told of its cancel: it has not begun, or is stuck."""
         change = Change(run_id=self.record.run_id, is_start=self._is_start)
+        asked = self._cancel
+        assert asked is not None
         if not self._is_cancel_recorded:
-            change.asked = self._cancel
+            change.asked = asked
         self._cancel = None
         now_ms = self._host.clock.now_ms()
         after: Effects = [(self._host.on_canceled, self)]
         change.updated += self._steps.withdraw_all(now_ms, after)
+        self._host.children.cancel(change.updated, asked, change, after)
         self.record = change.run = cancel_run(self.record, now_ms)
         self.phase = LEAVING
         change.parked = PARKED_FOR_EVER
@@ -357,12 +427,15 @@ class LiveRun:
 
     def _park_if_idle(self, now_ms: int, change: Change) -> None:
         """Let a run leave memory that has nothing to do for long, in the commit of its turn."""
-        if self._deliveries:
+        if self._deliveries or not self._steps.is_waiting:
             return
         wake_at_ms = self._steps.wake_at_ms()
-        if wake_at_ms is not None and wake_at_ms > now_ms + self._host.park_after_ms():
-            self.phase = LEAVING
-            change.parked = Parked(wake_at_ms)
+        if wake_at_ms is not None and wake_at_ms <= now_ms + self._host.park_after_ms():
+            return
+        if self._steps.awaits_children and self._host.children.are_here(self.record.run_id):
+            return  # One of them may end soon; the last that leaves memory says so.
+        self.phase = LEAVING
+        change.parked = Parked(wake_at_ms)
 
     # --- commits ---------------------------------------------------------------------------------
 
@@ -371,7 +444,7 @@ class LiveRun:
         if self.phase is GONE:
             return
         if change.is_start:
-            self._start_committed(taken_by)
+            self._start_committed(change, taken_by)
             if taken_by is not None:
                 return
         for act, subject in after:
@@ -385,8 +458,9 @@ class LiveRun:
         elif self._deliveries:
             self._host.schedule(self)
 
-    def _start_committed(self, taken_by: RunRecord | None) -> None:
+    def _start_committed(self, change: Change, taken_by: RunRecord | None) -> None:
         if taken_by is not None:
+            self._host.children.void(change)
             self.drop()
         elif self.phase is STARTING:
             self.phase = LIVE
@@ -424,13 +498,13 @@ class LiveRun:
             )
         commands = self._execution.open_commands()
         is_ending = self._cancel is not None
-        changed, settled = self._steps.resume(
-            commands, self.interrupted, now_ms, after, is_ending=is_ending
+        settled = self._steps.resume(
+            commands, self.interrupted, now_ms, change, after, is_ending=is_ending
         )
-        change.updated += changed
         self._deliveries.extend((step, UNSET) for step in settled)
         if self._cancel is not None:
             self._deliveries.append((self._cancel, UNSET))
+        self._steps.announce_events()
         self._park_if_idle(now_ms, change)
         self.submit(change, after)
         self._steps.take_up_outcomes()

@@ -13,9 +13,12 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
-from durable.core.commands import UNSET
+from msgspec.structs import replace
+
+from durable.core.commands import UNSET, Work
 from durable.core.failures import encode_exception
-from durable.core.records import StepKind, StepRecord, StepState
+from durable.core.nesting import is_child_started, settle_by
+from durable.core.records import RunRecord, StepKind, StepRecord, StepState
 from durable.core.transitions import (
     back_off,
     begin_attempt,
@@ -24,11 +27,14 @@ from durable.core.transitions import (
     fail,
     interrupt,
     interruption_error,
+    start_child,
     start_timer,
+    time_out,
     withdraw,
 )
 from durable.journal.base import Change
 from durable.runtime.attempt import Attempt
+from durable.runtime.ids import new_run_id
 from durable.runtime.job import (
     JOB_QUEUED,
     JOB_RESERVED,
@@ -37,28 +43,39 @@ from durable.runtime.job import (
     Job,
     Succeeded,
 )
+from durable.runtime.mailbox import Mailbox, MailboxHost, MailboxOwner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from durable.core.commands import Command
-    from durable.runtime.clock import Alarm, Alarms, Clock
-    from durable.runtime.job import ActionWork
+    from durable.core.records import EventRecord
+    from durable.runtime.children import Children
+    from durable.runtime.clock import Alarm
+    from durable.runtime.job import ActionWork, JobState
     from durable.runtime.settings import Settings
     from durable.runtime.workpool import Workpool
 
 SLEEP = StepKind.SLEEP
+WORKFLOW = StepKind.WORKFLOW
+EVENT = StepKind.EVENT
 RUNNING = StepState.RUNNING
 
 Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
 """What is to be called once a change is committed: functions, each with its argument."""
 
 
-class StepsHost(Protocol):
+class ChildWork(Work, Protocol):
+    """What the command of a workflow's call stands for."""
+
+    name: str
+    version: int
+
+
+class StepsHost(MailboxHost, Protocol):
     """What the open steps of all runs share."""
 
-    clock: Clock
-    alarms: Alarms
+    children: Children
     pool: Workpool
     settings: Settings
 
@@ -75,7 +92,7 @@ class StepsHost(Protocol):
         ...
 
 
-class StepsOwner(Protocol):
+class StepsOwner(MailboxOwner, Protocol):
     """The run whose body waits for the steps."""
 
     @property
@@ -86,14 +103,6 @@ class StepsOwner(Protocol):
     @property
     def is_leaving(self) -> bool:
         """Whether the run leaves memory: what is due is found when it is claimed again."""
-        ...
-
-    def work(self, number: int) -> Any:  # noqa: ANN401  an ActionWork, which the core does not know
-        """Return what the open step of that number stands for."""
-        ...
-
-    def settle(self, step: StepRecord, value: object) -> None:
-        """Take a step's outcome for the body, or record it as it is: ``value`` may be ``UNSET``."""
         ...
 
     def put_off(self, step: StepRecord, now_ms: int, after: Effects) -> None:
@@ -111,13 +120,19 @@ class OpenSteps:
 
     Args:
         recorded: What the journal has of those that were not delivered.
+        ended: The children that are over, of those that the body waits for.
 
     Attributes:
         queued: Attempts that found no slot, until their change is submitted.
     """
 
     def __init__(
-        self, run_id: str, host: StepsHost, owner: StepsOwner, recorded: Iterable[StepRecord]
+        self,
+        run_id: str,
+        host: StepsHost,
+        owner: StepsOwner,
+        recorded: Iterable[StepRecord],
+        ended: Iterable[RunRecord] = (),
     ) -> None:
         self._run_id = run_id
         self._host = host
@@ -127,6 +142,9 @@ class OpenSteps:
         }
         self._jobs: dict[int, Job] = {}
         self._alarms: dict[int, Alarm] = {}
+        self._children: dict[str, int] = {}
+        self._ended = {child.run_id: child for child in ended}
+        self._mailbox: Mailbox | None = None
         self.queued: list[Job] = []
 
     def __len__(self) -> int:
@@ -137,17 +155,27 @@ class OpenSteps:
         """Whether an attempt is queued or under way, or has an outcome that is not committed."""
         return bool(self._jobs)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether alarms, children and events are all that there is to wait for, and have been."""
+        if self._mailbox is not None and self._mailbox.keeps_in_memory:
+            return False
+        return not self._jobs and bool(self._records)
+
+    @property
+    def awaits_children(self) -> bool:
+        """Whether any of them is a child that is not over."""
+        return bool(self._children)
+
     def wake_at_ms(self) -> int | None:
-        """Return when the first alarm is due, if alarms are all that there is to wait for."""
-        if self._jobs or not self._records:
-            return None
+        """Return when the first alarm is due."""
         dues = [step.due_at_ms for step in self._records.values()]
-        return min(due for due in dues if due is not None)
+        return min((due for due in dues if due is not None), default=None)
 
     # --- what the body does ----------------------------------------------------------------------
 
-    def issue(self, command: Command, now_ms: int, after: Effects) -> StepRecord:
-        """Take a new command; return its step's record."""
+    def issue(self, command: Command, now_ms: int, change: Change, after: Effects) -> StepRecord:
+        """Take a new command, to be written by ``change``; return its step's record."""
         step = StepRecord(
             number=command.number,
             key=command.key,
@@ -159,6 +187,12 @@ class OpenSteps:
         if command.kind is SLEEP:
             after.append((self._set_alarm, step))
             step = start_timer(step, now_ms)
+        elif command.kind is WORKFLOW:
+            child_work: Any = command.work
+            step = replace(step, child_run_id=new_run_id(now_ms))
+            step = self._start_child(step, child_work, now_ms, change, after)
+        elif command.kind is EVENT:
+            step = self._begin_wait(step, command, now_ms, after)
         elif step.due_at_ms is not None and step.due_at_ms > now_ms:
             after.append((self._set_alarm, step))
         else:
@@ -179,23 +213,34 @@ class OpenSteps:
 
     def forget(self, number: int, after: Effects, *, may_finish: bool = False) -> StepRecord | None:
         """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
-        alarm = self._alarms.pop(number, None)
-        if alarm is not None:
-            self._host.alarms.cancel(alarm)
+        self._cancel_alarm(number)
         job = self._jobs.pop(number, None)
         if job is not None:
             if job.state in (JOB_QUEUED, JOB_RESERVED):
                 self._host.pool.withdraw(job)  # At once: a queued step never starts.
             else:
                 after.append((self._host.drop if may_finish else self._host.withdraw, job))
-        return self._records.pop(number, None)
+        if self._mailbox is not None:
+            self._mailbox.forget(number)
+        step = self._records.pop(number, None)
+        if step is not None and step.child_run_id is not None:
+            self._children.pop(step.child_run_id, None)
+        return step
 
     def withdraw_all(self, now_ms: int, after: Effects) -> list[StepRecord]:
         """Forget all steps, and let running functions finish; return the new records."""
         steps = list(self._records.values())
         for step in steps:
+            if step.state is RUNNING and step.number not in self._jobs:
+                self._take_up(step)  # It was not resumed, and may have an attempt all the same.
             self.forget(step.number, after, may_finish=True)
         return [withdraw(step, now_ms) for step in steps]
+
+    def hold(self, state: JobState) -> None:
+        """Let no attempt begin that is in that state; its step is going to be withdrawn."""
+        for job in self._jobs.values():
+            if job.state is state:
+                self._host.pool.withdraw(job)
 
     def withdraw_jobs(self) -> None:
         """End all attempts; nothing of them is recorded."""
@@ -220,6 +265,10 @@ class OpenSteps:
         self._alarms.clear()
         self._jobs.clear()
         self._records.clear()
+        self._children.clear()
+        self._ended.clear()
+        if self._mailbox is not None:
+            self._mailbox.clear()
         del self._owner  # They refer to each other: free them without the collector.
 
     # --- attempts --------------------------------------------------------------------------------
@@ -289,7 +338,66 @@ class OpenSteps:
         self._records[step.number] = step
         self._owner.settle(step, value)
 
+    # --- children --------------------------------------------------------------------------------
+
+    def _start_child(
+        self, step: StepRecord, work: ChildWork, now_ms: int, change: Change, after: Effects
+    ) -> StepRecord:
+        assert step.child_run_id is not None
+        child = RunRecord(
+            run_id=step.child_run_id,
+            name=work.name,
+            version=work.version,
+            parent_id=self._run_id,
+            args=step.args,
+            created_at_ms=now_ms,
+        )
+        is_delayed = step.due_at_ms is not None and step.due_at_ms > now_ms
+        due_ms = step.due_at_ms if is_delayed else None
+        self._host.children.start(child, due_ms, change, after)
+        return self._await_child(step, now_ms, after)
+
+    def _await_child(self, step: StepRecord, now_ms: int, after: Effects) -> StepRecord:
+        assert step.child_run_id is not None
+        self._children[step.child_run_id] = step.number
+        if step.state is RUNNING:
+            return step
+        if step.due_at_ms is not None and step.due_at_ms > now_ms:
+            after.append((self._set_alarm, step))
+            return step
+        return start_child(step, now_ms)
+
+    def _resume_child(
+        self, step: StepRecord, command: Command, now_ms: int, change: Change, after: Effects
+    ) -> StepRecord:
+        if step.state.is_final:
+            return step
+        if not is_child_started(step):
+            work: Any = command.work
+            return self._start_child(step, work, now_ms, change, after)
+        child = self._ended.get(step.child_run_id or "")
+        if child is not None:
+            return settle_by(step, child, now_ms)
+        return self._await_child(step, now_ms, after)
+
+    def note_end(self, child: RunRecord) -> None:
+        """A child is over; the body is being replayed, and may wait for it."""
+        self._ended[child.run_id] = child
+
+    def end_child(self, child: RunRecord) -> None:
+        """A child is over: its step is settled, if the body waits for it."""
+        number = self._children.pop(child.run_id, None)
+        if number is not None:
+            self._cancel_alarm(number)
+            step = self._records[number]
+            self._settle(settle_by(step, child, self._host.clock.now_ms()))
+
     # --- alarms ----------------------------------------------------------------------------------
+
+    def _cancel_alarm(self, number: int) -> None:
+        alarm = self._alarms.pop(number, None)
+        if alarm is not None:
+            self._host.alarms.cancel(alarm)
 
     def _set_alarm(self, step: StepRecord) -> None:
         if step.number in self._records:
@@ -304,8 +412,17 @@ class OpenSteps:
             return
         step = self._records[number]
         now_ms = self._host.clock.now_ms()
+        if step.kind is EVENT:
+            self._owner.settle(time_out(step, now_ms), UNSET)  # Unless an event is there before.
+            return
         if step.kind is SLEEP:
             self._settle(complete(step, None, now_ms))
+            return
+        if step.kind is WORKFLOW:
+            if step.state.is_final:
+                return
+            begun = self._records[number] = start_child(step, now_ms)
+            self._owner.submit(Change(run_id=self._run_id, updated=[begun]), [])
             return
         after: Effects = []
         begun = self._offer(step, self._owner.work(number), now_ms, after)
@@ -315,6 +432,53 @@ class OpenSteps:
         self._records[number] = begun
         self._owner.submit(Change(run_id=self._run_id, updated=[begun]), after)
 
+    # --- events ----------------------------------------------------------------------------------
+
+    def add_event(self, event: EventRecord) -> None:
+        """An event was sent to the run, and is in the journal."""
+        self._mail().add(event)
+
+    def _mail(self) -> Mailbox:
+        if self._mailbox is None:
+            self._mailbox = Mailbox(self._run_id, self._host, self._owner)
+        return self._mailbox
+
+    def _begin_wait(
+        self, step: StepRecord, command: Command, now_ms: int, after: Effects
+    ) -> StepRecord:
+        work: Any = command.work
+        step = replace(start_timer(step, now_ms), event_id=work.event_id)
+        if step.due_at_ms is not None:
+            after.append((self._set_alarm, step))
+        mailbox = self._mail()
+        mailbox.wait(step, after)
+        mailbox.announce(step)
+        return step
+
+    def _resume_wait(self, step: StepRecord, now_ms: int, after: Effects) -> StepRecord:
+        if step.state.is_final:
+            return step
+        mailbox, due_ms = self._mail(), step.due_at_ms
+        if due_ms is not None:
+            if due_ms <= now_ms and not mailbox.has_one_for(step, sent_until_ms=due_ms):
+                return time_out(step, now_ms)
+            after.append((self._set_alarm, step))
+        mailbox.wait(step, after)
+        return step
+
+    def announce_events(self) -> None:
+        """Have the waits delivered, after a replay, that an event is there for."""
+        if self._mailbox is not None:
+            self._mailbox.announce()
+
+    def receive(self, step: StepRecord) -> tuple[StepRecord, object] | None:
+        """Take the event that an announced wait gets: see ``Mailbox.receive``."""
+        return self._mail().receive(step)
+
+    def consumed(self, step: StepRecord) -> tuple[tuple[str, int], ...]:
+        """Return the event that the delivery of that wait has consumed, if one."""
+        return self._mail().consumed(step.number)
+
     # --- coming back -----------------------------------------------------------------------------
 
     def resume(
@@ -322,34 +486,48 @@ class OpenSteps:
         commands: Iterable[Command],
         interrupted: dict[int, int],
         now_ms: int,
+        change: Change,
         after: Effects,
         *,
         is_ending: bool,
-    ) -> tuple[list[StepRecord], list[StepRecord]]:
+    ) -> list[StepRecord]:
         """Take up, after a replay, the commands that the body waits for.
 
-        Nothing begins where the body is about to be cancelled.
+        Nothing begins where the body is about to be cancelled. What changes by it is to be written
+        by ``change``.
 
         Returns:
-            The records that change, and the steps that are settled, in the order of delivery.
+            The steps that are settled, in the order of delivery.
         """
         recorded, self._records = self._records, {}
-        changed: list[StepRecord] = []
         settled: list[StepRecord] = []
+        ended_at = {child.run_id: child.finished_at_ms or 0 for child in self._ended.values()}
         for command in commands:
             before = self._records[command.number] = recorded[command.number]
-            if is_ending:
+            if before.kind is EVENT:
+                step = self._resume_wait(before, now_ms, after)
+            elif is_ending:
                 self._take_up(before)
                 step = before
+            elif command.kind is WORKFLOW:
+                step = self._resume_child(before, command, now_ms, change, after)
             else:
                 step = self._resume_step(before, command, interrupted, now_ms, after)
             self._records[command.number] = step
             if step.state.is_final:
                 settled.append(step)
             elif step is not before:
-                changed.append(step)
-        settled.sort(key=lambda step: (step.finished_at_ms or 0, step.number))
-        return changed, settled
+                change.updated.append(step)
+        self._ended.clear()
+        # Children that ended meanwhile are heard of now, in the order in which they ended.
+        settled.sort(
+            key=lambda step: (
+                step.finished_at_ms or 0,
+                ended_at.get(step.child_run_id or "", 0),
+                step.number,
+            )
+        )
+        return settled
 
     def _resume_step(
         self,

@@ -24,24 +24,26 @@ from durable.core.errors import (
 from durable.core.history import shorten
 from durable.core.transitions import make_stuck
 from durable.journal.base import Change, Parked
+from durable.runtime.children import Children
 from durable.runtime.clock import Alarms, EarliestAlarm
 from durable.runtime.control import Control
 from durable.runtime.live import LiveRun
 from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
 from durable.runtime.retention import Retention
+from durable.runtime.sends import Sends
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
 from durable.runtime.waiting import Ends, Turns, Waiters
 from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
 
     from anyio.abc import TaskGroup
 
     from durable.core.errors import JournalError
-    from durable.core.records import RunRecord
+    from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
@@ -92,6 +94,9 @@ class Runner:
         self._ids = Turns()
         self.ends = Ends(journal, self)
         self.control = Control(journal, self)
+        self.children = Children(self)
+        self.sends = Sends(journal, self)
+        self.look_up_event = self.sends.look_up
         self._wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
         self._undefined: dict[tuple[str, int], list[str]] = {}
         self._orphans = Orphans(self.pool)
@@ -108,6 +113,7 @@ class Runner:
         try:
             async with anyio.create_task_group() as group:
                 self.pool.open(group)
+                self.sends.open(group)
                 group.start_soon(self.writer.serve)
                 self._keep_clean(group)
                 self.writer.ask_claim()
@@ -166,6 +172,7 @@ class Runner:
         self._start_waiters.fail_all(self._closed_error)
         self.ends.fail_all(self._closed_error)
         self.control.fail_all(self._closed_error)
+        self.sends.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
@@ -222,7 +229,7 @@ class Runner:
     ) -> None:
         self.check_open()
         self._starting[record.run_id] = waits_for_end
-        if wake_at_ms is None and self._room > 0:
+        if wake_at_ms is None and self.room > 0:
             live = LiveRun(self, spec, record, [], is_start=True)
             self._live[record.run_id] = live
             self.schedule(live)
@@ -314,8 +321,11 @@ class Runner:
             del self._live[record.run_id]
         self.control.on_gone(record.run_id)
         self._tell_if_final(record)
+        self.children.on_gone(record)
         if wake_at_ms is not None:
             self._wake.set(wake_at_ms)
+        if live.is_wanted:
+            self.writer.ask_claim()
         self._claim_if_room()
 
     def on_canceled(self, live: LiveRun) -> None:
@@ -326,6 +336,7 @@ class Runner:
         if live is not None:
             live.drop()
         self.control.on_gone(run_id)
+        self.children.on_removed(run_id)
         self.ends.tell_removed(run_id)
         self._claim_if_room()
 
@@ -334,6 +345,7 @@ class Runner:
         if live is not None:
             live.drop()
         self._tell_if_final(record)
+        self.children.on_gone(record)
 
     def _tell_if_final(self, record: RunRecord) -> None:
         if record.state.is_final:
@@ -343,17 +355,18 @@ class Runner:
 
     def _claim_if_room(self) -> None:
         """Claim what waits in the journal for one of the runs in memory to leave."""
-        if len(self._live) == self.settings.live_runs_max - 1:
+        if len(self._live) + self.children.promised_count == self.settings.live_runs_max - 1:
             self.writer.ask_claim()
 
     @property
-    def _room(self) -> int:
+    def room(self) -> int:
         """How many more runs there may be in memory; what a claim may bring has its room."""
-        return self.settings.live_runs_max - len(self._live) - self._claiming_count
+        coming_count = self._claiming_count + self.children.promised_count
+        return self.settings.live_runs_max - len(self._live) - coming_count
 
     def reserve_claim(self) -> int:
         self._claiming_count = 0  # There is one claim at a time.
-        self._claiming_count = max(0, min(self._room, self.settings.claim_runs_max))
+        self._claiming_count = max(0, min(self.room, self.settings.claim_runs_max))
         return self._claiming_count
 
     def now_ms(self) -> int:
@@ -377,24 +390,53 @@ class Runner:
             stale = self._live.pop(record.run_id, None)
             if stale is not None:
                 stale.drop()
-            spec = self._catalog.find(record.name, record.version)
-            if spec is None:
-                self._park_undefined(record)
-                continue
-            interrupted = self._orphans.take(record.run_id)
-            live = LiveRun(self, spec, record, steps, interrupted=interrupted)
-            self._live[record.run_id] = live
-            self.control.on_claimed(live)
-            self.schedule(live)
-        if is_more_due and self._room > 0:
+            ended = claim.ended.get(record.run_id, ())
+            self.take_up(record, steps, ended, claim.events.get(record.run_id, ()))
+        if is_more_due and self.room > 0:
             self.writer.ask_claim()
         elif next_ms is not None:
             self._wake.set(next_ms)
 
+    def take_up(
+        self,
+        record: RunRecord,
+        steps: list[StepRecord],
+        ended: Iterable[RunRecord] = (),
+        events: Iterable[EventRecord] = (),
+    ) -> None:
+        """Work on a run that is claimed.
+
+        Args:
+            steps: All that the journal has of them.
+            ended: Its children that are over, of those that it waits for.
+            events: What was sent to it and not consumed, in the order of sending.
+        """
+        spec = self._catalog.find(record.name, record.version)
+        if spec is None:
+            self._park_undefined(record, steps)
+            return
+        interrupted = self._orphans.take(record.run_id)
+        live = LiveRun(
+            self, spec, record, steps, interrupted=interrupted, ended=ended, events=events
+        )
+        self._live[record.run_id] = live
+        self.children.on_live(record)
+        self.control.on_claimed(live)
+        self.schedule(live)
+
+    @property
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def claim_at(self, due_ms: int) -> None:
+        self._wake.set(due_ms)
+
     # --- code that is not there ------------------------------------------------------------------
 
-    def _park_undefined(self, record: RunRecord) -> None:
+    def _park_undefined(self, record: RunRecord, steps: list[StepRecord]) -> None:
         """Set a run aside whose workflow the code does not have: it waits, and says so."""
+        if self.control.end_if_asked(record, steps):
+            return
         version = f" version {record.version}" if record.version else ""
         error = NonDeterminismError(
             f"the code has no workflow {record.name!r}{version}, which run {record.run_id!r} "
@@ -403,6 +445,7 @@ class Runner:
         self.log.error("durable.workflow_undefined", run_id=record.run_id, workflow=record.name)
         self._undefined.setdefault((record.name, record.version), []).append(record.run_id)
         self._park_stuck(record, error)
+        self.children.on_gone(record)
 
     def _park_stuck(self, record: RunRecord, error: BaseException) -> None:
         self._park(record, make_stuck(record, error))
@@ -431,6 +474,7 @@ class Runner:
             self._orphans.add(live)
             live.drop()
         self._live.clear()
+        self.children.clear()
         self._claiming_count = 0
         for run_id, waits_for_end in self._starting.items():
             if waits_for_end:
@@ -438,6 +482,7 @@ class Runner:
         self._starting.clear()
         self._start_waiters.fail_all(lambda: _unavailable(error))
         self.control.fail_all(lambda: _unavailable(error))
+        self.sends.fail_all(lambda: _unavailable(error))
         self._stop_vain_drain()
 
     def on_restored(self) -> None:

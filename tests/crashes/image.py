@@ -50,6 +50,7 @@ class StepRow(NamedTuple):
     finished_at_ms: int | None
     result: str | None
     error: str | None
+    child_run_id: str | None = None
 
     @property
     def is_final(self) -> bool:

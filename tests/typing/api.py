@@ -22,6 +22,8 @@ from durable import (
     Engine,
     EngineStatistics,
     ErrorInfo,
+    Event,
+    EventId,
     Page,
     Retry,
     Run,
@@ -156,6 +158,46 @@ async def everything(step: Step, order: str) -> str:
     assert_type(step.random.random(), float)
     assert_type(step.uuid4().hex, str)
     return receipt.order
+
+
+approval = Event("approval", Receipt)
+maybe = Event("maybe", int | None)
+anything = Event("anything")
+
+
+async def events_in_a_body(step: Step, event_id: EventId) -> None:
+    assert_type(await step.wait_event(approval), Receipt)
+    assert_type(await step.wait_event(approval, timeout=timedelta(hours=1)), Receipt)
+    assert_type(await step.wait_event("approval", timeout=5), Any)
+    assert_type(await step.wait_event(event_id), Any)
+    assert_type(await step.wait_event(anything), Any)
+    print(await step.wait_event(approval))  # noqa: T201  as an object
+    await step.wait_event(5)  # type: ignore[call-overload]
+    await step.wait_event("approval", 5)  # type: ignore[call-overload]
+
+
+async def events(engine: Engine, run: Run[Any]) -> None:
+    assert_type(approval, Event[Receipt])
+    assert_type(anything, Event[Any])
+    assert_type(approval.name, str)
+    assert_type(await engine.send_event("r", approval, Receipt("o", 1)), EventId)
+    assert_type(await engine.send_event("r", approval, error="no"), EventId)
+    assert_type(await engine.send_event("r", "approval", 5), EventId)
+    assert_type(await engine.send_event("r", "approval", error=ValueError("no")), EventId)
+    assert_type(await engine.send_event("r", anything), EventId)
+    assert_type(await engine.send_event("r", maybe, 5), EventId)
+    assert_type(await run.send_event(approval, Receipt("o", 1)), EventId)
+    assert_type(await run.send_event("approval"), EventId)
+    event_id = await engine.create_event("r", approval)
+    assert_type(event_id, EventId)
+    assert_type(await engine.send_event_id(event_id, 5), None)
+    assert_type(await engine.send_event_id(event_id, error="no"), None)
+    assert_type(EventId.parse(str(event_id)), EventId)
+    await engine.send_event("r", approval, 5)  # type: ignore[misc]
+    await engine.send_event("r", approval)  # type: ignore[arg-type]
+    await run.send_event(approval, "no")  # type: ignore[misc]
+    await engine.send_event("r", event_id, 5)  # type: ignore[call-overload]
+    await engine.send_event_id("r")  # type: ignore[arg-type]
 
 
 @durable.action

@@ -1,0 +1,348 @@
+"""Families of runs leave memory, come back, and wait in the journal for room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from clock import ManualClock
+from families import check_families, children_of, the_child
+from faults import MONTH_S, Disk, opened
+from waiting import WAIT_S_MAX, until, until_state, until_step
+
+import durable
+from durable import Engine, RunCanceled, RunState, Step, StepState
+from durable.catalog import Catalog
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+NAP_S = 10.0
+
+
+class World:
+    """What actions and bodies have noted."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[str] = Counter()
+        self.bodies: Counter[str] = Counter()
+        self.may_end = asyncio.Event()
+
+
+world = World()
+
+
+@pytest.fixture(autouse=True)
+def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_children_parking.world", World())
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@asynccontextmanager
+async def crowded(path: Path, clock: ManualClock, live_runs_max: int) -> AsyncGenerator[Engine]:
+    """Open an engine with room for few runs."""
+    engine = Engine(path)
+    engine._settings = msgspec.structs.replace(engine._settings, live_runs_max=live_runs_max)
+    clock.install(engine)
+    async with engine:
+        yield engine
+
+
+@durable.action
+async def note(text: str) -> str:
+    world.begun[text] += 1
+    return text
+
+
+@durable.action
+async def gated(text: str) -> str:
+    world.begun[text] += 1
+    await world.may_end.wait()
+    return text
+
+
+@durable.workflow
+async def held(_step: Step, text: str) -> str:
+    return await gated(text)
+
+
+@durable.workflow
+async def leaf(_step: Step, text: str) -> str:
+    return await note(text)
+
+
+@durable.workflow
+async def sleeper(step: Step, nap_s: float) -> str:
+    world.bodies["sleeper"] += 1
+    await step.sleep(nap_s)
+    return "slept"
+
+
+@durable.workflow
+async def nested(_step: Step, depth: int) -> str:
+    world.bodies[f"{depth}"] += 1
+    return await (sleeper(MONTH_S) if depth == 0 else nested(depth - 1))
+
+
+@durable.workflow
+async def bounded(_step: Step, bound_s: float) -> str:
+    world.bodies["bounded"] += 1
+    async with asyncio.timeout(bound_s):
+        return await held("it")
+
+
+@durable.workflow
+async def fan(_step: Step, count: int) -> int:
+    return len(await asyncio.gather(*(leaf(f"{n}") for n in range(count))))
+
+
+# --- sleeping families ---------------------------------------------------------------------------
+
+
+@pytest.mark.both_loops
+async def test_a_family_leaves_memory_with_the_child_that_sleeps(
+    path: Path, clock: ManualClock
+) -> None:
+    """Each of them is replayed once, when the one under it is over."""
+    async with opened(path, clock) as engine:
+        run = await engine.start(nested(3), id="top")
+        await until(lambda: world.bodies["sleeper"] and engine.statistics().live_runs == 0)
+        assert len([status async for status in engine.iter_runs(state="running")]) == 5
+        clock.advance(MONTH_S)
+        assert await run.result(timeout=WAIT_S_MAX) == "slept"
+        assert world.bodies == {"sleeper": 2, "0": 2, "1": 2, "2": 2, "3": 2}
+        await check_families(engine)
+
+
+async def test_a_sleeping_family_costs_a_new_engine_nothing(path: Path, clock: ManualClock) -> None:
+    async with opened(path, clock) as engine:
+        await engine.start(nested(2), id="top")
+        await until(lambda: world.bodies["sleeper"] and engine.statistics().live_runs == 0)
+    bodies = dict(world.bodies)
+    async with opened(path, clock) as engine:
+        assert [status.state async for status in engine.iter_runs()] == [RunState.RUNNING] * 4
+        clock.advance(MONTH_S / 2)
+        await engine.status("top")
+        assert engine.statistics().live_runs == 0
+        assert world.bodies == bodies
+        clock.advance(MONTH_S / 2)
+        assert await engine.get("top").result(timeout=WAIT_S_MAX) == "slept"
+        await check_families(engine)
+
+
+async def test_a_parent_with_a_far_time_out_stays_while_its_child_works(
+    path: Path, clock: ManualClock
+) -> None:
+    async with opened(path, clock) as engine:
+        run = await engine.start(bounded(MONTH_S), id="top")
+        await until(lambda: world.begun)
+        await until_step(run, "timer", StepState.RUNNING)
+        assert engine.statistics().live_runs == 2
+        world.may_end.set()
+        assert await run.result(timeout=WAIT_S_MAX) == "it"
+        assert world.bodies["bounded"] == 1, "it was not replayed"
+        await check_families(engine)
+
+
+async def test_a_parent_stays_until_the_last_of_its_children_has_left(
+    path: Path, clock: ManualClock
+) -> None:
+    @durable.workflow(name="children.two")
+    async def two(_step: Step) -> list[str]:
+        world.bodies["two"] += 1
+        return list(await asyncio.gather(sleeper(MONTH_S), held("it")))
+
+    async with opened(path, clock) as engine:
+        run = await engine.start(two(), id="top")
+        await until(lambda: world.begun["it"] and engine.statistics().live_runs == 2)
+        world.may_end.set()
+        await until(lambda: engine.statistics().live_runs == 0)
+        steps = [step.state async for step in run.steps()]
+        assert steps == [StepState.RUNNING, StepState.COMPLETED]
+        assert world.bodies["two"] == 1
+        clock.advance(MONTH_S)
+        assert await run.result(timeout=WAIT_S_MAX) == ["slept", "it"]
+        assert world.bodies["two"] == 2
+        await check_families(engine)
+
+
+async def test_a_child_that_is_stuck_lets_its_parent_leave(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaf, "fn", _refused)
+    async with opened(path, clock) as engine:
+        run = await engine.start(fan(1), id="top")
+        async with asyncio.timeout(WAIT_S_MAX):
+            while not (found := await children_of(engine, "top")):
+                pass
+        await until_state(engine.get(found[0].id), RunState.STUCK)
+        await until(lambda: engine.statistics().live_runs == 0)
+        assert (await run.status()).state is RunState.RUNNING
+        monkeypatch.undo()
+        await engine.resume(found[0].id)
+        assert await run.result(timeout=WAIT_S_MAX) == 1
+        await check_families(engine)
+
+
+async def _refused(_step: Step, text: str) -> str:
+    try:
+        asyncio.get_running_loop().run_in_executor(None, print)
+    except durable.NonDeterminismError:
+        await asyncio.sleep(NAP_S)
+    return text
+
+
+async def test_children_that_ended_meanwhile_are_heard_of_in_that_order(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The winner of a race is who finished first, not who was issued first."""
+
+    @durable.workflow(name="children.race")
+    async def race(_step: Step) -> str:
+        tasks = [
+            asyncio.ensure_future(sleeper(2 * MONTH_S)),
+            asyncio.ensure_future(note_after(MONTH_S)),
+        ]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(iter(done)).result()
+
+    async with opened(path, clock) as engine:
+        run = await engine.start(race(), id="top")
+        await until(lambda: world.bodies["sleeper"] and engine.statistics().live_runs == 0)
+    # Only the children are there: as if the parent's owner were busy elsewhere.
+    catalog_find = Catalog.find
+    monkeypatch.setattr(
+        "durable.catalog.Catalog.find",
+        lambda self, name, version: (
+            None if name == "children.race" else catalog_find(self, name, version)
+        ),
+    )
+    async with opened(path, clock) as engine:
+        one, two = await children_of(engine, "top")
+        clock.advance(MONTH_S)
+        await engine.get(two.id).result(timeout=WAIT_S_MAX)
+        await until_state(engine.get("top"), RunState.STUCK)
+        clock.advance(MONTH_S)
+        await engine.get(one.id).result(timeout=WAIT_S_MAX)
+    monkeypatch.undo()
+    async with opened(path, clock) as engine:
+        assert await engine.get(run.id).result(timeout=WAIT_S_MAX) == "noted"
+        await until_step(engine.get("top"), note_after.name, StepState.COMPLETED)
+
+
+@durable.workflow
+async def note_after(step: Step, nap_s: float) -> str:
+    await step.sleep(nap_s)
+    return "noted"
+
+
+async def test_a_parent_hears_of_an_end_that_comes_while_it_is_leaving_memory(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child's end is in a commit in which its parent is still worked on, and the parent's
+    leaving in the next one."""
+    disk = Disk()
+    disk.install(monkeypatch)
+
+    @durable.workflow(name="children.missing")
+    async def missing(step: Step) -> str:
+        late = asyncio.ensure_future(step.run(leaf("late"), run_after=MONTH_S))
+        await step.sleep(NAP_S)
+        try:
+            return await late
+        except RunCanceled:
+            return "heard"
+
+    async with opened(path, clock) as engine:
+        run = await engine.start(missing(), id="top")
+        await until_step(run, "sleep", StepState.RUNNING)
+        child = await the_child(engine, "top")
+        disk.answers.clear()
+        commits = disk.calls["commit"]
+        asking = asyncio.create_task(engine.cancel(child.id))
+        await until(lambda: disk.calls["commit"] > commits)
+        clock.advance(NAP_S)
+        assert engine._runner is not None
+        parent = engine._runner.live("top")
+        assert parent is not None
+        await until(lambda: parent.is_about_to_leave)
+        disk.answers.set()
+        assert await asking is True
+        assert await run.result(timeout=WAIT_S_MAX) == "heard"
+        await check_families(engine)
+
+
+# --- no room -------------------------------------------------------------------------------------
+
+
+@pytest.mark.both_loops
+@pytest.mark.parametrize("live_runs_max", [1, 2, 3])
+async def test_families_larger_than_the_room_come_to_their_end(
+    path: Path, clock: ManualClock, live_runs_max: int
+) -> None:
+    """Who waits for a child that has no room makes room."""
+
+    @durable.workflow(name="children.deep_fan")
+    async def deep_fan(_step: Step, depth: int) -> int:
+        if depth == 0:
+            return int(await leaf("1"))
+        return sum(await asyncio.gather(deep_fan(depth - 1), deep_fan(depth - 1)))
+
+    most = 0
+    async with crowded(path, clock, live_runs_max) as engine:
+        runs = [await engine.start(deep_fan(2)) for _ in range(3)]
+        results = asyncio.gather(*(run.result(timeout=WAIT_S_MAX) for run in runs))
+        while not results.done():
+            most = max(most, engine.statistics().live_runs)
+            await asyncio.sleep(0)
+        assert await results == [4, 4, 4]
+        assert most <= live_runs_max
+        await check_families(engine)
+
+
+@pytest.mark.parametrize("live_runs_max", [1, 5])
+async def test_many_children_of_one_run_need_no_more_room_than_there_is(
+    path: Path, clock: ManualClock, live_runs_max: int
+) -> None:
+    async with crowded(path, clock, live_runs_max) as engine:
+        run = await engine.start(fan(20), id="top")
+        most = 0
+        result = asyncio.create_task(run.result(timeout=WAIT_S_MAX))
+        while not result.done():
+            most = max(most, engine.statistics().live_runs)
+            await asyncio.sleep(0)
+        assert await result == 20
+        assert most <= live_runs_max
+        assert world.begun == {f"{n}": 1 for n in range(20)}
+        await check_families(engine)
+
+
+async def test_children_of_a_start_whose_id_is_taken_keep_no_room(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first turn had called them; nothing of it is written."""
+    async with crowded(path, clock, 3) as engine:
+        await engine.run(leaf("first"), id="taken")
+        assert engine._runner is not None
+
+        async def is_there(_record: object) -> bool:
+            return False  # As if another process had taken the id since.
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._runner, "_is_there", is_there)
+            with pytest.raises(durable.RunConflictError):
+                await engine.start(fan(2), id="taken")
+        assert engine._runner.children.promised_count == 0
+        await until(lambda: engine._runner and engine._runner.room == 3)
+        assert await children_of(engine, "taken") == []
+        assert world.begun == {"first": 1}
+        await check_families(engine)
