@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, final
 
 from durable import registry
+from durable.bounding import bounded
 from durable.core.codec import DecodeError, decode_plain
 from durable.core.commands import Stuck
 from durable.core.errors import JournalCorruptError, RunCanceled, RunFailed
@@ -48,7 +49,7 @@ class BoundWorkflow:
                 f"{exc}. Give new parameters a default, or the workflow a new version."
             )
             raise Stuck(msg) from exc
-        return coroutine
+        return bounded(execution, coroutine, self.definition.timeout_s)
 
     def encode_result(self, value: object) -> str:
         payload_max = self._environment.defaults.payload_max

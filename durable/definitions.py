@@ -133,6 +133,7 @@ class Workflow(Definition[P, R]):
         version: int,
         retry: Retry | bool | None,
         retry_actions_by_default: bool | None,
+        timeout: float | timedelta | None,
     ) -> None:
         if not inspect.iscoroutinefunction(fn):
             msg = (
@@ -145,6 +146,7 @@ class Workflow(Definition[P, R]):
         if retry_actions_by_default is not None:
             check_flag(retry_actions_by_default, "workflow(retry_actions_by_default=)")
         self.retry_actions_by_default = retry_actions_by_default
+        self.timeout_s = check_timeout(timeout)
         registry.register(self)
 
 
@@ -166,6 +168,7 @@ def workflow(
     version: int = 0,
     retry: Retry | bool | None = None,
     retry_actions_by_default: bool | None = None,
+    timeout: float | timedelta | None = None,
 ) -> Callable[[Callable[Concatenate[Step, P], Coroutine[Any, Any, R]]], Workflow[P, R]]: ...
 def workflow(
     fn: Callable[..., Any] | None = None,
@@ -175,6 +178,7 @@ def workflow(
     version: int = 0,
     retry: Retry | bool | None = None,
     retry_actions_by_default: bool | None = None,
+    timeout: float | timedelta | None = None,
 ) -> Any:
     """Make a workflow of a coroutine function whose first parameter is its ``Step``.
 
@@ -186,6 +190,9 @@ def workflow(
             they are retried by default.
         retry_actions_by_default: Whether its actions are retried without being told, over the
             engine's.
+        timeout: How long a run may take from its first turn on, in seconds; by default for ever.
+            Then its body is cancelled where it waits, may clean up, and the run fails with
+            ``RunTimeout``. The timer is a step called ``timeout``. What a run began with stands.
 
     Raises:
         TypeError: It is no coroutine function, lacks the ``step`` parameter, or has an annotation
@@ -200,6 +207,7 @@ def workflow(
             version=version,
             retry=retry,
             retry_actions_by_default=retry_actions_by_default,
+            timeout=timeout,
         )
 
     return decorate if fn is None else decorate(fn)

@@ -123,6 +123,10 @@ class RunConflictError(DurableError):
     """The id belongs to a run of another workflow or with other arguments. Nothing was written."""
 
 
+class RunTimeout(DurableError):
+    """The run took longer than its workflow's ``timeout``, and was cancelled."""
+
+
 class RunNotFoundError(DurableError):
     """The journal has no run of that id."""
 
@@ -241,6 +245,7 @@ PUBLIC: tuple[type[BaseException], ...] = (
     NonRetryable,
     DeadlockError,
     RunConflictError,
+    RunTimeout,
     RunNotFoundError,
     RunNotFinishedError,
     StepNotFoundError,

@@ -259,6 +259,9 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc
     seq: int = 0
 
 
+TIMEOUT_KEY = "timeout"
+"""The key of the timer that bounds a run. The body's own commands have keys of another form."""
+
 CANCEL_NUMBER = -1
 PATCH_NUMBER_MAX = -2
 """Patches are numbered downwards from here."""

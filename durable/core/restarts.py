@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from durable.core.records import CANCEL_NUMBER, StepState
+from durable.core.records import CANCEL_NUMBER, TIMEOUT_KEY, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +52,11 @@ def first_position(steps: Sequence[StepRecord], from_number: int) -> int | None:
         step.position
         for step in steps
         if step.position is not None
-        and (step.number >= from_number or step.number == CANCEL_NUMBER)
+        and (
+            step.number >= from_number
+            or step.number == CANCEL_NUMBER
+            or step.key == TIMEOUT_KEY  # The time begins again.
+        )
     ]
     return min(dropped, default=max(delivered))
 

@@ -21,6 +21,7 @@ from durable.core.errors import JournalCorruptError, damaged
 from durable.core.nesting import is_child_started
 from durable.core.records import (
     CANCEL_NUMBER,
+    TIMEOUT_KEY,
     EventRecord,
     RunRecord,
     RunState,
@@ -213,7 +214,9 @@ RESTART = f"""
         )
     FROM ({_restarts()}) AS new
     WHERE durable_step.run_id = new.run_id AND number >= 0 AND position IS NULL
-      AND (number >= new.from_number OR durable_step.state = 'canceled');
+      AND (
+          number >= new.from_number OR durable_step.state = 'canceled' OR key = '{TIMEOUT_KEY}'
+      );
 
     UPDATE durable_run SET
         state = 'pending', generation = new.generation, result = NULL, error = NULL,
