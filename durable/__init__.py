@@ -39,16 +39,28 @@ from durable.core.errors import (
     StepFailed,
     StepInterrupted,
     StepNotFoundError,
+    TransactionError,
 )
 from durable.core.records import ErrorInfo, RunState, StepKind, StepState
 from durable.core.retry import Retry
-from durable.definitions import Action, Workflow, action, workflow
+from durable.core.row import Row
+from durable.definitions import (
+    Action,
+    Mutation,
+    Query,
+    Workflow,
+    action,
+    mutation,
+    query,
+    workflow,
+)
 from durable.engine import Engine
 from durable.events import Event, EventId
 from durable.run import Run, run
 from durable.runtime.attempt import Attempt
 from durable.status import EngineStatistics, Page, RunStatus, StepInfo
 from durable.step import Step
+from durable.transaction import Transaction
 
 __all__ = [
     "Action",
@@ -74,6 +86,7 @@ __all__ = [
     "JournalLockedError",
     "JournalUnavailableError",
     "JournalVersionError",
+    "Mutation",
     "NoEngineError",
     "NonDeterminismError",
     "NonRetryable",
@@ -81,8 +94,10 @@ __all__ = [
     "OutcomeUnknown",
     "Page",
     "PayloadTooLarge",
+    "Query",
     "Retry",
     "ReturnTypeError",
+    "Row",
     "Run",
     "RunCanceled",
     "RunConflictError",
@@ -100,9 +115,13 @@ __all__ = [
     "StepKind",
     "StepNotFoundError",
     "StepState",
+    "Transaction",
+    "TransactionError",
     "Workflow",
     "action",
     "attempt",
+    "mutation",
+    "query",
     "run",
     "workflow",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, final
 
+from durable.core.errors import NotInWorkflowError
 from durable.core.loop import WorkflowLoop, body_loop
 from durable.core.records import StepKind
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from durable.definitions import Action, Definition
 
 WORKFLOW = StepKind.WORKFLOW
+ACTION = StepKind.ACTION
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -28,7 +30,8 @@ class Call(Coroutine[Any, Any, R_co]):
     """A definition and its arguments; what it leads to is decided by who awaits it.
 
     In a workflow's body it is a step. Given to ``engine.start`` it is a new run. Elsewhere an
-    action's call runs the function directly, and a workflow's call is ``durable.run(call)``.
+    action's call runs the function directly, a workflow's call is ``durable.run(call)``, and a
+    query's or a mutation's raises ``NotInWorkflowError``.
     """
 
     __slots__ = ("_drives", "_number", "arguments", "definition")
@@ -128,6 +131,13 @@ def _task() -> asyncio.Task[Any] | None:
 
 async def _call_directly(definition: Definition[Any, R], arguments: dict[str, Any]) -> R:
     """Run an action's function outside of any workflow: nothing is journaled."""
+    if definition.kind is not ACTION:
+        msg = (
+            f"{definition.kind} {definition.name!r} is awaited in a workflow's body, where it is a "
+            "step. Elsewhere, call its function in a transaction: `async with engine.transaction() "
+            f"as tx: await {definition.__name__}.fn(tx, ...)`"
+        )
+        raise NotInWorkflowError(msg)
     # The class is defined in terms of this module.
     action = cast("Action[Any, R]", definition)
     args, kwargs = action.parameters.as_call(arguments)

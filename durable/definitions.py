@@ -1,4 +1,4 @@
-"""Workflows, actions and their calls.
+"""Workflows, actions, queries, mutations and their calls.
 
 Rules:
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from durable.step import Step
+    from durable.transaction import Transaction
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,7 +58,8 @@ class Definition(Generic[P, R]):
     """
 
     kind: StepKind
-    injected_count = 0
+    injected: str | None = None
+    """The first parameter, which callers do not see."""
 
     def __init__(self, fn: Callable[..., Any], name: str | None, version: int) -> None:
         if not callable(fn):
@@ -70,9 +72,7 @@ class Definition(Generic[P, R]):
         self.fn = fn
         self.name = name or registry.default_name(fn)
         self.version = version
-        self.parameters = Parameters(
-            fn, self.name, injected=self.injected_count, frame=callers_frame()
-        )
+        self.parameters = Parameters(fn, self.name, injected=self.injected, frame=callers_frame())
         self.__name__ = getattr(fn, "__name__", self.name)
         self.__qualname__ = getattr(fn, "__qualname__", self.name)
         self.__module__ = fn.__module__
@@ -123,7 +123,7 @@ class Workflow(Definition[P, R]):
     """A plain coroutine whose steps are journaled. Made by ``@durable.workflow``."""
 
     kind = StepKind.WORKFLOW
-    injected_count = 1
+    injected = "step"
 
     def __init__(
         self,
@@ -148,6 +148,36 @@ class Workflow(Definition[P, R]):
         self.retry_actions_by_default = retry_actions_by_default
         self.timeout_s = check_timeout(timeout)
         registry.register(self)
+
+
+class _InTransaction(Definition[P, R]):
+    """What is called with a ``Transaction``."""
+
+    injected = "tx"
+
+    def __init__(self, fn: Callable[..., Any], *, name: str | None) -> None:
+        if not inspect.iscoroutinefunction(_callee(fn)):
+            msg = (
+                f"a {self.kind} is a coroutine function (async def), which awaits its `tx`; "
+                f"{getattr(fn, '__qualname__', fn)!r} is not"
+            )
+            raise TypeError(msg)
+        super().__init__(fn, name, 0)
+        registry.register(self)
+
+
+@final
+class Query(_InTransaction[P, R]):
+    """A function that reads the journal's database. Made by ``@durable.query``."""
+
+    kind = StepKind.QUERY
+
+
+@final
+class Mutation(_InTransaction[P, R]):
+    """A function that writes the journal's database. Made by ``@durable.mutation``."""
+
+    kind = StepKind.MUTATION
 
 
 def _callee(fn: Callable[..., Any]) -> Any:  # noqa: ANN401
@@ -254,6 +284,67 @@ def action(
 
     def decorate(function: Callable[..., Any]) -> Action[Any, Any]:
         return Action(function, name=name, retry=retry, timeout=timeout, raises=raises)
+
+    return decorate if fn is None else decorate(fn)
+
+
+@overload
+def query(fn: Callable[Concatenate[Transaction, P], Coroutine[Any, Any, R]], /) -> Query[P, R]: ...
+@overload
+def query(
+    *, name: str | None = None
+) -> Callable[[Callable[Concatenate[Transaction, P], Coroutine[Any, Any, R]]], Query[P, R]]: ...
+def query(fn: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
+    """Make a query of a coroutine function whose first parameter is its ``Transaction``.
+
+    As a step it reads the journal's database as it is at one moment, and holds up nothing; writing
+    in it is an error. It is never retried after an exception.
+
+    Args:
+        fn: The function.
+        name: What the journal knows it by; by default ``module:qualname``.
+
+    Raises:
+        TypeError: It is no coroutine function, lacks the ``tx`` parameter, or has an annotation
+            without a JSON form.
+        DuplicateDefinitionError: Another query has the name.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Query[Any, Any]:
+        return Query(function, name=name)
+
+    return decorate if fn is None else decorate(fn)
+
+
+@overload
+def mutation(
+    fn: Callable[Concatenate[Transaction, P], Coroutine[Any, Any, R]], /
+) -> Mutation[P, R]: ...
+@overload
+def mutation(
+    *, name: str | None = None
+) -> Callable[[Callable[Concatenate[Transaction, P], Coroutine[Any, Any, R]]], Mutation[P, R]]: ...
+def mutation(fn: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
+    """Make a mutation of a coroutine function whose first parameter is its ``Transaction``.
+
+    As a step it writes the journal's database, in the transaction that records its outcome: what
+    it writes is there exactly once, and not at all when it raises. It is never retried after an
+    exception. When that transaction fails, it is run again, so let it do nothing but use its
+    ``tx``. Nothing else is committed while it runs: after 10 seconds, or
+    ``step.run(timeout=)``, it fails with ``TimeoutError``.
+
+    Args:
+        fn: The function.
+        name: What the journal knows it by; by default ``module:qualname``.
+
+    Raises:
+        TypeError: It is no coroutine function, lacks the ``tx`` parameter, or has an annotation
+            without a JSON form.
+        DuplicateDefinitionError: Another mutation has the name.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Mutation[Any, Any]:
+        return Mutation(function, name=name)
 
     return decorate if fn is None else decorate(fn)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
@@ -24,6 +25,7 @@ from durable.checks import (
     check_id,
     check_policy,
     check_retention,
+    check_timeout,
 )
 from durable.controlling import Controlling
 from durable.core.errors import EngineClosedError, NoEngineError
@@ -45,12 +47,14 @@ from durable.observing import Observing
 from durable.run import Run
 from durable.runtime.clock import SystemClock
 from durable.runtime.instrumentation import EngineLog
-from durable.runtime.settings import MAX_INTERRUPTIONS, Settings
+from durable.runtime.settings import MAX_INTERRUPTIONS, TRANSACTION_S_MAX, Settings
 from durable.sending import Sending
 from durable.starting import new_run
 from durable.status import EngineStatistics, run_not_found
+from durable.transaction import Transaction, scope_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from datetime import datetime, timedelta
     from types import TracebackType
 
@@ -279,6 +283,7 @@ class Engine(Observing, Controlling, Sending):
         id: str | None = None,  # noqa: A002
         run_after: float | timedelta | None = None,
         run_at: datetime | None = None,
+        tx: Transaction | None = None,
     ) -> Run[T]:
         """Start a run of a workflow; return once that is committed.
 
@@ -288,10 +293,14 @@ class Engine(Observing, Controlling, Sending):
                 that has it is returned. By default a new id.
             run_after: The delay before the body begins, in seconds.
             run_at: When the body begins: an aware datetime.
+            tx: A transaction of this engine: the start is committed with it, or not at all. The
+                run is returned before that.
 
         Raises:
             ArgumentError: An argument does not fit its annotation. Nothing was written.
             PayloadTooLarge: The arguments are over ``max_payload``. Nothing was written.
+            TransactionError: ``tx`` is over, another engine's, or a query's; or none was given
+                where one is open, whose end the start would wait for.
             RunConflictError: The id belongs to another workflow, or to other arguments.
             JournalUnavailableError: The storage failed: the outcome is unknown; ask again with
                 the same id.
@@ -302,6 +311,9 @@ class Engine(Observing, Controlling, Sending):
         """
         runner, _ = self._opened("engine.start()")
         record, bound, due_ms = self._new_run(call, id, run_after, run_at)
+        if tx is not None:
+            await runner.start_within(scope_of(tx), record, wake_at_ms=due_ms)
+            return Run(self, record.run_id)
         await runner.start(record, bound, wake_at_ms=due_ms, is_id_given=id is not None)
         return Run(self, record.run_id)
 
@@ -335,6 +347,36 @@ class Engine(Observing, Controlling, Sending):
         finally:
             runner.ends.forget(record.run_id)
         return _outcome(record.run_id, ended)  # type: ignore[no-any-return]
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        *,
+        timeout: float | timedelta = TRANSACTION_S_MAX,  # noqa: ASYNC109  it rolls back
+    ) -> AsyncGenerator[Transaction]:
+        """Have a transaction of your own on the journal's database: ``async with ... as tx``.
+
+        It is committed when the block ends, and rolled back when the block raises. Nothing else
+        is committed meanwhile, of no run: do only what belongs together in it.
+
+        Args:
+            timeout: How long it may last, in seconds, by default 10. Then it is rolled back.
+
+        Raises:
+            TransactionError: It took longer, or a statement has ended it: it was rolled back. Or
+                it was asked for inside of another one, whose end it would wait for.
+            JournalUnavailableError: The storage failed: the outcome is unknown.
+            EngineClosedError: The engine is closed, or was closed meanwhile.
+
+        Cancellation:
+            In the block, rolls back. While it is committed, a cancelled caller does not know the
+            outcome.
+        """
+        runner, _ = self._opened("engine.transaction()")
+        timeout_s = check_timeout(timeout)
+        runner.check_open()
+        async with runner.transactions.hold(timeout_s or TRANSACTION_S_MAX) as scope:
+            yield Transaction(scope)
 
     def get(self, run_id: str) -> Run[Any]:
         """Return a handle of a run. It does no I/O; the run may not exist."""

@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
 from durable.checks import milliseconds
 from durable.core.codec import DecodeError
@@ -16,15 +16,21 @@ from durable.core.commands import Command
 from durable.core.errors import ArgumentError
 from durable.core.failures import decode_error, rebuild_error, type_name_of
 from durable.core.nesting import rebuild_outcome
+from durable.core.records import StepKind
 from durable.core.retry import RetryDefault, resolve_retry
-from durable.definitions import Action, Workflow
+from durable.definitions import Action, Definition, Mutation, Query, Workflow
 from durable.parameters import globals_of
+from durable.transaction import Transaction
 
 if TYPE_CHECKING:
     from durable.call import Call
     from durable.core.commands import CommandFuture
     from durable.core.execution import Execution
     from durable.core.retry import Retry
+    from durable.journal.scopes import Scope
+
+    Stepped = Action[Any, Any] | Query[Any, Any] | Mutation[Any, Any] | Workflow[Any, Any]
+    Stands: TypeAlias = "ActionStep | TransactionStep | ChildStep"
 
 
 class Defaults(NamedTuple):
@@ -56,7 +62,7 @@ class Environment:
     def __init__(self, workflow: Workflow[Any, Any], defaults: Defaults) -> None:
         self.workflow = workflow
         self.defaults = defaults
-        self._plain_steps: dict[Action[Any, Any], ActionStep] = {}
+        self._plain_steps: dict[Stepped, Stands] = {}
 
     def issue(
         self, execution: Execution, call: Call[Any], options: StepOptions = NO_OPTIONS
@@ -65,7 +71,7 @@ class Environment:
         definition = call.definition
         if isinstance(definition, Workflow):
             _check_child_options(definition, options)
-        elif not isinstance(definition, Action):
+        elif not isinstance(definition, (Action, Query, Mutation)):
             msg = f"a call of {definition!r} cannot be a step"
             raise TypeError(msg)
         key = execution.next_key()
@@ -73,7 +79,7 @@ class Environment:
             args = definition.parameters.encode(call.arguments, self.defaults.payload_max)
         else:
             args = definition.parameters.encode_unchecked(call.arguments)
-        if options is NO_OPTIONS and isinstance(definition, Action):
+        if options is NO_OPTIONS:
             work = self._plain_step(definition)
             return execution.issue(
                 Command(definition.kind, definition.name, key, args=args, work=work)
@@ -88,18 +94,23 @@ class Environment:
             args=args,
             compares_args=not options.unstable_args,
             due_ms=due_ms,
-            work=ChildStep(definition, self.workflow)
-            if isinstance(definition, Workflow)
-            else ActionStep(definition, self, options),
+            work=self._make_step(definition, options),
         )
         return execution.issue(command)
 
-    def _plain_step(self, action: Action[Any, Any]) -> ActionStep:
-        """Return what an action is as a step without options: the same for all of them."""
-        step = self._plain_steps.get(action)
+    def _plain_step(self, definition: Stepped) -> Stands:
+        """Return what a definition is as a step without options: the same for all of them."""
+        step = self._plain_steps.get(definition)
         if step is None:
-            step = self._plain_steps[action] = ActionStep(action, self, NO_OPTIONS)
+            step = self._plain_steps[definition] = self._make_step(definition, NO_OPTIONS)
         return step
+
+    def _make_step(self, definition: Stepped, options: StepOptions) -> Stands:
+        if isinstance(definition, Action):
+            return ActionStep(definition, self, options)
+        if isinstance(definition, Workflow):
+            return ChildStep(definition, self.workflow)
+        return TransactionStep(definition, self, options)
 
 
 @final
@@ -124,14 +135,7 @@ class ActionStep:
         self._payload_max = defaults.payload_max
 
     def call(self, args: str) -> Any:  # noqa: ANN401
-        try:
-            positional, keyword = self._action.parameters.decode(args)
-        except DecodeError as exc:
-            msg = (
-                f"the recorded arguments do not fit {self._action.name} any more: {exc}. Make it "
-                "accept both."
-            )
-            raise ArgumentError(msg) from exc
+        positional, keyword = _recorded_arguments(self._action, args)
         return self._action.fn(*positional, **keyword)
 
     def encode_result(self, result: object) -> tuple[str, object]:
@@ -184,7 +188,56 @@ def _check_child_options(workflow: Workflow[Any, Any], options: StepOptions) -> 
         raise TypeError(msg)
 
 
-def known_errors(*definitions: Action[Any, Any] | Workflow[Any, Any]) -> dict[str, object]:
+@final
+class TransactionStep:
+    """A query or a mutation as one step of one run. What is said of retries does not concern it."""
+
+    retry = None
+    is_at_most_once = False
+    is_async = True
+
+    def __init__(
+        self,
+        definition: Query[Any, Any] | Mutation[Any, Any],
+        environment: Environment,
+        options: StepOptions,
+    ) -> None:
+        self.name = definition.name
+        self.is_reading = definition.kind is StepKind.QUERY
+        self.timeout_s = options.timeout_s
+        self._definition = definition
+        self._workflow = environment.workflow
+        self._payload_max = environment.defaults.payload_max
+
+    def call_in(self, scope: Scope, args: str) -> Any:  # noqa: ANN401
+        positional, keyword = _recorded_arguments(self._definition, args)
+        return self._definition.fn(Transaction(scope), *positional, **keyword)
+
+    def encode_result(self, result: object) -> tuple[str, object]:
+        return self._definition.parameters.encode_result(result, self._payload_max)
+
+    def decode(self, text: str) -> object:
+        return self._definition.parameters.decode_result(text)
+
+    def rebuild(self, error: str) -> BaseException:
+        known = known_errors(self._definition, self._workflow)
+        return rebuild_error(decode_error(error), known)
+
+
+def _recorded_arguments(
+    definition: Definition[Any, Any], args: str
+) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        return definition.parameters.decode(args)
+    except DecodeError as exc:
+        msg = (
+            f"the recorded arguments do not fit {definition.name} any more: {exc}. Make it "
+            "accept both."
+        )
+        raise ArgumentError(msg) from exc
+
+
+def known_errors(*definitions: Definition[Any, Any]) -> dict[str, object]:
     """Return the exception classes that may be rebuilt, by the name they are stored under."""
     known: dict[str, object] = {}
     for definition in definitions:

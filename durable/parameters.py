@@ -39,7 +39,7 @@ class Parameters:
     Args:
         fn: The user's function.
         what: Its name, for messages.
-        injected: How many leading parameters callers do not see.
+        injected: What the first parameter is called, by convention, if callers do not see it.
         frame: Where it is being decorated, to resolve annotations that name local classes.
 
     Raises:
@@ -47,18 +47,24 @@ class Parameters:
     """
 
     def __init__(
-        self, fn: Callable[..., object], what: str, *, injected: int, frame: FrameType | None
+        self,
+        fn: Callable[..., object],
+        what: str,
+        *,
+        injected: str | None,
+        frame: FrameType | None,
     ) -> None:
         self._fn = fn
         self._what = what
         parameters = list(inspect.signature(fn).parameters.values())
-        if any(p.kind not in _POSITIONAL for p in parameters[:injected]) or (
-            len(parameters) < injected
-        ):
+        if injected is not None and (not parameters or parameters[0].kind not in _POSITIONAL):
             name = getattr(fn, "__name__", "body")
-            msg = f"{what} needs `step` as its first parameter: `async def {name}(step, ...)`"
+            msg = (
+                f"{what} needs `{injected}` as its first parameter: "
+                f"`async def {name}({injected}, ...)`"
+            )
             raise TypeError(msg)
-        self._parameters = parameters[injected:]
+        self._parameters = parameters if injected is None else parameters[1:]
         self._signature = inspect.Signature(self._parameters)
         self._places = {p.name: place for place, p in enumerate(self._parameters)}
         self._plain_names = _plain_names(self._parameters)

@@ -146,11 +146,13 @@ class Step:
         """Run a call as a step, with options.
 
         Args:
-            call: An action's call, or a workflow's, which is a run of its own: a child of this one.
+            call: A call of an action, a query or a mutation; or a workflow's, which is a run of its
+                own: a child of this one.
             name: The step's name, instead of the definition's. A child keeps its workflow's name.
-            retry: As for ``action``; stands over it. Not for a child.
-            timeout: The bound of one attempt, in seconds; stands over the action's. Not for a
-                child: await that in ``asyncio.timeout``.
+            retry: As for ``action``; stands over it. Without effect on queries and mutations. Not
+                for a child.
+            timeout: The bound of one attempt, in seconds; stands over the action's, and over the
+                10 seconds of a mutation. Not for a child: await that in ``asyncio.timeout``.
             run_after: The delay before the first attempt, or before the child begins, in seconds.
             run_at: When the first attempt is made, or the child begins: an aware datetime.
             unstable_args: Leave the arguments out of the replay check.

@@ -20,6 +20,7 @@ from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     import pytest
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from durable import Call
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
+    from durable.journal.guests import Writing
+    from durable.journal.scopes import Scope
 
 T = TypeVar("T")
 
@@ -45,7 +48,8 @@ class Disk:
     """The storage under the journals of one test.
 
     Attributes:
-        faults: Which writes fail: by ``commit`` or ``claim``, and the how-manieth, from 1.
+        faults: Which writes fail: by ``commit``, ``claim`` or ``begin``, and the how-manieth of
+            them, from 1.
         broken: While it is set, every write and every reopening fails, with this fault.
         answers: While it is cleared, writes wait.
         reopen_failures: How many of the next reopenings fail.
@@ -175,6 +179,26 @@ class FaultyJournal:
 
     async def list_steps(self, query: StepQuery) -> list[StepRecord] | None:
         return await self.inner.list_steps(query)
+
+    @property
+    def is_one_connection(self) -> bool:
+        return self.inner.is_one_connection
+
+    async def begin(self) -> Writing:
+        return await self.disk.write("begin", self.inner.begin)
+
+    async def commit_writing(self, writing: Writing, changes: Sequence[Change]) -> None:
+        async def work() -> None:
+            await self.inner.commit_writing(writing, changes)
+            self.disk.note(changes)
+
+        await self.disk.write("commit", work)
+
+    async def write_within(self, scope: Scope, change: Change) -> RunRecord | None:
+        return await self.inner.write_within(scope, change)
+
+    def reading(self) -> AbstractAsyncContextManager[Scope]:
+        return self.inner.reading()
 
 
 async def once_available(disk: Disk, ask: Callable[[], Awaitable[T]]) -> T:

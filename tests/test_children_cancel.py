@@ -199,14 +199,22 @@ async def test_a_child_cleans_up_while_its_parent_is_over(path: Path, clock: Man
         await check_families(engine)
 
 
-async def test_a_childs_clean_up_goes_on_in_the_next_life(path: Path, clock: ManualClock) -> None:
-    """It was told once, at that place of its history."""
+@pytest.mark.parametrize("is_told_late", [True, False])
+async def test_a_childs_clean_up_goes_on_in_the_next_life(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, is_told_late: bool
+) -> None:
+    """It was told once, at that place of its history; be it that its turn came only after the
+    commit that asked it to end."""
     async with crashing(path, clock) as engine:
         run = await engine.start(above_a_clean_up(), id="top")
         await until(lambda: engine.statistics().live_runs == 2)
         child = engine.get((await the_child(engine, "top")).id)
         await until_step(child, "sleep", StepState.RUNNING)
-        assert await run.cancel() is True
+        with monkeypatch.context() as patch:
+            if is_told_late:
+                assert engine._runner is not None
+                patch.setattr(engine._runner.live(child.id), "advance", lambda _count: None)
+            assert await run.cancel() is True
         await until_step(child, quick.name, StepState.COMPLETED)
         await until_step(child, "sleep", StepState.RUNNING)
     async with opened(path, clock) as engine:
@@ -218,6 +226,43 @@ async def test_a_childs_clean_up_goes_on_in_the_next_life(path: Path, clock: Man
             *[StepState.COMPLETED] * 3,
         ]
         await check_families(engine)
+
+
+async def test_a_cancel_that_meets_a_claim_is_told_once(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked while the run was in the journal, and is written when it is in memory."""
+
+    @durable.workflow(name="children.sleeping_and_cleaning")
+    async def sleeping_and_cleaning(step: Step) -> None:
+        try:
+            await step.sleep(MONTH_S)
+        finally:
+            await step.sleep(MONTH_S)
+            await quick("clean")
+
+    disk = Disk()
+    disk.install(monkeypatch)
+    async with crashing(path, clock) as engine:
+        run = await engine.start(sleeping_and_cleaning(), id="it")
+        await until_step(run, "sleep", StepState.RUNNING)
+        await until(lambda: engine.statistics().live_runs == 0)
+        claims = disk.calls["claim"]
+        disk.answers.clear()
+        clock.advance(MONTH_S)
+        await until(lambda: disk.calls["claim"] > claims)
+        asking = asyncio.create_task(run.cancel())
+        assert engine._runner is not None
+        writer = engine._runner.writer
+        await until(lambda: writer._pending)
+        disk.answers.set()
+        assert await asking is True
+        await until(lambda: engine.statistics().live_runs == 0)
+        assert (await run.status()).state is RunState.CANCELING
+    async with opened(path, clock) as engine:
+        clock.advance(MONTH_S)
+        await until_all_canceled(engine, ["it"])
+        assert world.begun == {"clean": 1}
 
 
 async def test_a_child_that_cleans_up_already_is_left_to_it(path: Path) -> None:
@@ -259,7 +304,7 @@ async def test_once_a_cancel_is_acknowledged_nothing_queued_begins_in_a_large_fa
 
     async with opened(path, max_parallelism=3) as engine:
         run = await engine.start(large(), id="top")
-        await until(lambda: engine.statistics().queued_actions == 497)
+        await until(lambda: engine.statistics().queued_actions == 497 and world.begun["deep"] == 3)
         assert await run.cancel() is True
         world.may_end.set()
         await until(lambda: engine.statistics().live_runs == 0)
@@ -388,10 +433,11 @@ async def _otherwise(_step: Step, nap_s: float) -> str:
     return await quick("otherwise")
 
 
+@pytest.mark.parametrize("is_changed", [True, False])
 async def test_a_stuck_child_whose_action_still_runs_is_cancelled_with_its_parent(
-    path: Path, clock: ManualClock
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, is_changed: bool
 ) -> None:
-    """The action finishes, and its result is dropped."""
+    """The action finishes, and its result is dropped; be it that the code has changed since."""
 
     @durable.workflow(name="children.going_astray")
     async def going_astray(step: Step) -> None:
@@ -407,12 +453,18 @@ async def test_a_stuck_child_whose_action_still_runs_is_cancelled_with_its_paren
         child = await the_child(engine, "top")
         clock.advance(NAP_S)
         await until_state(engine.get(child.id), RunState.STUCK)
+        if is_changed:
+            monkeypatch.setattr(going_astray, "fn", sleeping_instead)
         assert await run.cancel() is True
         await until_all_canceled(engine, ["top", child.id])
         assert world.interrupted == []
         world.may_end.set()
         await until(lambda: engine.statistics().running_actions == 0)
         await check_families(engine)
+
+
+async def sleeping_instead(step: Step) -> None:
+    await step.sleep(NAP_S)
 
 
 async def _astray(step: Step) -> None:

@@ -11,12 +11,13 @@ import msgspec
 import pytest
 from clock import ManualClock
 from families import check_families, children_of, the_child
-from faults import MONTH_S, Disk, opened
+from faults import MONTH_S, Disk, crashing, opened
 from waiting import WAIT_S_MAX, until, until_state, until_step
 
 import durable
 from durable import Engine, RunCanceled, RunState, Step, StepState
 from durable.catalog import Catalog
+from durable.runtime.live import LiveRun
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -243,6 +244,31 @@ async def test_children_that_ended_meanwhile_are_heard_of_in_that_order(
 async def note_after(step: Step, nap_s: float) -> str:
     await step.sleep(nap_s)
     return "noted"
+
+
+async def test_a_parent_hears_of_an_end_that_comes_while_it_is_replayed(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was claimed before the child's end was in the journal, and does not wait yet."""
+    async with crashing(path, clock) as engine:
+        await engine.start(bounded(NAP_S), id="top")
+        await until(lambda: world.begun)
+    advance = LiveRun.advance
+    held = [True]
+
+    def advance_unless_held(live: LiveRun, deliveries_max: int) -> None:
+        if not (held[0] and live.record.run_id == "top"):
+            advance(live, deliveries_max)
+
+    monkeypatch.setattr(LiveRun, "advance", advance_unless_held)
+    async with opened(path, clock) as engine:
+        child = await the_child(engine, "top")
+        world.may_end.set()
+        assert await engine.get(child.id).result(timeout=WAIT_S_MAX) == "it"
+        held.clear()
+        held.append(False)
+        assert await engine.get("top").result(timeout=WAIT_S_MAX) == "it"
+        await check_families(engine)
 
 
 async def test_a_parent_hears_of_an_end_that_comes_while_it_is_leaving_memory(

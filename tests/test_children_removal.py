@@ -76,6 +76,11 @@ async def sleeper(step: Step) -> None:
 
 
 @durable.workflow
+async def above_a_delayed(step: Step) -> None:
+    await step.run(leaf("late"), run_after=MONTH_S)
+
+
+@durable.workflow
 async def above_a_sleeper(_step: Step, depth: int) -> None:
     await (sleeper() if depth == 0 else above_a_sleeper(depth - 1))
 
@@ -239,6 +244,36 @@ async def test_two_removals_at_the_same_time_are_one(path: Path) -> None:
             removed = await asyncio.gather(*(engine.cleanup("it", force=True) for _ in range(3)))
         assert True in removed
         await check_empty(engine)
+
+
+async def test_a_family_that_is_claimed_while_it_is_removed_is_dropped(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked while the family was in the journal, and is written when it is in memory."""
+    disk = Disk()
+    disk.install(monkeypatch)
+    clock = ManualClock()
+    async with opened(path, clock) as engine:
+        run = await engine.start(above_a_delayed(), id="it")
+        async with asyncio.timeout(WAIT_S_MAX):
+            while len(await family(engine, "it")) < 2:
+                pass
+        await until(lambda: engine.statistics().live_runs == 0)
+        claims = disk.calls["claim"]
+        disk.answers.clear()
+        clock.advance(MONTH_S)
+        await until(lambda: disk.calls["claim"] > claims)
+        removing = asyncio.create_task(run.cleanup(force=True))
+        assert engine._runner is not None
+        writer = engine._runner.writer
+        await until(lambda: writer._pending)
+        disk.answers.set()
+        async with asyncio.timeout(WAIT_S_MAX):
+            assert await removing is True
+        await check_empty(engine)
+        await writer.wait_until_idle()
+        await check_empty(engine)
+        assert world.begun == {}
 
 
 @pytest.mark.slow

@@ -280,7 +280,7 @@ def test_a_wrong_option_of_an_action_is_refused(
         ({"version": "2"}, TypeError, "version=.* whole number, not '2'"),
         ({"version": True}, TypeError, "version=.* whole number, not True"),
         ({"retry": "no"}, TypeError, "retry= is True, False"),
-        ({"timeout": 5}, TypeError, "timeout"),
+        ({"timeout": 0}, ValueError, "timeout= is more than 0 seconds"),
     ],
 )
 def test_a_wrong_option_of_a_workflow_is_refused(

@@ -7,12 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 ONBOARDING = ROOT / "examples" / "onboarding.py"
+LEDGER = ROOT / "examples" / "ledger.py"
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +75,37 @@ def test_onboarding_says_what_is_wrong_with_its_input(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "missing.csv" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def _ledger(journal: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-X", "dev", str(LEDGER), str(journal)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_ledger_comes_out_right_however_often_it_is_started(tmp_path: Path) -> None:
+    journal = tmp_path / "ledger.db"
+    shown: set[str] = set()
+    for _ in range(2):
+        done = _ledger(journal)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "CHECK PASSED" in done.stdout
+        assert "Warning" not in done.stderr
+        shown.add(done.stdout)
+    assert len(shown) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_the_ledger_killed_over_and_over_comes_out_right(tmp_path: Path) -> None:
+    journal = tmp_path / "ledger.db"
+    for moment_s in (0.4, 0.5, 0.6, 0.7):
+        with subprocess.Popen(
+            [sys.executable, str(LEDGER), str(journal)], stdout=subprocess.DEVNULL
+        ) as child:
+            time.sleep(moment_s)
+            child.kill()
+    done = _ledger(journal)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "CHECK PASSED" in done.stdout
 
 
 def test_the_readme_s_first_workflow_runs(tmp_path: Path) -> None:

@@ -311,7 +311,7 @@ def test_no_annotation_and_object_mean_any_value() -> None:
         return a, b, c
 
     for fn in (unannotated, of_objects):
-        parameters = Parameters(fn, "fn", injected=0, frame=None)
+        parameters = Parameters(fn, "fn", injected=None, frame=None)
         text = parameters.encode({"a": [1, {"x": None}], "b": (1,), "c": {"d": "e"}}, BYTES_MAX)
         assert parameters.decode(text) == ([[1, {"x": None}], 1], {"d": "e"})
         assert parameters.encode_result({1: (2,)}, BYTES_MAX) == ('{"1":[2]}', {"1": [2]})
@@ -320,7 +320,7 @@ def test_no_annotation_and_object_mean_any_value() -> None:
 def test_equal_arguments_are_stored_as_equal_text() -> None:
     def fn(a: dict[str, int], b: set[str]) -> None: ...
 
-    parameters = Parameters(fn, "fn", injected=0, frame=None)
+    parameters = Parameters(fn, "fn", injected=None, frame=None)
     one = parameters.encode({"a": {"x": 1, "y": 2}, "b": {"p", "q"}}, BYTES_MAX)
     other = parameters.encode({"b": {"q", "p"}, "a": {"y": 2, "x": 1}}, BYTES_MAX)
     assert one == other == '{"a":{"x":1,"y":2},"b":["p","q"]}'
@@ -329,6 +329,6 @@ def test_equal_arguments_are_stored_as_equal_text() -> None:
 def test_a_parameter_that_is_gone_from_the_code_does_not_fit() -> None:
     def fn(a: int) -> None: ...
 
-    parameters = Parameters(fn, "fn", injected=0, frame=None)
+    parameters = Parameters(fn, "fn", injected=None, frame=None)
     with pytest.raises(Exception, match="unknown field `gone`"):
         parameters.decode('{"a":1,"gone":2}')

@@ -39,7 +39,9 @@ def test_every_public_name_says_what_it_is(name: str) -> None:
     assert not own.startswith(f"{name}(")  # What a dataclass makes up.
 
 
-@pytest.mark.parametrize("name", ["Engine", "Run", "Step", "Retry", "Attempt"])
+@pytest.mark.parametrize(
+    "name", ["Engine", "Run", "Step", "Retry", "Attempt", "Transaction", "Row"]
+)
 def test_every_public_method_says_what_it_does(name: str) -> None:
     for method_name, method in vars(CLASSES[name]).items():
         if not method_name.startswith("_") and (callable(method) or hasattr(method, "fget")):
@@ -74,7 +76,10 @@ def test_public_classes_are_not_for_subclassing(name: str) -> None:
         (durable.Step.run, ["self", "call"]),
         (durable.Step.sleep, ["self", "delay"]),
         (durable.Step.sleep_until, ["self", "when"]),
+        (durable.Engine.transaction, ["self"]),
         (durable.action, ["fn"]),
+        (durable.query, ["fn"]),
+        (durable.mutation, ["fn"]),
         (durable.workflow, ["fn"]),
         (durable.run, ["call"]),
     ],

@@ -54,6 +54,14 @@ class NotInWorkflowError(DurableError):
     """The call has a meaning only inside a workflow's body (or an action)."""
 
 
+class TransactionError(DurableError):
+    """What was asked is not to be had in this transaction, or the transaction is over.
+
+    The message says which. What the transaction had written is not in the journal, if it is over
+    without having been committed.
+    """
+
+
 # --- runs and steps ------------------------------------------------------------------------------
 
 
@@ -237,6 +245,7 @@ PUBLIC: tuple[type[BaseException], ...] = (
     ReturnTypeError,
     PayloadTooLarge,
     NotInWorkflowError,
+    TransactionError,
     RunFailed,
     RunCanceled,
     StepFailed,

@@ -21,6 +21,10 @@ from durable.core.records import EventRecord, RunRecord, RunState, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from durable.journal.guests import Writing
+    from durable.journal.scopes import Scope
 
 
 class OwnershipLostError(JournalLockedError):
@@ -254,4 +258,47 @@ class Journal(Protocol):
 
     async def list_steps(self, query: StepQuery) -> list[StepRecord] | None:
         """Return the steps that match; ``None`` when there is no such run."""
+        ...
+
+    # --- the application's own statements --------------------------------------------------------
+
+    @property
+    def is_one_connection(self) -> bool:
+        """Whether queries, too, have to take turns with the writer."""
+        ...
+
+    async def begin(self) -> Writing:
+        """Begin a writing transaction for the application's statements. The writer calls it.
+
+        Until it is over, nothing else of the writing side may be called.
+
+        Raises:
+            OwnershipLostError: Another owner has taken over.
+            JournalError: The storage failed.
+        """
+        ...
+
+    async def commit_writing(self, writing: Writing, changes: Sequence[Change]) -> None:
+        """Write ``changes`` in that transaction, and commit it.
+
+        Raises:
+            JournalError: The outcome is unknown.
+        """
+        ...
+
+    async def write_within(self, scope: Scope, change: Change) -> RunRecord | None:
+        """Write a change as a part of a writing transaction; return who has the id of a start.
+
+        Raises:
+            TransactionError: It is over.
+            JournalError: The storage failed: nothing of the transaction is committed.
+        """
+        ...
+
+    def reading(self) -> AbstractAsyncContextManager[Scope]:
+        """Return a reading transaction for the application's statements, of one moment.
+
+        Raises:
+            JournalError: The storage failed.
+        """
         ...

@@ -29,16 +29,23 @@ from durable.core.errors import (
     JournalUnavailableError,
     JournalVersionError,
 )
+from durable.journal import guard as sql
 from durable.journal import reads, writes
+from durable.journal.guard import Guard, Mode
+from durable.journal.guests import Guests
 from durable.journal.ownership import OwnershipLock
 from durable.journal.rows import probes
+from durable.journal.scopes import refuse_in_transaction
 from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
+    from durable.journal.guests import Writing
+    from durable.journal.scopes import Scope
 
 T = TypeVar("T")
 
@@ -65,11 +72,12 @@ class SqliteJournal:
         self._lock: OwnershipLock | None = None
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
-        self._epoch = 0
+        self._guests = Guests(self)
+        self.epoch = 0
         self._file: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
-        return f"<SqliteJournal {self._path or 'in memory'} epoch={self._epoch}>"
+        return f"<SqliteJournal {self._path or 'in memory'} epoch={self.epoch}>"
 
     @property
     def _name(self) -> str:
@@ -138,11 +146,11 @@ class SqliteJournal:
         try:
             await connection
         except sqlite3.Error as exc:
-            raise self._translate(exc) from exc
+            raise self.translate(exc) from exc
         return connection
 
     async def _disconnect(self) -> None:
-        connections = {self._reader, self._writer} - {None}
+        connections = {self._reader, self._writer, *self._guests.take_connections()} - {None}
         self._reader = self._writer = None
         for connection in connections:
             assert connection is not None
@@ -153,7 +161,7 @@ class SqliteJournal:
         if not _is_journal(db, self._name):
             _run_script(db, files("durable.journal").joinpath("schema.sql").read_text("utf-8"))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        self._epoch = writes.new_epoch(db, self._epoch)
+        self.epoch = writes.new_epoch(db, self.epoch)
         db.execute(writes.RELEASE_CLAIMS)
         db.execute(writes.RETRY_STUCK)
 
@@ -164,16 +172,16 @@ class SqliteJournal:
 
         def work(db: sqlite3.Connection) -> dict[str, RunRecord]:
             try:
-                self._check_file()
-                rows = writes.rows_of(changes, self._epoch)
+                self.check_file()
+                rows = writes.rows_of(changes, self.epoch)
             finally:
                 under_way.put(None)
-            return writes.commit(db, changes, rows, self._epoch)
+            return writes.commit(db, changes, rows, self.epoch)
 
         asyncio.get_running_loop().call_soon(_let_begin, under_way)
         return await self._call(self._writer, work)
 
-    def _check_file(self) -> None:
+    def check_file(self) -> None:
         """See that what is written can be found again: SQLite would write to a removed file."""
         if self._path is not None and _identify(self._path) != self._file:
             msg = f"{self._name} is not the file that was opened: it was removed or replaced"
@@ -181,8 +189,8 @@ class SqliteJournal:
 
     async def claim(self, now_ms: int, limit: int) -> Claim:
         def work(db: sqlite3.Connection) -> Claim:
-            writes.check_fence(db, self._epoch)
-            return writes.claim_due(db, now_ms, limit, self._epoch)
+            writes.check_fence(db, self.epoch)
+            return writes.claim_due(db, now_ms, limit, self.epoch)
 
         return await self._call(self._writer, partial(_transact, work=work))
 
@@ -211,7 +219,44 @@ class SqliteJournal:
         return await self._read(partial(reads.read_steps, query=query))
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        while self._path is None and not self._guests.quiet.is_set():
+            refuse_in_transaction(self)
+            await self._guests.quiet.wait()
         return await self._call(self._reader, partial(_snapshot, work=work))
+
+    # --- the application's own statements --------------------------------------------------------
+
+    @property
+    def is_one_connection(self) -> bool:
+        return self._path is None
+
+    async def begin(self) -> Writing:
+        self._check_connected(self._writer)
+        return await self._guests.begin(self, Mode.OWN if self._path is None else Mode.CLOSED)
+
+    async def commit_writing(self, writing: Writing, changes: Sequence[Change]) -> None:
+        await writing.commit(changes)
+
+    async def write_within(self, scope: Scope, change: Change) -> RunRecord | None:
+        return await scope.write(change, self.epoch)
+
+    def reading(self) -> AbstractAsyncContextManager[Scope]:
+        self._check_connected(self._writer)
+        return self._guests.reading(self)
+
+    async def connect_guest(
+        self, set_up: Callable[[sqlite3.Connection], Guard]
+    ) -> tuple[aiosqlite.Connection, Guard]:
+        if self._path is None:
+            connection = self._check_connected(self._writer)
+            return connection, await self._call(connection, set_up)
+        await anyio.to_thread.run_sync(self.check_file)
+        connection = await self._open_connection()
+        try:
+            return connection, await self._call(connection, set_up)
+        except BaseException:
+            await connection.close()
+            raise
 
     # --- the one way to the connection -----------------------------------------------------------
 
@@ -219,20 +264,24 @@ class SqliteJournal:
         self, connection: aiosqlite.Connection | None, function: Callable[[sqlite3.Connection], T]
     ) -> T:
         """Run ``function`` whole, on the connection's thread."""
-        if connection is None:
-            msg = f"{self._name} is not open: it failed and is being opened again, or was closed"
-            raise JournalUnavailableError(msg)
+        connection = self._check_connected(connection)
         raw: Any = connection._conn  # noqa: SLF001
         try:
             # aiosqlite offers statements only; a transaction must not be split into several calls.
             return await connection._execute(function, raw)  # type: ignore[no-any-return, no-untyped-call]  # noqa: SLF001  pyright: ignore
         except sqlite3.Error as exc:
-            raise self._translate(exc) from exc
+            raise self.translate(exc) from exc
         except ValueError as exc:  # aiosqlite, about a connection that was closed meanwhile
             msg = f"{self._name} was closed"
             raise JournalUnavailableError(msg) from exc
 
-    def _translate(self, exc: sqlite3.Error) -> JournalError:
+    def _check_connected(self, connection: aiosqlite.Connection | None) -> aiosqlite.Connection:
+        if connection is None:
+            msg = f"{self._name} is not open: it failed and is being opened again, or was closed"
+            raise JournalUnavailableError(msg)
+        return connection
+
+    def translate(self, exc: sqlite3.Error) -> JournalError:
         name = getattr(exc, "sqlite_errorname", "")
         if name.startswith(tuple(_CORRUPT)):
             msg = (
@@ -309,10 +358,10 @@ def _identify(path: Path) -> tuple[int, int] | None:
 
 
 def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-    db.execute("BEGIN IMMEDIATE")
+    db.execute(sql.BEGIN_IMMEDIATE)
     try:
         result = work(db)
-        db.execute("COMMIT")
+        db.execute(sql.COMMIT)
     except BaseException:
         _roll_back(db)
         raise
@@ -321,17 +370,17 @@ def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -
 
 def _snapshot(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
     """Read in one transaction: all of one moment."""
-    db.execute("BEGIN")
+    db.execute(sql.BEGIN)
     try:
         return work(db)
     finally:
-        db.execute("ROLLBACK")
+        db.execute(sql.ROLLBACK)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
     if db.in_transaction:
         with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
+            db.execute(sql.ROLLBACK)
 
 
 def _is_journal(db: sqlite3.Connection, name: str) -> bool:

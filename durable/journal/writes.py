@@ -226,7 +226,49 @@ RESTART = f"""
     FROM ({_restarts()}) AS new WHERE durable_run.run_id = new.run_id;
 """
 
-# A final state is written once: a late writer changes nothing.
+DROP_STEPS = """
+    DELETE FROM durable_step
+    WHERE run_id IN (SELECT json_extract(value, '$[0]') FROM json_each(NEW.dropped))
+      AND number >= (
+        SELECT json_extract(value, '$[1]') FROM json_each(NEW.dropped)
+        WHERE json_extract(value, '$[0]') = durable_step.run_id
+      );
+"""
+
+# Apart: most commits have nothing to do with these, and each statement costs, even with no rows.
+RARE_TRIGGERS = (
+    "CREATE TEMP VIEW durable_sending AS SELECT NULL AS events",
+    f"""
+    CREATE TEMP TRIGGER durable_sending_apply INSTEAD OF INSERT ON durable_sending BEGIN
+        {SEND_EVENTS}
+    END
+    """,
+    "CREATE TEMP VIEW durable_waking AS SELECT NULL AS events, NULL AS consumed, NULL AS parked",
+    f"""
+    CREATE TEMP TRIGGER durable_waking_apply INSTEAD OF INSERT ON durable_waking BEGIN
+        {CONSUME_EVENTS}
+        {WAKE_WAITING}
+    END
+    """,
+    "CREATE TEMP VIEW durable_restarting AS SELECT NULL AS restarts, NULL AS dropped",
+    f"""
+    CREATE TEMP TRIGGER durable_restarting_apply INSTEAD OF INSERT ON durable_restarting BEGIN
+        {RESTART}
+        {DROP_STEPS}
+    END
+    """,
+    "CREATE TEMP VIEW durable_removing AS SELECT NULL AS removed",
+    """
+    CREATE TEMP TRIGGER durable_removing_apply INSTEAD OF INSERT ON durable_removing BEGIN
+        DELETE FROM durable_event WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
+        DELETE FROM durable_step WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
+        DELETE FROM durable_run WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
+    END
+    """,
+)
+
+# A final state is written once: a late writer changes nothing. Whether children are concerned is
+# asked first: a commit without them must not pay for the tables that an IN is made with.
 COMMIT_TRIGGER = f"""
 CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEGIN
     SELECT RAISE(ABORT, '{FENCED}') WHERE NEW.epoch IS NOT (SELECT epoch FROM durable_owner);
@@ -236,14 +278,9 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
            json_extract(value, '$[1]'), json_extract(value, '$[2]')
     FROM json_each(NEW.starts);
 
-    {SEND_EVENTS}
-    {RESTART}
-    DELETE FROM durable_step
-    WHERE run_id IN (SELECT json_extract(value, '$[0]') FROM json_each(NEW.dropped))
-      AND number >= (
-        SELECT json_extract(value, '$[1]') FROM json_each(NEW.dropped)
-        WHERE json_extract(value, '$[0]') = durable_step.run_id
-      );
+    INSERT INTO durable_sending SELECT NEW.events WHERE NEW.events IS NOT NULL;
+    INSERT INTO durable_restarting SELECT NEW.restarts, NEW.dropped
+    WHERE coalesce(NEW.restarts, NEW.dropped) IS NOT NULL;
 
     {_insert_steps("issued", ("run_id", *NEW_STEP_COLUMNS))}
     {_insert_steps("whole", WHOLE_COLUMNS)}
@@ -275,21 +312,19 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     WHERE durable_run.run_id = new.run_id;
 
     UPDATE durable_run SET wake_at_ms = 0
-    WHERE run_id IN (SELECT value FROM json_each(NEW.canceled))
+    WHERE NEW.canceled IS NOT NULL AND run_id IN (SELECT value FROM json_each(NEW.canceled))
       AND epoch IS NULL AND finished_at_ms IS NULL;
 
     UPDATE durable_run SET wake_at_ms = 0
-    WHERE run_id IN (
+    WHERE NEW.ended IS NOT NULL AND run_id IN (
         SELECT run_id FROM durable_step
         WHERE child_run_id IN (SELECT value FROM json_each(NEW.ended)) AND state IN {OPEN_STATES}
     ) AND epoch IS NULL AND finished_at_ms IS NULL AND state <> 'stuck';
 
-    {CONSUME_EVENTS}
-    {WAKE_WAITING}
+    INSERT INTO durable_waking SELECT NEW.events, NEW.consumed, NEW.parked
+    WHERE coalesce(NEW.events, NEW.consumed, NEW.parked) IS NOT NULL;
 
-    DELETE FROM durable_event WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
-    DELETE FROM durable_step WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
-    DELETE FROM durable_run WHERE run_id IN (SELECT value FROM json_each(NEW.removed));
+    INSERT INTO durable_removing SELECT NEW.removed WHERE NEW.removed IS NOT NULL;
 END
 """
 
@@ -331,8 +366,8 @@ CommitRows: TypeAlias = "tuple[int | str | None, ...]"
 
 def prepare_commits(db: sqlite3.Connection) -> None:
     """Give a connection what ``commit`` needs."""
-    db.execute(COMMIT_VIEW)
-    db.execute(COMMIT_TRIGGER)
+    for statement in (*RARE_TRIGGERS, COMMIT_VIEW, COMMIT_TRIGGER):
+        db.execute(statement)
 
 
 def check_fence(db: sqlite3.Connection, epoch: int) -> None:

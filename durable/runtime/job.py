@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from durable.core.retry import Retry
+    from durable.journal.base import Change
     from durable.runtime.attempt import Attempt
 
 FINAL_ERRORS = (NonRetryable, ReturnTypeError, PayloadTooLarge)
@@ -91,6 +92,17 @@ class JobOwner(Protocol):
         """A job has its outcome."""
         ...
 
+    def outcome_change(self, job: Job) -> Change | None:
+        """Return what the outcome of a mutation changes; ``None`` when nobody wants it.
+
+        It is to be committed with what the mutation has written, or not at all.
+        """
+        ...
+
+    def on_recorded(self, job: Job, change: Change) -> None:
+        """The outcome of a mutation is in the journal, by ``change``."""
+        ...
+
 
 @final
 class Job:
@@ -99,9 +111,21 @@ class Job:
     Attributes:
         id: Which step it is: the run's id, and the step's number.
         owner: Who is told what becomes of it; ``None`` while its run is not in memory.
+        has_slot: Whether it takes one of the pool's slots.
     """
 
-    __slots__ = ("args", "attempt", "id", "number", "outcome", "owner", "state", "task", "work")
+    __slots__ = (
+        "args",
+        "attempt",
+        "has_slot",
+        "id",
+        "number",
+        "outcome",
+        "owner",
+        "state",
+        "task",
+        "work",
+    )
 
     def __init__(
         self, attempt: Attempt, number: int, work: ActionWork, args: str, owner: JobOwner
@@ -113,5 +137,6 @@ class Job:
         self.args = args
         self.owner: JobOwner | None = owner
         self.state = JOB_QUEUED
+        self.has_slot = True
         self.task: asyncio.Task[Any] | None = None
         self.outcome: Succeeded | Failed | None = None

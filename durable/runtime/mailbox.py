@@ -134,9 +134,7 @@ class Mailbox:
     # --- events ----------------------------------------------------------------------------------
 
     def add(self, event: EventRecord) -> None:
-        """An event was sent, and is in the journal."""
-        if event.event_id in self._names:
-            return
+        """An event was sent, and is in the journal. Each is added once, in the order of sending."""
         self._names[event.event_id] = event.name
         queue = self._queue(event.name)
         queue.events[event.event_id] = event
@@ -301,7 +299,7 @@ class Mailbox:
         return number in self._looking
 
     def on_looked_up(self, lookup: Lookup, found: EventRecord | JournalError | None) -> None:
-        """Take what the journal has of an event; nothing, if it was sent here meanwhile."""
+        """Take what the journal has of an event: one that was sent meanwhile is on its way here."""
         if not lookup.is_wanted:
             return
         self._looking.discard(lookup.number)
@@ -316,8 +314,6 @@ class Mailbox:
                 f"event {lookup.event_id} ({found.name!r}) was consumed by step {found.step_number}"
             )
             self._fail(step, EventConsumedError(msg))
-        elif found.sent_at_ms is not None:
-            self.add(found)
         else:
             self._linger()  # It may have come to its idle time during the look-up.
 

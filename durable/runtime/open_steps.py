@@ -54,9 +54,11 @@ if TYPE_CHECKING:
     from durable.runtime.clock import Alarm
     from durable.runtime.job import ActionWork, JobState
     from durable.runtime.settings import Settings
+    from durable.runtime.transactions import Transactions
     from durable.runtime.workpool import Workpool
 
 SLEEP = StepKind.SLEEP
+ACTION = StepKind.ACTION
 WORKFLOW = StepKind.WORKFLOW
 EVENT = StepKind.EVENT
 RUNNING = StepState.RUNNING
@@ -78,6 +80,7 @@ class StepsHost(MailboxHost, Protocol):
     children: Children
     pool: Workpool
     settings: Settings
+    transactions: Transactions
 
     def launch(self, job: Job, /) -> None:
         """The pool's, as an effect."""
@@ -216,8 +219,9 @@ class OpenSteps:
         self._cancel_alarm(number)
         job = self._jobs.pop(number, None)
         if job is not None:
-            if job.state in (JOB_QUEUED, JOB_RESERVED):
-                self._host.pool.withdraw(job)  # At once: a queued step never starts.
+            if job.state in (JOB_QUEUED, JOB_RESERVED) or not job.has_slot:
+                # At once: a queued step never starts, and a mutation holds up its own withdrawal.
+                self._host.pool.withdraw(job)
             else:
                 after.append((self._host.drop if may_finish else self._host.withdraw, job))
         if self._mailbox is not None:
@@ -276,6 +280,12 @@ class OpenSteps:
     def _offer(self, step: StepRecord, work: ActionWork, now_ms: int, after: Effects) -> StepRecord:
         """Give the step's next attempt a slot, or a place in the queue; return its new record."""
         job = self._make_job(step, work)
+        if step.kind is not ACTION:
+            job.has_slot = False
+            if self._host.transactions.is_paused:
+                return step
+            after.append((self._host.transactions.transact, job))
+            return begin_attempt(step, now_ms)
         if self._host.pool.reserve():
             job.state = JOB_RESERVED
             after.append((self._host.launch, job))
@@ -333,6 +343,25 @@ class OpenSteps:
         step = self._records[job.number] = back_off(step, now_ms + wait_ms, outcome.error)
         del self._jobs[job.number]
         self._owner.put_off(step, now_ms, [(self._host.withdraw, job), (self._set_alarm, step)])
+
+    def outcome_change(self, job: Job) -> Change | None:
+        """Return what the outcome of a mutation changes; ``None`` when nobody wants it."""
+        step = self._records.get(job.number)
+        if step is None or self._jobs.get(job.number) is not job:
+            return None
+        now_ms, outcome = self._host.clock.now_ms(), job.outcome
+        if isinstance(outcome, Succeeded):
+            step = complete(step, outcome.text, now_ms)
+        else:
+            assert isinstance(outcome, Failed)
+            step = fail(step, outcome.error, now_ms)
+        return Change(run_id=self._run_id, updated=[step])
+
+    def on_recorded(self, job: Job, change: Change) -> None:
+        """The outcome of a mutation is in the journal: hand it to the body."""
+        if self._jobs.get(job.number) is job:
+            value = job.outcome.value if isinstance(job.outcome, Succeeded) else UNSET
+            self._settle(change.updated[0], value)
 
     def _settle(self, step: StepRecord, value: object = UNSET) -> None:
         self._records[step.number] = step

@@ -17,7 +17,6 @@ import anyio.lowlevel
 from durable.core.codec import one_line
 from durable.core.errors import (
     EngineClosedError,
-    JournalUnavailableError,
     NonDeterminismError,
     RunConflictError,
 )
@@ -33,6 +32,7 @@ from durable.runtime.pump import Pump
 from durable.runtime.retention import Retention
 from durable.runtime.sends import Sends
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
+from durable.runtime.transactions import Transactions, unavailable
 from durable.runtime.waiting import Ends, Turns, Waiters
 from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from durable.core.errors import JournalError
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Claim, Journal
+    from durable.journal.scopes import Scope
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.live import WorkflowSpec
@@ -83,6 +84,7 @@ class Runner:
         self.withdraw = self.pool.withdraw
         self.drop = self.pool.drop
         self.writer = Writer(journal, self)
+        self.transactions = Transactions(journal, self.writer, self.pool)
         self.pump = Pump(log, self._on_void_turn)
         self.schedule = self.pump.schedule
         self._journal = journal
@@ -122,6 +124,7 @@ class Runner:
                 self._is_closing = True
                 self.alarms.stop()
                 self.pool.pause()
+                self.transactions.pause()
                 with anyio.move_on_after(drain_timeout_s) as self._drain_scope:
                     await self._drain()
                 self.writer.stop()
@@ -173,6 +176,7 @@ class Runner:
         self.ends.fail_all(self._closed_error)
         self.control.fail_all(self._closed_error)
         self.sends.fail_all(self._closed_error)
+        self.transactions.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
@@ -219,6 +223,25 @@ class Runner:
         self._submit_start(record, spec, wake_at_ms, waits_for_end=True)
         return self.ends.wait(record.run_id)
 
+    async def start_within(
+        self, scope: Scope, record: RunRecord, *, wake_at_ms: int | None
+    ) -> None:
+        """Make a new run a part of a caller's transaction: it is claimed after that's commit.
+
+        Raises:
+            TransactionError: The transaction is over, another engine's, or a query's.
+            RunConflictError: The id belongs to a run with another workflow or arguments.
+            JournalUnavailableError: The storage failed; nothing of the transaction is committed.
+        """
+        self.transactions.check_own(scope)
+        due_ms = self.clock.now_ms() if wake_at_ms is None else wake_at_ms
+        change = Change(run_id=record.run_id, run=record, is_start=True, parked=Parked(due_ms))
+        taken_by = await self._journal.write_within(scope, change)
+        if taken_by is None:
+            scope.after.append((self._wake.set, due_ms))
+        else:
+            _check_same(taken_by, record)
+
     def _submit_start(
         self,
         record: RunRecord,
@@ -261,7 +284,7 @@ class Runner:
     def check_open(self) -> None:
         self.check_working()
         if self.writer.outage is not None:
-            raise _unavailable(self.writer.outage)
+            raise unavailable(self.writer.outage)
 
     def on_start_committed(self, live: LiveRun, taken_by: RunRecord | None) -> None:
         if taken_by is not None:
@@ -290,6 +313,7 @@ class Runner:
     def check_working(self) -> None:
         if self._is_closing:
             raise self._closed_error()
+        self.transactions.refuse_inside()
 
     def live(self, run_id: str) -> LiveRun | None:
         return self._live.get(run_id)
@@ -387,15 +411,22 @@ class Runner:
             if record.state.is_final:  # In a damaged journal only: nothing is due of it.
                 self._park(record)
                 continue
-            stale = self._live.pop(record.run_id, None)
-            if stale is not None:
-                stale.drop()
+            self._drop_stale(record)
             ended = claim.ended.get(record.run_id, ())
             self.take_up(record, steps, ended, claim.events.get(record.run_id, ()))
         if is_more_due and self.room > 0:
             self.writer.ask_claim()
         elif next_ms is not None:
             self._wake.set(next_ms)
+
+    def _drop_stale(self, record: RunRecord) -> None:
+        """Drop what is in memory of a run that is claimed."""
+        stale = self._live.pop(record.run_id, None)
+        if stale is not None:
+            stale.drop()
+            if record.run_id in self._starting:
+                # A start whose id was taken within a caller's transaction: it will not tell.
+                self._acknowledge(record.run_id, record)
 
     def take_up(
         self,
@@ -478,15 +509,17 @@ class Runner:
         self._claiming_count = 0
         for run_id, waits_for_end in self._starting.items():
             if waits_for_end:
-                self.ends.fail(run_id, lambda: _unavailable(error))
+                self.ends.fail(run_id, lambda: unavailable(error))
         self._starting.clear()
-        self._start_waiters.fail_all(lambda: _unavailable(error))
-        self.control.fail_all(lambda: _unavailable(error))
-        self.sends.fail_all(lambda: _unavailable(error))
+        self._start_waiters.fail_all(lambda: unavailable(error))
+        self.control.fail_all(lambda: unavailable(error))
+        self.sends.fail_all(lambda: unavailable(error))
+        self.transactions.on_outage(error)
         self._stop_vain_drain()
 
     def on_restored(self) -> None:
         self.log.warning("durable.journal_restored")
+        self.transactions.on_restored()
         self.ends.on_restored()
 
 
@@ -510,9 +543,3 @@ def _check_same(found: RunRecord, wanted: RunRecord) -> None:
             f"{shorten(wanted.args)}. Use another id, or the same arguments."
         )
         raise RunConflictError(msg)
-
-
-def _unavailable(error: JournalError) -> JournalUnavailableError:
-    unavailable = JournalUnavailableError(str(error))
-    unavailable.__cause__ = error
-    return unavailable

@@ -21,6 +21,9 @@ MAX_INTERRUPTIONS = 100
 CLAIM_RUNS_MAX = 500
 """How many due runs are claimed in one transaction, which holds the journal meanwhile."""
 
+TRANSACTION_S_MAX = 10.0
+"""How long a mutation or a caller's transaction may hold up all commits, unless it says so."""
+
 
 @final
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

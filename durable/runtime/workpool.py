@@ -133,7 +133,9 @@ class Workpool:
                 assert job.owner is not None
                 job.owner.on_slot(job)
 
-    def _give_back(self) -> None:
+    def _give_back(self, job: Job) -> None:
+        if not job.has_slot:
+            return
         self._used -= 1
         assert self._used >= 0
         if self._queue:
@@ -183,7 +185,7 @@ class Workpool:
             job.state = JOB_WITHDRAWN
         elif job.state is JOB_RESERVED:
             job.state = JOB_WITHDRAWN
-            self._give_back()
+            self._give_back(job)
         else:
             self._forget(job)
             if job.state is JOB_RUNNING:
@@ -240,7 +242,7 @@ class Workpool:
             job.state = JOB_ENDED
             if self._is_paused:
                 self._ended.set()
-            self._give_back()
+            self._give_back(job)
 
     def _report(self, job: Job, outcome: Succeeded | Failed) -> None:
         if job.outcome is None and self._begun.get(job.id) is job:

@@ -68,9 +68,30 @@ class Submitter(Protocol):
         ...
 
 
+class Guests(Protocol):
+    """Those whose own transactions take turns with the commits."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are any."""
+        ...
+
+    async def take_turn(self) -> None:
+        """Let one of them have its transaction.
+
+        Raises:
+            JournalError: The storage failed.
+        """
+        ...
+
+
 @final
 class Writer:
-    """The one that commits."""
+    """The one that commits.
+
+    Attributes:
+        guests: Who else writes, if anybody.
+    """
 
     def __init__(self, journal: Journal, host: WriterHost) -> None:
         self._journal = journal
@@ -83,6 +104,8 @@ class Writer:
         self._wake: asyncio.Event = asyncio.Event()
         self._idle: asyncio.Event = asyncio.Event()
         self._reopen_delay_s = REOPEN_DELAY_MIN_S
+        self._failure: JournalError | None = None
+        self.guests: Guests | None = None
         self.outage: JournalError | None = None
         self.commits_count = 0
 
@@ -98,9 +121,23 @@ class Writer:
         self._is_claim_asked = True
         self._wake.set()
 
+    def wake(self) -> None:
+        """A guest waits for its turn."""
+        self._wake.set()
+
+    def fail(self, error: JournalError) -> None:
+        """Elsewhere, the storage has failed: have the journal opened again and read again."""
+        if self.outage is None:
+            self._failure = error
+            self._wake.set()
+
+    @property
+    def _is_guest_waiting(self) -> bool:
+        return self.guests is not None and self.guests.is_waiting
+
     async def wait_until_idle(self) -> None:
         """Return when nothing is pending or under way."""
-        while self._pending or self._is_busy:
+        while self._pending or self._is_busy or self._is_guest_waiting:
             self._idle.clear()
             await self._idle.wait()
 
@@ -112,7 +149,9 @@ class Writer:
     async def serve(self) -> None:
         """Commit and claim until stopped."""
         while True:
-            if not self._pending and not self._is_claim_asked:
+            if not (
+                self._pending or self._is_claim_asked or self._failure or self._is_guest_waiting
+            ):
                 self._idle.set()
                 self._previous_count = 0
                 if self._is_stopping:
@@ -132,6 +171,8 @@ class Writer:
                 self._is_busy = False
 
     async def _work(self) -> None:
+        if self._failure is not None:
+            raise self._failure
         if self._pending:
             batch = self._take_batch()
             taken = await self._journal.commit([change for change, _, _ in batch])
@@ -144,6 +185,8 @@ class Writer:
             limit = self._host.reserve_claim()
             if limit > 0 and not self._is_stopping:
                 self._host.on_claimed(await self._journal.claim(self._host.now_ms(), limit))
+        if self.guests is not None and self.guests.is_waiting:
+            await self.guests.take_turn()
 
     def _take_batch(self) -> list[tuple[Change, Submitter, Effects]]:
         pending = self._pending
@@ -164,6 +207,7 @@ class Writer:
 
     async def _recover(self, error: JournalError) -> None:
         self.outage = error
+        self._failure = None
         self._pending.clear()
         self._host.on_outage(error)
         while not self._is_stopping:

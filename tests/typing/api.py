@@ -24,8 +24,11 @@ from durable import (
     ErrorInfo,
     Event,
     EventId,
+    Mutation,
     Page,
+    Query,
     Retry,
+    Row,
     Run,
     RunFailed,
     RunState,
@@ -34,6 +37,7 @@ from durable import (
     StepInfo,
     StepKind,
     StepState,
+    Transaction,
     Workflow,
 )
 
@@ -79,6 +83,52 @@ async def checkout_v2(step: Step, order: str) -> Receipt:
 
 @durable.workflow()
 async def nothing(step: Step) -> None: ...
+
+
+@durable.query
+async def balance(tx: Transaction, account: str) -> int:
+    assert_type(await tx.fetch_one("SELECT 1"), Row | None)
+    assert_type(await tx.fetch_all("SELECT 1"), list[Row])
+    assert_type(await tx.fetch_value("SELECT 1"), Any)
+    return int(await tx.fetch_value("SELECT cents FROM account WHERE name = ?", account))
+
+
+@durable.query(name="total")
+async def total(tx: Transaction) -> int:
+    return 5
+
+
+@durable.mutation
+async def pay(tx: Transaction, account: str, cents: int = 5) -> Receipt:
+    assert_type(await tx.execute("UPDATE account SET cents = ?", cents), int)
+    assert_type(await tx.executemany("UPDATE account SET cents = ?", [(cents,)]), int)
+    return Receipt(account, cents)
+
+
+@durable.mutation(name="put in order")
+async def vacuum(tx: Transaction) -> None: ...
+
+
+async def transactions(step: Step, engine: Engine) -> None:
+    assert_type(total, Query[[], int])
+    assert_type(vacuum, Mutation[[], None])
+    assert_type(balance("a"), Call[int])
+    assert_type(pay("a"), Call[Receipt])
+    assert_type(await step.run(pay("a", 7)), Receipt)
+    assert_type(await pay("a", cents=7), Receipt)
+    pay()  # type: ignore[call-arg]
+    pay("a", "7")  # type: ignore[arg-type]
+    async with engine.transaction() as tx:
+        assert_type(tx, Transaction)
+        assert_type(await engine.start(nothing(), tx=tx), Run[None])
+        row = await tx.fetch_one("SELECT 1 AS one")
+        assert row is not None
+        assert_type(row["one"], Any)
+        assert_type(row[0], Any)
+        pay(tx, "a")  # type: ignore[arg-type]
+        await pay.fn(tx, "a")
+    async with engine.transaction(timeout=timedelta(minutes=1)):
+        pass
 
 
 def definitions() -> None:
@@ -135,6 +185,10 @@ async def everything(step: Step, order: str) -> str:
     assert_type(await step.run(charge(order), name="charge", retry=True), Receipt)
     assert_type(await step.run(count_words(order), run_after=timedelta(1), timeout=5), int)
     assert_type(await step.run(nothing_done(), run_at=step.now(), unstable_args=True), None)
+
+    assert_type(await checkout("o"), Receipt)
+    assert_type(await step.run(checkout("o"), name="child", run_after=1), Receipt)
+    assert_type(asyncio.create_task(checkout("o")), asyncio.Task[Receipt])
 
     both = await asyncio.gather(charge("a"), count_words("b"))
     assert_type(both, tuple[Receipt, int])

@@ -1,0 +1,140 @@
+"""What the application's own SQL may do on a connection of the journal.
+
+Rules:
+
+- It is asked when a statement is prepared. A statement that is prepared already, and kept, is not
+  asked about again: so what the journal itself runs must not read like what a user would write.
+- A transaction is the journal's to begin and to end, and ``durable_*`` are the journal's tables.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import contextmanager
+from enum import Enum, auto
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+BEGIN = "BEGIN -- durable"
+BEGIN_IMMEDIATE = "BEGIN IMMEDIATE -- durable"
+COMMIT = "COMMIT -- durable"
+ROLLBACK = "ROLLBACK -- durable"
+SAVEPOINT = "SAVEPOINT durable_guest"
+ROLLBACK_TO = "ROLLBACK TO durable_guest"
+
+RESERVED = "durable_"
+"""What the names of the journal's own tables begin with, and no others may."""
+
+ALLOWED, DENIED = sqlite3.SQLITE_OK, sqlite3.SQLITE_DENY
+
+READS = frozenset(
+    {
+        sqlite3.SQLITE_SELECT,
+        sqlite3.SQLITE_READ,
+        sqlite3.SQLITE_FUNCTION,
+        sqlite3.SQLITE_RECURSIVE,
+    }
+)
+ENDS = "a transaction is ended by its scope alone, not by SQL: return to commit, raise to roll back"
+ATTACHES = "a transaction cannot attach or detach databases: it is the journal's connection"
+NOT_SET = "cannot be set in a transaction: it is the journal's connection"
+OUTSIDE = {
+    sqlite3.SQLITE_TRANSACTION: ENDS,
+    sqlite3.SQLITE_SAVEPOINT: ENDS,
+    sqlite3.SQLITE_ATTACH: ATTACHES,
+    sqlite3.SQLITE_DETACH: ATTACHES,
+}
+"""What no transaction may do, and why."""
+READ_PRAGMAS = frozenset(
+    {
+        "database_list",
+        "foreign_key_check",
+        "foreign_key_list",
+        "index_info",
+        "index_list",
+        "index_xinfo",
+        "table_info",
+        "table_list",
+        "table_xinfo",
+    }
+)
+"""The pragmas that only tell about tables: they may be used with an argument."""
+
+
+class Mode(Enum):
+    """Whose statements are prepared."""
+
+    OWN = auto()
+    """The journal's: they may do anything."""
+    WRITING = auto()
+    READING = auto()
+    CLOSED = auto()
+    """Nobody's: no transaction is open."""
+
+
+@final
+class Guard:
+    """The authorizer of one connection. It is used on the connection's thread alone.
+
+    Attributes:
+        refusal: Why the latest statement was refused, if it was.
+    """
+
+    def __init__(self, db: sqlite3.Connection, idle: Mode) -> None:
+        self._db = db
+        self._idle = idle
+        self._mode = idle
+        self.refusal: str | None = None
+        db.set_authorizer(self._judge)
+
+    @contextmanager
+    def own(self) -> Generator[None]:
+        """Let the journal itself act."""
+        mode, self._mode = self._mode, Mode.OWN
+        try:
+            yield
+        finally:
+            self._mode = mode
+
+    def admit(self, mode: Mode) -> None:
+        """Let users act from now on."""
+        self._mode = mode
+
+    def dismiss(self) -> None:
+        """Let users act no more."""
+        self._mode = self._idle
+
+    def _judge(
+        self, action: int, first: str | None, second: str | None, _db: str | None, _by: str | None
+    ) -> int:
+        if self._mode is Mode.OWN:
+            return ALLOWED
+        self.refusal = self._objection(action, first, second)
+        return ALLOWED if self.refusal is None else DENIED
+
+    def _objection(self, action: int, first: str | None, second: str | None) -> str | None:
+        if self._mode is Mode.CLOSED or not self._db.in_transaction:
+            return "the transaction is over"
+        if action in READS:
+            return None
+        if action == sqlite3.SQLITE_PRAGMA:
+            is_reading = first in READ_PRAGMAS or second is None
+            return None if is_reading else f"PRAGMA {first} {NOT_SET}"
+        if action in OUTSIDE:
+            return OUTSIDE[action]
+        if self._mode is Mode.READING:
+            return "a query only reads; write in a mutation"
+        return _find_reserved(action, first, second)
+
+
+def _find_reserved(action: int, first: str | None, second: str | None) -> str | None:
+    # What is second, is a column for updates, and else a table.
+    for name in (first, None if action == sqlite3.SQLITE_UPDATE else second):
+        if name is not None and name.lower().startswith(RESERVED):
+            return (
+                f"{name!r} is not to be written: names with {RESERVED!r} at their beginning "
+                "are the journal's own"
+            )
+    return None

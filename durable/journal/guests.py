@@ -1,0 +1,241 @@
+"""The connections that the application's own statements run on, and their transactions.
+
+Rules:
+
+- They are opened when they are first needed, and closed with the journal's own.
+- There is one writing transaction at a time, and the writer of the journal is the one who has it.
+- A query has a connection and a snapshot of its own, which nothing else waits for.
+- A journal in memory is one connection: there, a query is a writing transaction that may not write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Protocol, final
+
+from durable.core.errors import JournalError
+from durable.journal import guard as sql
+from durable.journal import writes
+from durable.journal.guard import Guard, Mode
+from durable.journal.scopes import GuestConnection, Scope
+from durable.journal.whole import to_its_end
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    import aiosqlite
+
+    from durable.journal.base import Change
+
+QUERIES_MAX = 4
+"""How many queries run at once: each has a connection, and so a thread."""
+
+
+class GuestsHost(Protocol):
+    """What the connections of guests need from the journal."""
+
+    @property
+    def epoch(self) -> int:
+        """The owner's fencing token."""
+        ...
+
+    def check_file(self) -> None:
+        """Raise ``JournalUnavailableError`` unless the file is the one that was opened."""
+        ...
+
+    async def connect_guest(
+        self, set_up: Callable[[sqlite3.Connection], Guard]
+    ) -> tuple[aiosqlite.Connection, Guard]:
+        """Open a connection; of a journal in memory, return the only one."""
+        ...
+
+    def translate(self, exc: sqlite3.Error) -> JournalError:
+        """Return the journal's error for SQLite's."""
+        ...
+
+
+@final
+class Guests:
+    """The connections of one journal's guests.
+
+    Attributes:
+        quiet: Set while no writing transaction is open.
+    """
+
+    def __init__(self, host: GuestsHost) -> None:
+        self._host = host
+        self._writer: GuestConnection | None = None
+        self._all: list[GuestConnection] = []
+        self._idle: list[GuestConnection] = []
+        self._places = asyncio.Semaphore(QUERIES_MAX)
+        self.quiet = asyncio.Event()
+        self.quiet.set()
+
+    async def begin(self, owner: object, idle: Mode) -> Writing:
+        """Begin the writing transaction, with its first scope.
+
+        Raises:
+            JournalError: The storage failed; OwnershipLostError: another owner has taken over.
+        """
+        if self._writer is None or self._writer.is_closed:
+            self._writer = await to_its_end(self._open(idle))
+        writing = Writing(self._writer, self._host, self.quiet, owner)
+        await writing.begin()
+        return writing
+
+    @asynccontextmanager
+    async def reading(self, owner: object) -> AsyncGenerator[Scope]:
+        """Read in a transaction of its own, of one moment.
+
+        Raises:
+            JournalError: The storage failed.
+        """
+        async with self._places:
+            guest = await to_its_end(self._take_reader())
+            scope = Scope(guest, owner, is_reading=True)
+            try:
+                await guest.begin(_begin_reading, Mode.READING)
+                yield scope
+            finally:
+                scope.void()
+                await to_its_end(self._give_back(guest))
+
+    async def _take_reader(self) -> GuestConnection:
+        return self._idle.pop() if self._idle else await self._open(Mode.CLOSED)
+
+    async def _give_back(self, guest: GuestConnection) -> None:
+        with contextlib.suppress(JournalError):
+            await guest.end(_nothing)
+            self._idle.append(guest)
+
+    async def _open(self, idle: Mode) -> GuestConnection:
+        connection, guard = await self._host.connect_guest(lambda db: _set_up(db, idle))
+        guest = GuestConnection(connection, guard, self._host.translate)
+        self._all.append(guest)
+        return guest
+
+    def take_connections(self) -> list[aiosqlite.Connection]:
+        """Forget all connections, and return them to be closed."""
+        taken = [guest.connection for guest in self._all]
+        self._writer = None
+        self._all.clear()
+        self._idle.clear()
+        self.quiet.set()
+        return taken
+
+
+@final
+class Writing:
+    """The writing transaction that is open.
+
+    Attributes:
+        scope: The part of it that is open now.
+    """
+
+    def __init__(
+        self, guest: GuestConnection, host: GuestsHost, quiet: asyncio.Event, owner: object
+    ) -> None:
+        self._guest = guest
+        self._host = host
+        self._quiet = quiet
+        self._owner = owner
+        self.scope = Scope(guest, owner, is_reading=False)
+
+    async def begin(self) -> None:
+        """Begin it."""
+        epoch = self._host.epoch
+
+        def begin(db: sqlite3.Connection) -> None:
+            self._host.check_file()
+            db.execute(sql.BEGIN_IMMEDIATE)
+            try:
+                writes.check_fence(db, epoch)
+                db.execute(sql.SAVEPOINT)
+            except BaseException:
+                db.execute(sql.ROLLBACK)
+                raise
+
+        self._quiet.clear()
+        try:
+            await self._guest.begin(begin, Mode.WRITING)
+        except BaseException:
+            await self.abort()
+            raise
+
+    async def admit(self, *, is_reading: bool, is_marked: bool) -> Scope:
+        """Open the next part; the one before is done, or was undone.
+
+        Args:
+            is_reading: Whether it is a query's.
+            is_marked: Whether its savepoint is there: it is the first, or takes an undone one's.
+        """
+
+        def mark(db: sqlite3.Connection) -> None:
+            if not is_marked:
+                db.execute(sql.SAVEPOINT)
+
+        if not is_marked or is_reading or self.scope.is_reading:
+            await self._guest.begin(mark, Mode.READING if is_reading else Mode.WRITING)
+        self.scope = Scope(self._guest, self._owner, is_reading=is_reading)
+        return self.scope
+
+    async def undo(self) -> bool:
+        """Undo what was written in the part that is open; whether the rest is still there."""
+
+        def undo(db: sqlite3.Connection) -> bool:
+            if db.in_transaction:
+                db.execute(sql.ROLLBACK_TO)
+            return db.in_transaction
+
+        self.scope.void()
+        return await self._guest.run_own(undo)
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        """Write the journal's ``changes``, and commit all.
+
+        Raises:
+            JournalError: The outcome is unknown.
+        """
+        epoch = self._host.epoch
+
+        def commit(db: sqlite3.Connection) -> None:
+            self._host.check_file()
+            if changes:
+                writes.commit(db, changes, writes.rows_of(changes, epoch), epoch)
+            db.execute(sql.COMMIT)
+
+        try:
+            await self._guest.end(commit)
+        finally:
+            self._quiet.set()
+
+    async def abort(self) -> None:
+        """Roll all back. Never raises: what is not committed, is not there."""
+        self.scope.void()
+        try:
+            with contextlib.suppress(JournalError):
+                await self._guest.end(_nothing)
+        finally:
+            self._quiet.set()
+
+
+def _set_up(db: sqlite3.Connection, idle: Mode) -> Guard:
+    # What the commit of a batch would fail by, is to fail its statement.
+    db.execute("PRAGMA foreign_keys = OFF")
+    if idle is Mode.CLOSED:
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA temp_store = MEMORY")
+        writes.prepare_commits(db)
+    return Guard(db, idle)
+
+
+def _begin_reading(db: sqlite3.Connection) -> None:
+    db.execute(sql.BEGIN)
+    db.execute("SELECT 1 FROM durable_owner").fetchone()  # The snapshot is that of the first read.
+
+
+def _nothing(_db: sqlite3.Connection) -> None:
+    pass

@@ -1,0 +1,324 @@
+"""Transactions whose statements come one by one, from the application's own code.
+
+Rules:
+
+- The journal begins and ends them. A *scope* is one caller's part in between: a mutation, a query,
+  or the whole of ``engine.transaction()``. Nothing is done for a scope that is closed.
+- Statements run on the connection's thread in the order in which they were asked for. A caller who
+  is cancelled does not know whether the last one was done; the end of the scope comes after it.
+- A failing storage fails the transaction, whatever the caller makes of the error. So does a
+  statement that ended the transaction, such as ``INSERT OR ROLLBACK``.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
+
+from durable.core.errors import (
+    JournalCorruptError,
+    JournalError,
+    JournalUnavailableError,
+    TransactionError,
+)
+from durable.core.row import Row, places_of
+from durable.journal import guard as sql
+from durable.journal import writes
+from durable.journal.guard import Guard, Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import aiosqlite
+
+    from durable.core.records import RunRecord
+    from durable.journal.base import Change
+
+T = TypeVar("T")
+
+Params: TypeAlias = "Sequence[Any] | Mapping[str, Any]"
+"""The values of a statement, by place or by name."""
+
+STORAGE_ERRORS = (
+    "SQLITE_IOERR",
+    "SQLITE_FULL",
+    "SQLITE_NOMEM",
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_CANTOPEN",
+    "SQLITE_PROTOCOL",
+    "SQLITE_NOTADB",
+)
+"""How the codes begin of what is not the statement's fault, and may be over by itself."""
+
+DAMAGED = "SQLITE_CORRUPT"
+
+OWN_SCOPE: ContextVar[Scope | None] = ContextVar("durable_scope", default=None)
+"""The writing transaction that the running code is in, if it is open: the commit of anything else
+waits for its end."""
+
+
+def refuse_in_transaction(journal: object) -> None:
+    """Raise ``TransactionError`` where that journal's transaction would wait for itself."""
+    scope = OWN_SCOPE.get()
+    if scope is not None and scope.is_open_in(journal):
+        scope.refuse_waiting()
+
+
+@final
+class GuestConnection:
+    """A connection that the application's own statements run on."""
+
+    def __init__(
+        self,
+        connection: aiosqlite.Connection,
+        guard: Guard,
+        translate: Callable[[sqlite3.Error], JournalError],
+    ) -> None:
+        self.connection = connection
+        self._guard = guard
+        self._translate = translate
+
+    @property
+    def _raw(self) -> sqlite3.Connection:
+        raw: sqlite3.Connection = self.connection._conn  # noqa: SLF001
+        return raw
+
+    async def run(self, work: Callable[[sqlite3.Connection, Guard], T]) -> T:
+        """Run ``work`` whole on the connection's thread.
+
+        Raises:
+            JournalError: The storage failed, or the connection was closed.
+            sqlite3.Error: The statement is wrong, or breaks a constraint.
+        """
+        self._check_open()
+        guard = self._guard
+        try:
+            # aiosqlite offers statements only; what belongs together is one call.
+            return await self.connection._execute(work, self._raw, guard)  # type: ignore[no-any-return, no-untyped-call]  # noqa: SLF001  pyright: ignore
+        except sqlite3.Error as exc:
+            self._check_open()
+            if getattr(exc, "sqlite_errorname", "").startswith((*STORAGE_ERRORS, DAMAGED)):
+                raise self._translate(exc) from exc
+            raise
+
+    async def run_own(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run what is the journal's own: all of its errors are storage errors."""
+
+        def own(db: sqlite3.Connection, guard: Guard) -> T:
+            with guard.own():
+                return work(db)
+
+        try:
+            return await self.run(own)
+        except sqlite3.Error as exc:
+            raise self._translate(exc) from exc
+
+    async def begin(self, work: Callable[[sqlite3.Connection], None], mode: Mode) -> None:
+        """Begin a transaction by ``work``, and let users act in it."""
+
+        def begin(db: sqlite3.Connection, guard: Guard) -> None:
+            with guard.own():
+                work(db)
+            guard.admit(mode)
+
+        try:
+            await self.run(begin)
+        except sqlite3.Error as exc:
+            raise self._translate(exc) from exc
+
+    async def end(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Let users act no more, and end the transaction by ``work``, or roll it back."""
+
+        def end(db: sqlite3.Connection, guard: Guard) -> T:
+            guard.dismiss()
+            with guard.own():
+                try:
+                    return work(db)
+                finally:
+                    roll_back(db)
+
+        try:
+            return await self.run(end)
+        except sqlite3.Error as exc:
+            raise self._translate(exc) from exc
+
+    def interrupt(self) -> None:
+        """Have the statement fail that runs now."""
+        if not self.is_closed:
+            self._raw.interrupt()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it cannot be used any more."""
+        return not self.connection._running or self.connection._connection is None  # noqa: SLF001
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            msg = "the journal's connection was closed: it failed, or its engine was closed"
+            raise JournalUnavailableError(msg)
+
+
+@final
+class Scope:
+    """One caller's part in a transaction.
+
+    Attributes:
+        is_reading: Whether it can only read.
+        failure: How the storage failed; nothing of the transaction counts then.
+        is_lost: A statement has ended the transaction; nothing of it counts either.
+        after: What is to be called once the transaction is committed.
+    """
+
+    def __init__(self, guest: GuestConnection, owner: object, *, is_reading: bool) -> None:
+        self._guest = guest
+        self._owner = owner
+        self._end: str | None = None
+        self._is_void = False
+        self._asked_count = self._done_count = 0
+        self.is_reading = is_reading
+        self.failure: JournalError | None = None
+        self.is_lost = False
+        self.after: list[tuple[Callable[[Any], None], Any]] = []
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether its connection was closed."""
+        return self._guest.is_closed
+
+    # --- for its caller --------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> aiosqlite.Connection:
+        """The driver's own connection, which shows only what the scope may do."""
+        self.check_open()
+        return self._guest.connection
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is not over."""
+        return self._end is None
+
+    def check_open(self) -> None:
+        """Raise ``TransactionError`` when it is over."""
+        if self._end is not None:
+            raise TransactionError(self._end)
+
+    def refuse_waiting(self) -> None:
+        """Raise ``TransactionError`` while it is open: what is asked would wait for its end."""
+        if self._end is None:
+            raise TransactionError(WAITS_FOR_ITSELF)
+
+    def is_open_in(self, journal: object) -> bool:
+        """Whether it is a part of that journal's transaction, and not over."""
+        return self._end is None and self._owner is journal
+
+    async def execute(self, statement: str, params: Params) -> int:
+        """Return how many rows a statement has changed."""
+        return await self._run(lambda db: _changed(db.execute(statement, params)))
+
+    async def execute_many(self, statement: str, params: Iterable[Params]) -> int:
+        """Run a statement once for each of ``params``; return how many rows were changed."""
+        rows = list(params)  # Here, not in the connection's thread: it is the caller's.
+        return await self._run(lambda db: _changed(db.executemany(statement, rows)))
+
+    async def fetch(self, statement: str, params: Params, limit: int | None) -> list[Row]:
+        """Return the rows of a statement, the first ones up to ``limit``."""
+        return await self._run(lambda db: _rows(db.execute(statement, params), limit))
+
+    async def write(self, change: Change, epoch: int) -> RunRecord | None:
+        """Write a change of the journal as a part of the transaction; return who has the id."""
+
+        def write(db: sqlite3.Connection, guard: Guard) -> RunRecord | None:
+            with guard.own():
+                rows = writes.rows_of([change], epoch)
+                return writes.commit(db, [change], rows, epoch).get(change.run_id)
+
+        return await self._ask(write)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def run(db: sqlite3.Connection, guard: Guard) -> T:
+            guard.refusal = None
+            try:
+                return work(db)
+            except sqlite3.DatabaseError as exc:
+                if guard.refusal is not None:
+                    raise TransactionError(guard.refusal) from exc
+                raise
+
+        return await self._ask(run)
+
+    async def _ask(self, work: Callable[[sqlite3.Connection, Guard], T]) -> T:
+        self.check_open()
+
+        def ask(db: sqlite3.Connection, guard: Guard) -> T:
+            try:
+                self._check_void()
+                if not db.in_transaction:
+                    raise TransactionError(LOST)
+                return work(db, guard)
+            except sqlite3.Error:
+                self._check_void()  # It was interrupted, then.
+                raise
+            finally:
+                self.is_lost = self.is_lost or not db.in_transaction
+                self._done_count += 1
+
+        self._asked_count += 1
+        try:
+            return await self._guest.run(ask)
+        except JournalCorruptError:
+            raise  # Opening the journal again would not mend the application's table.
+        except JournalError as exc:
+            self.failure = self.failure or exc
+            raise
+
+    def _check_void(self) -> None:
+        if self._is_void:
+            raise TransactionError(self._end or CLOSED)
+
+    # --- for who has opened it -------------------------------------------------------------------
+
+    def close(self, why: str | None = None) -> None:
+        """Do no more for its caller."""
+        self._end = self._end or why or CLOSED
+
+    def void(self) -> None:
+        """Cut short what still runs of it: it is to be undone."""
+        self.close()
+        self._is_void = True
+        if self._done_count < self._asked_count:
+            self._guest.interrupt()
+
+
+CLOSED = (
+    "the transaction is over: use `tx` only inside of the `async with`, the query or the mutation "
+    "that it belongs to"
+)
+WAITS_FOR_ITSELF = (
+    "this call would wait for the end of the transaction that it is made in: make it after the "
+    "transaction, or give it `tx=` where it takes one"
+)
+LOST = (
+    "the transaction was rolled back by a statement of its own (INSERT OR ROLLBACK, or "
+    "RAISE(ROLLBACK) in a trigger): use ABORT instead, and raise to roll back"
+)
+
+
+def roll_back(db: sqlite3.Connection) -> None:
+    """End the transaction that is open, if one is."""
+    if db.in_transaction:
+        db.execute(sql.ROLLBACK)
+
+
+def _changed(cursor: sqlite3.Cursor) -> int:
+    cursor.fetchall()  # With RETURNING, only the last row makes it whole.
+    return max(cursor.rowcount, 0)
+
+
+def _rows(cursor: sqlite3.Cursor, limit: int | None) -> list[Row]:
+    places = places_of([column[0] for column in cursor.description or ()])
+    found = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
+    cursor.close()
+    return [Row(places, values) for values in found]
