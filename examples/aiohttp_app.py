@@ -125,4 +125,5 @@ def make_app() -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(), port=int(os.environ.get("PORT", "8000")))
+    # Who follows a run live must not keep the service from stopping.
+    web.run_app(make_app(), port=int(os.environ.get("PORT", "8000")), shutdown_timeout=2)

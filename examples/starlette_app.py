@@ -141,4 +141,5 @@ app = make_app()
 if __name__ == "__main__":
     import uvicorn
 
-    uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))
+    # Who follows a run live must not keep the service from stopping.
+    uvicorn.run(app, port=int(os.environ.get("PORT", "8000")), timeout_graceful_shutdown=2)
