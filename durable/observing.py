@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, final
 
 from durable.checks import check_id
 from durable.opened import Opened
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from durable.core.records import RunState
+    from durable.runtime.watching import Watcher
     from durable.status import Page, RunStatus, StepInfo
 
 
@@ -32,6 +33,30 @@ class Observing(Opened):
         if found is None:
             raise run_not_found(run_id)
         return run_status(*found)
+
+    def watch(self, run_id: str) -> AsyncIterator[RunStatus]:
+        """Iterate over what becomes of a run: where it stands now, and again after every change.
+
+        A change is whatever ``status`` shows. Changes that follow each other faster than they are
+        asked for are shown as one. The final status is shown always, and is the last. A run that is
+        removed before it has ended ends the iteration, too. An outage of the storage is waited out.
+
+        Raises:
+            RunNotFoundError: At the first item: there is no such run.
+            JournalUnavailableError: The storage fails, though the engine can still write.
+            JournalCorruptError: A row of it is damaged; the message names it.
+            EngineClosedError: The engine is closed, or was closed before the run had ended.
+
+        Cancellation:
+            Loses nothing: the next item is what was not seen.
+        """
+        self._opened("engine.watch()")
+        return _Watch(self, check_id(run_id))
+
+    def _join(self, run_id: str) -> Watcher:
+        runner, _ = self._opened("engine.watch()")
+        runner.check_working()
+        return runner.watching.join(run_id)
 
     async def list_runs(
         self,
@@ -111,3 +136,42 @@ class Observing(Opened):
     ) -> AsyncIterator[StepInfo]:
         """Iterate over a run's steps, as ``list_steps`` pages through. Raises what that raises."""
         return iterate(lambda cursor: self.list_steps(run_id, order=order, cursor=cursor))
+
+
+@final
+class _Watch:
+    """An iterator over what becomes of a run."""
+
+    def __init__(self, engine: Observing, run_id: str) -> None:
+        self._engine = engine
+        self._run_id = run_id
+        self._watcher: Watcher | None = None
+        self._shown: RunStatus | None = None
+        self._is_over = False
+
+    def __aiter__(self) -> _Watch:
+        return self
+
+    async def __anext__(self) -> RunStatus:
+        if self._is_over:
+            raise StopAsyncIteration
+        if self._watcher is None:
+            self._watcher = self._engine._join(self._run_id)  # noqa: SLF001  of this module
+        while True:
+            found = await self._watcher.next()
+            if found is None:
+                self._end()
+                if self._shown is None:
+                    raise run_not_found(self._run_id)
+                raise StopAsyncIteration
+            # Its own for each watcher: the values in it can be changed.
+            status = run_status(*found)
+            if status.state.is_final:
+                self._end()
+            if status != self._shown:
+                self._shown = status
+                return status
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._watcher = None

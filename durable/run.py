@@ -109,6 +109,10 @@ class Run(Generic[T]):
         """
         return await self._engine.status(self.id)
 
+    def watch(self) -> AsyncIterator[RunStatus]:
+        """Iterate over what becomes of the run, to its end: see ``Engine.watch``."""
+        return self._engine.watch(self.id)
+
     def steps(self) -> AsyncIterator[StepInfo]:
         """Iterate over the run's steps, in order of issue. Raises what ``list_steps`` raises."""
         return self._engine.iter_steps(self.id)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from durable import Call
+    from durable import Call, JournalError
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
     from durable.journal.guests import Writing
@@ -173,6 +173,11 @@ class FaultyJournal:
 
     async def list_finished(self, before_ms: int, limit: int) -> list[str]:
         return await self.inner.list_finished(before_ms, limit)
+
+    async def load_statuses(
+        self, run_ids: list[str]
+    ) -> dict[str, tuple[RunRecord, list[StepRecord]] | JournalError]:
+        return await self.inner.load_statuses(run_ids)
 
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
         return await self.inner.list_runs(query)

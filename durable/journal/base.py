@@ -251,6 +251,12 @@ class Journal(Protocol):
         """Return up to so many runs that were over before then, and have no parent."""
         ...
 
+    async def load_statuses(
+        self, run_ids: list[str]
+    ) -> dict[str, tuple[RunRecord, list[StepRecord]] | JournalError]:
+        """Return those runs that there are, as ``load_status`` does, or why they cannot be read."""
+        ...
+
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
         """Return the runs that match: each with its place for ``RunQuery.after``, and its open
         steps, all of one moment."""

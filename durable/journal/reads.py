@@ -23,6 +23,7 @@ from durable.journal.rows import (
 if TYPE_CHECKING:
     import sqlite3
 
+    from durable.core.errors import JournalError
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import RunQuery, StepQuery
 
@@ -38,6 +39,10 @@ SELECT CAST(json_group_array(run_id) AS BLOB) FROM (
 )
 """
 IDS = msgspec.json.Decoder(list[str])
+RUNS_BY_ID = f"""
+SELECT CAST({RUN_JSON} AS BLOB), run_id FROM durable_run
+WHERE run_id IN (SELECT value FROM json_each(?))
+"""
 OPEN_STEPS_OF_RUNS = f"""
 SELECT run_id, CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step
 WHERE run_id IN (SELECT value FROM json_each(?)) AND state IN {OPEN_STATES}
@@ -105,6 +110,21 @@ def read_finished(db: sqlite3.Connection, before_ms: int, limit: int) -> list[st
     (data,) = db.execute(FINISHED_RUNS, (before_ms, limit)).fetchone()
     run_ids: list[str] = decode_row(IDS, data, "the ids of runs")
     return run_ids
+
+
+def read_statuses(
+    db: sqlite3.Connection, run_ids: list[str]
+) -> dict[str, tuple[RunRecord, list[StepRecord]] | JournalError]:
+    """Return those runs that there are, with their open steps, or why they cannot be read."""
+    ids = text(run_ids)
+    found: dict[str, tuple[RunRecord, list[StepRecord]] | JournalError] = {}
+    steps = dict(db.execute(OPEN_STEPS_OF_RUNS, (ids,)).fetchall())
+    for data, run_id in db.execute(RUNS_BY_ID, (ids,)).fetchall():
+        try:
+            found[run_id] = decode_run(data), decode_steps(run_id, steps.get(run_id, b"[]"))
+        except JournalCorruptError as exc:
+            found[run_id] = exc
+    return found
 
 
 def read_runs(

@@ -212,6 +212,11 @@ class SqliteJournal:
     async def list_finished(self, before_ms: int, limit: int) -> list[str]:
         return await self._read(partial(reads.read_finished, before_ms=before_ms, limit=limit))
 
+    async def load_statuses(
+        self, run_ids: list[str]
+    ) -> dict[str, tuple[RunRecord, list[StepRecord]] | JournalError]:
+        return await self._read(partial(reads.read_statuses, run_ids=run_ids))
+
     async def list_runs(self, query: RunQuery) -> list[tuple[int, RunRecord, list[StepRecord]]]:
         return await self._read(partial(reads.read_runs, query=query))
 

@@ -34,6 +34,7 @@ from durable.runtime.sends import Sends
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
 from durable.runtime.transactions import Transactions, unavailable
 from durable.runtime.waiting import Ends, Turns, Waiters
+from durable.runtime.watching import Watching
 from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
@@ -83,6 +84,7 @@ class Runner:
         self.launch = self.pool.launch
         self.withdraw = self.pool.withdraw
         self.drop = self.pool.drop
+        self.watching = Watching(journal, self)
         self.writer = Writer(journal, self)
         self.transactions = Transactions(journal, self.writer, self.pool)
         self.pump = Pump(log, self._on_void_turn)
@@ -118,6 +120,7 @@ class Runner:
                 self.sends.open(group)
                 group.start_soon(self.writer.serve)
                 self._keep_clean(group)
+                group.start_soon(self.watching.serve)
                 self.writer.ask_claim()
                 ready.set()
                 await stop.wait()
@@ -177,6 +180,7 @@ class Runner:
         self.control.fail_all(self._closed_error)
         self.sends.fail_all(self._closed_error)
         self.transactions.fail_all(self._closed_error)
+        self.watching.fail_all(self._closed_error)
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
@@ -376,6 +380,7 @@ class Runner:
             event = f"durable.run_{record.state}"
             self.log.info(event, run_id=record.run_id, workflow=record.name)
             self.ends.tell(record)
+            self.watching.on_final(record)
 
     def _claim_if_room(self) -> None:
         """Claim what waits in the journal for one of the runs in memory to leave."""
@@ -521,6 +526,7 @@ class Runner:
         self.log.warning("durable.journal_restored")
         self.transactions.on_restored()
         self.ends.on_restored()
+        self.watching.look_again()
 
 
 def _sole_error(exc: BaseException) -> BaseException:

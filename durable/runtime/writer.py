@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from durable.core.records import RunRecord
     from durable.journal.base import Change, Claim, Journal
     from durable.runtime.open_steps import Effects
+    from durable.runtime.watching import Watching
 
 BATCH_BYTES_MAX = 32 * 1024 * 1024
 """A batch takes no more changes once their values are larger than this: it bounds the memory of a
@@ -38,6 +39,8 @@ REOPEN_DELAY_MAX_S = 1.0
 
 class WriterHost(Protocol):
     """What the writer tells the runner."""
+
+    watching: Watching
 
     def reserve_claim(self) -> int:
         """Keep room for the runs of a claim; return for how many."""
@@ -180,6 +183,7 @@ class Writer:
             for change, submitter, after in batch:
                 taken_by = taken.get(change.run_id) if change.is_start else None
                 submitter.on_committed(change, after, taken_by)
+            self._host.watching.on_committed(batch)
         if self._is_claim_asked:
             self._is_claim_asked = False
             limit = self._host.reserve_claim()
