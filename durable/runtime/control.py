@@ -233,6 +233,7 @@ class Control:
         """Have a run that is not in memory ended by ``change``: nobody can be told."""
         now_ms = self._host.clock.now_ms()
         change.run = cancel_run(record, now_ms)
+        self._host.children.owe(change, now_ms, after)
         change.updated += (withdraw(step, now_ms) for step in open_steps)
         change.parked = Parked(None)
         self._host.children.cancel(change.updated, asked, change, after)
