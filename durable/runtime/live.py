@@ -108,6 +108,7 @@ class Phase(Enum):
 
 # By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
 OPENING, REPLAYING, STARTING, LIVE, LEAVING, STUCK, GONE = Phase
+CANCEL = StepKind.CANCEL
 
 PARKED_FOR_EVER = Parked(None)
 
@@ -156,7 +157,7 @@ class LiveRun:
             }
         self.interrupted = interrupted
         # That the run is to end, and was not told to its body yet.
-        cancel = next((step for step in steps if step.kind is StepKind.CANCEL), None)
+        cancel = next((step for step in steps if step.kind is CANCEL), None)
         self._is_cancel_recorded = cancel is not None
         # While it is replayed, its body may not have come to that yet.
         self.is_told = cancel is not None and cancel.position is not None
@@ -360,7 +361,7 @@ class LiveRun:
         change = Change(run_id=self.record.run_id, run=run, is_start=self._is_start)
         after: Effects = []
         may_finish = interrupt = False
-        if delivered is not None and delivered.kind is StepKind.CANCEL:
+        if delivered is not None and delivered.kind is CANCEL:
             may_finish = delivered.args == "{}"
             interrupt = not may_finish
             self._record_cancel(delivered, change, after)
