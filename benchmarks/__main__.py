@@ -26,6 +26,12 @@ from benchmarks.throughput import (
     measure_starts,
     measure_throughput,
 )
+from benchmarks.together import (
+    measure_children,
+    measure_events,
+    measure_mutations,
+    measure_watchers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -62,7 +68,11 @@ WORKLOADS: Final = {
         "20,000 and 100,000 runs asleep: memory, disk, opening the engine on them",
         [measure_sleepers],
     ),
+    "W8": Workload("from the sending of an event to the body that goes on", [measure_events]),
     "W9": Workload("the import, and an idle engine", [measure_import, measure_idle]),
+    "W10": Workload("2,000 runs of 3 mutations, 200 in flight", [measure_mutations]),
+    "W11": Workload("one run with 1,000 children", [measure_children]),
+    "W12": Workload("a run of 20 steps that 1,000 watch", [measure_watchers]),
 }
 
 

@@ -1,9 +1,10 @@
 """The workflows that are measured, importable by every process under the same names."""
 
 import asyncio
+from time import perf_counter
 from typing import Final, final
 
-from durable import Step, action, workflow
+from durable import Step, Transaction, action, mutation, workflow
 
 DAY_S: Final = 86_400
 
@@ -79,3 +80,41 @@ async def guarded_sequence(step: Step, steps: int) -> int:  # noqa: ARG001 - as 
 async def sleep_a_day(step: Step) -> None:
     """Sleep longer than any benchmark runs."""
     await step.sleep(DAY_S)
+
+
+RECEIVED: Final[list[float]] = []
+"""When the body of ``receive`` went on, by the process's own clock."""
+
+
+@workflow
+async def receive(step: Step, events: int) -> int:
+    """Wait for events one after another, and note when each is there."""
+    for _ in range(events):
+        await step.wait_event("number")
+        RECEIVED.append(perf_counter())
+    return events
+
+
+@mutation
+async def add(tx: Transaction, amount: int) -> None:
+    """Write one row."""
+    await tx.execute("INSERT INTO total (amount) VALUES (?)", amount)
+
+
+@workflow
+async def add_up(step: Step, mutations: int) -> None:  # noqa: ARG001 - as above
+    """Write rows one after another."""
+    for amount in range(mutations):
+        await add(amount)
+
+
+@workflow
+async def child(step: Step, value: int) -> int:  # noqa: ARG001 - as above
+    """Take one step."""
+    return await increment(value)
+
+
+@workflow
+async def family(step: Step, children: int) -> int:  # noqa: ARG001 - as above
+    """Call children all at once."""
+    return sum(await asyncio.gather(*(child(0) for _ in range(children))))

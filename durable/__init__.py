@@ -6,6 +6,7 @@ crashes, deploys and months of sleep, and runs to completion.
 
 from durable.attempts import attempt
 from durable.call import Call
+from durable.completion import Canceled, Completion, Failure, Success
 from durable.core.errors import (
     ArgumentError,
     DeadlockError,
@@ -67,6 +68,8 @@ __all__ = [
     "ArgumentError",
     "Attempt",
     "Call",
+    "Canceled",
+    "Completion",
     "DeadlockError",
     "DuplicateDefinitionError",
     "DurableError",
@@ -81,6 +84,7 @@ __all__ = [
     "EventId",
     "EventNotFoundError",
     "EventTypeError",
+    "Failure",
     "JournalCorruptError",
     "JournalError",
     "JournalLockedError",
@@ -115,6 +119,7 @@ __all__ = [
     "StepKind",
     "StepNotFoundError",
     "StepState",
+    "Success",
     "Transaction",
     "TransactionError",
     "Workflow",

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from durable import registry
 from durable.bounding import bounded
+from durable.callbacks import BoundCallback, call_back
+from durable.core.callbacks import ON_COMPLETE
 from durable.core.codec import DecodeError, decode_plain
 from durable.core.commands import Stuck
 from durable.core.errors import JournalCorruptError, RunCanceled, RunFailed
@@ -64,7 +66,9 @@ class Catalog:
         self._defaults = defaults
         self._bound: dict[Workflow[Any, Any], BoundWorkflow] = {}
 
-    def find(self, name: str, version: int) -> BoundWorkflow | None:
+    def find(self, name: str, version: int) -> BoundWorkflow | BoundCallback | None:
+        if name == ON_COMPLETE:
+            return BoundCallback(self.bind(call_back))
         workflow = registry.find(StepKind.WORKFLOW, name, version)
         return None if workflow is None else self.bind(workflow)
 

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from durable.core.records import RunRecord
+    from durable.definitions import Definition
     from durable.journal.base import Journal
     from durable.runtime.clock import Clock
     from durable.runtime.runner import Runner
@@ -296,6 +297,8 @@ class Engine(Observing, Controlling, Sending):
         call: Call[T],
         *,
         id: str | None = None,  # noqa: A002
+        on_complete: Definition[Any, Any] | None = None,
+        context: object = None,
         run_after: float | timedelta | None = None,
         run_at: datetime | None = None,
         tx: Transaction | None = None,
@@ -306,6 +309,11 @@ class Engine(Observing, Controlling, Sending):
             call: The workflow's call.
             id: The run's id, and idempotency key: with the same workflow and arguments the run
                 that has it is returned. By default a new id.
+            on_complete: An action, a mutation or a workflow that takes one ``Completion``. It is
+                owed from the transaction of the run's end, however that comes, and called until it
+                succeeds, after waits of up to a minute: a mutation has its effect once, an action
+                is called at least once. A workflow is started, once.
+            context: What the ``Completion`` is to carry, and ``RunStatus`` shows.
             run_after: The delay before the body begins, in seconds.
             run_at: When the body begins: an aware datetime.
             tx: A transaction of this engine: the start is committed with it, or not at all. The
@@ -325,7 +333,9 @@ class Engine(Observing, Controlling, Sending):
             Never splits the start. A cancelled caller does not know its outcome.
         """
         runner, _ = self._opened("engine.start()")
-        record, bound, due_ms = self._new_run(call, id, run_after, run_at)
+        record, bound, due_ms = self._new_run(
+            call, id, run_after, run_at, on_complete=on_complete, context=context
+        )
         if tx is not None:
             await runner.start_within(scope_of(tx), record, wake_at_ms=due_ms)
             return Run(self, record.run_id)
@@ -337,6 +347,8 @@ class Engine(Observing, Controlling, Sending):
         call: Call[T],
         *,
         id: str | None = None,  # noqa: A002
+        on_complete: Definition[Any, Any] | None = None,
+        context: object = None,
         run_after: float | timedelta | None = None,
         run_at: datetime | None = None,
     ) -> T:
@@ -351,7 +363,9 @@ class Engine(Observing, Controlling, Sending):
             Leaves the run alone, if it is started: it goes on. ``get(id)`` finds it again.
         """
         runner, _ = self._opened("engine.run()")
-        record, bound, due_ms = self._new_run(call, id, run_after, run_at)
+        record, bound, due_ms = self._new_run(
+            call, id, run_after, run_at, on_complete=on_complete, context=context
+        )
         if id is None:
             ended = await runner.run(record, bound, wake_at_ms=due_ms)
             return _outcome(record.run_id, ended)  # type: ignore[no-any-return]
@@ -404,10 +418,20 @@ class Engine(Observing, Controlling, Sending):
         run_id: str | None,
         run_after: float | timedelta | None,
         run_at: datetime | None,
+        *,
+        on_complete: Definition[Any, Any] | None,
+        context: object,
     ) -> tuple[RunRecord, BoundWorkflow, int | None]:
         now_ms, max_payload = self._clock.now_ms(), self._max_payload
         workflow, record, due_ms = new_run(
-            call, run_id, run_after, run_at, now_ms=now_ms, max_payload=max_payload
+            call,
+            run_id,
+            run_after,
+            run_at,
+            on_complete=on_complete,
+            context=context,
+            now_ms=now_ms,
+            max_payload=max_payload,
         )
         return record, self._catalog.bind(workflow), due_ms
 

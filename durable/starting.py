@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from durable.call import Call
+from durable.callbacks import encode_callback, encode_context
 from durable.checks import check_delay, check_id, milliseconds
 from durable.core.errors import NotInWorkflowError
 from durable.core.records import RunRecord
@@ -15,6 +16,8 @@ from durable.runtime.ids import new_run_id
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
+    from durable.definitions import Definition
+
 
 def new_run(
     call: Call[Any],
@@ -22,6 +25,8 @@ def new_run(
     run_after: float | timedelta | None,
     run_at: datetime | None,
     *,
+    on_complete: Definition[Any, Any] | None,
+    context: object,
     now_ms: int,
     max_payload: int,
 ) -> tuple[Workflow[Any, Any], RunRecord, int | None]:
@@ -41,6 +46,8 @@ def new_run(
         name=workflow.name,
         version=workflow.version,
         args=workflow.parameters.encode(call.arguments, max_payload),
+        context=encode_context(context, max_payload),
+        on_complete=encode_callback(on_complete),
         created_at_ms=now_ms,
     )
     return workflow, record, due_ms if due_ms is not None and due_ms > now_ms else None

@@ -67,6 +67,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
         started_at: When its body first ran.
         finished_at: When it ended.
         parent_id: The run that it is a child of: one of whose steps it is.
+        callback_error: Why its ``on_complete``, which is still owed, did not succeed the last time.
     """
 
     id: str
@@ -83,6 +84,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    callback_error: ErrorInfo | None = None
 
 
 @final
@@ -133,6 +135,7 @@ def run_status(record: RunRecord, open_steps: Iterable[StepRecord]) -> RunStatus
         running=[step_info(record.run_id, step) for step in open_steps],
         parent_id=record.parent_id,
         generation=record.generation,
+        callback_error=_error(record.callback_error, where),
         created_at=_time(record.created_at_ms, where),
         started_at=_datetime(record.started_at_ms, where),
         finished_at=_datetime(record.finished_at_ms, where),

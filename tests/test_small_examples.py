@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-WITH_TESTS_OF_THEIR_OWN = {"onboarding"}
+WITH_TESTS_OF_THEIR_OWN = {
+    "aiohttp_app",
+    "approval",
+    "batch",
+    "ledger",
+    "nested",
+    "onboarding",
+    "starlette_app",
+}
 SECONDS_MAX = 60
 
 pytestmark = pytest.mark.slow

@@ -61,6 +61,7 @@ class _Ending(Enum):
 # By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
 BODY, TASKS, GENERATORS, DONE = _Ending
 COMPLETED = StepState.COMPLETED
+CANCEL = StepKind.CANCEL
 
 
 class Environment(Protocol):
@@ -308,7 +309,7 @@ class Execution:
                 self.loop.pump()
             else:
                 self._now_ms = record.finished_at_ms or self._now_ms
-                if record.kind is StepKind.CANCEL:
+                if record.kind is CANCEL:
                     self._cancel_body()
                 else:
                     command = self._open.pop(record.number)

@@ -188,6 +188,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=F
         started_at_ms: When the body's first turn was committed: what the body's first ``now`` is.
         restarted_from: The number of the step that the run is to go on from, after a restart;
             ``None`` once its body has.
+        on_complete: What is owed its end, as JSON: a ``Callback``.
+        callback_id: The run that pays it, once the run is over.
+        callback_error: Why that did not succeed the last time: read of it, never written.
     """
 
     run_id: str
@@ -204,6 +207,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=F
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     restarted_from: int | None = None
+    on_complete: str | None = None
+    callback_id: str | None = None
+    callback_error: str | None = None
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

@@ -117,16 +117,20 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
 
     def size(self) -> int:
         """Return about how many bytes of values it carries."""
-        run = self.run
-        size = 0 if run is None else len(run.args) + len(run.result or "") + len(run.error or "")
+        size = 0
         for step in self.issued:
             size += len(step.args)
         for step in self.updated:
-            size += len(step.result or "") + len(step.error or "")
+            if step.result is not None:
+                size += len(step.result)
+            if step.error is not None:
+                size += len(step.error)
+        if self.run is not None:
+            size += len(self.run.args) + len(self.run.result or "") + len(self.run.error or "")
         if self.children is not None:
             size += sum(len(child.args) for child, _ in self.children.started)
-        for event in self.events:
-            size += len(event.value or "") + len(event.error or "")
+        if self.events:
+            size += sum(len(event.value or "") + len(event.error or "") for event in self.events)
         return size
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from durable.core.callbacks import ON_COMPLETE
 from durable.core.errors import JournalCorruptError, damaged
 from durable.journal.base import RunTree
 from durable.journal.rows import (
@@ -156,7 +157,7 @@ def read_runs(
     db: sqlite3.Connection, query: RunQuery
 ) -> list[tuple[int, RunRecord, list[StepRecord]]]:
     """Return a page of runs, each with its open steps."""
-    where = ["1"]
+    where = [f"name <> '{ON_COMPLETE}'"]
     values: list[Any] = []
     for column, value in (
         ("name", query.name),

@@ -16,13 +16,24 @@ from durable.core.records import EventRecord, RunRecord, StepRecord, StepState
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-RUN_COLUMNS = RunRecord.__struct_fields__
+RUN_COLUMNS = tuple(name for name in RunRecord.__struct_fields__ if name != "callback_error")
 STEP_COLUMNS = StepRecord.__struct_fields__
 EVENT_COLUMNS = EventRecord.__struct_fields__
 OPEN_STATES = f"({', '.join(repr(str(state)) for state in StepState if not state.is_final)})"
 """The states of steps that the body may still wait for, as SQL."""
 
-RUN_JSON = f"json_array({', '.join(RUN_COLUMNS)})"
+# Of the run that an ``on_complete`` is called by, while it has not succeeded.
+CALLBACK_ERROR = """
+CASE WHEN callback_id IS NOT NULL THEN (
+    SELECT coalesce(callback.error, (
+        SELECT error FROM durable_step AS step
+        WHERE step.run_id = callback.run_id AND error IS NOT NULL ORDER BY number DESC LIMIT 1
+    ))
+    FROM durable_run AS callback
+    WHERE callback.run_id = durable_run.callback_id AND callback.state <> 'completed'
+) END
+"""
+RUN_JSON = f"json_array({', '.join(RUN_COLUMNS)}, {CALLBACK_ERROR})"
 STEP_JSON = f"json_array({', '.join(STEP_COLUMNS)})"
 EVENT_JSON = f"json_array({', '.join(EVENT_COLUMNS)})"
 

@@ -27,6 +27,8 @@ CREATE TABLE durable_run (
     started_at_ms  INTEGER,
     finished_at_ms INTEGER,
     restarted_from INTEGER,
+    on_complete    TEXT,
+    callback_id    TEXT,
     wake_at_ms     INTEGER,
     epoch          INTEGER
 ) STRICT;

@@ -64,7 +64,15 @@ RESTART_COLUMNS = ("run_id", *Restart.__struct_fields__)
 UPDATE_COLUMNS = ("run_id", "number", *STEP_CHANGES)
 NEW_EVENT_COLUMNS = tuple(n for n in EVENT_COLUMNS if n not in ("step_number", "seq"))
 CONSUMED_COLUMNS = ("event_id", "run_id", "number")
-RUN_CHANGES = ("state", "started_at_ms", "finished_at_ms", "restarted_from", "result", "error")
+RUN_CHANGES = (
+    "state",
+    "started_at_ms",
+    "finished_at_ms",
+    "restarted_from",
+    "callback_id",
+    "result",
+    "error",
+)
 
 FENCE = "SELECT epoch FROM durable_owner"
 
@@ -236,7 +244,8 @@ RESTART = f"""
         state = 'pending', generation = new.generation, result = NULL, error = NULL,
         finished_at_ms = NULL,
         started_at_ms = iif(new.from_position IS NULL, NULL, started_at_ms),
-        restarted_from = iif(new.from_position IS NULL, NULL, new.from_number)
+        restarted_from = iif(new.from_position IS NULL, NULL, new.from_number),
+        callback_id = NULL
     FROM ({_restarts()}) AS new WHERE durable_run.run_id = new.run_id;
 """
 

@@ -1,4 +1,5 @@
-"""Runs that others have called: how they begin and are cancelled, and how their end is heard.
+"""Runs that others have called: how they begin and are cancelled, and how their end is heard; and
+runs that are owed to the end of others.
 
 Rules:
 
@@ -16,8 +17,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, final
 
+from msgspec.structs import replace
+
+from durable.core.callbacks import callback_run
 from durable.core.records import StepState
 from durable.journal.base import Change, ChildChanges, Parked
+from durable.runtime.ids import new_run_id
 from durable.runtime.job import JOB_QUEUED, JOB_RESERVED
 
 if TYPE_CHECKING:
@@ -110,6 +115,8 @@ class Children:
         """The start of their parent came to nothing, and so did theirs."""
         if change.children is not None:
             for child, _ in change.children.started:
+                if child.parent_id is None:
+                    continue  # What would have been owed its end.
                 self._promised.pop(child.run_id, None)
                 self._exit(child)
             self._host.writer.ask_claim()
@@ -118,6 +125,17 @@ class Children:
         """A run is in memory."""
         if record.parent_id is not None:
             self._enter(record)
+
+    def owe(self, change: Change, now_ms: int, after: Effects) -> None:
+        """Have what is owed the end of a run started by the change that ends it."""
+        run = change.run
+        assert run is not None
+        if run.on_complete is None:
+            return
+        callback = callback_run(run, new_run_id(now_ms), now_ms)
+        change.run = replace(run, callback_id=callback.run_id)
+        _children_of(change).started.append((callback, Parked(now_ms)))
+        after.append((self._host.claim_at, now_ms))
 
     # --- cancelling ------------------------------------------------------------------------------
 

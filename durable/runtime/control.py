@@ -267,6 +267,7 @@ class Control:
         """Have a run that is not in memory ended by ``change``: nobody can be told."""
         now_ms = self._host.clock.now_ms()
         change.run = cancel_run(record, now_ms)
+        self._host.children.owe(change, now_ms, after)
         change.updated += (withdraw(step, now_ms) for step in open_steps)
         change.parked = Parked(None)
         self._host.children.cancel(change.updated, asked, change, after)
@@ -340,6 +341,8 @@ class Control:
                 live.cancel_recorded(change.asked)  # It is written before what the run writes.
             change.run = change.parked = None
             change.updated = []
+            if change.children is not None:
+                change.children.started = []  # What would be owed to an end that is void.
         record = live.record
         if record.run_id in self._removing or record.parent_id in self._removing:
             live.abandon()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 from msgspec.structs import replace
 
+from durable.core.callbacks import ON_COMPLETE
 from durable.core.codec import safe_text
 from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
 from durable.core.errors import DurableError, NonDeterminismError
@@ -107,6 +108,7 @@ class Phase(Enum):
 
 # By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
 OPENING, REPLAYING, STARTING, LIVE, LEAVING, STUCK, GONE = Phase
+CANCEL = StepKind.CANCEL
 
 PARKED_FOR_EVER = Parked(None)
 
@@ -154,7 +156,7 @@ class LiveRun:
             }
         self.interrupted = interrupted
         # That the run is to end, and was not told to its body yet.
-        cancel = next((step for step in steps if step.kind is StepKind.CANCEL), None)
+        cancel = next((step for step in steps if step.kind is CANCEL), None)
         self._is_cancel_recorded = cancel is not None
         # While it is replayed, its body may not have come to that yet.
         self.is_told = cancel is not None and cancel.position is not None
@@ -404,7 +406,7 @@ class LiveRun:
         change = Change(run_id=self.record.run_id, run=run, is_start=self._is_start)
         after: Effects = []
         may_finish = interrupt = False
-        if delivered is not None and delivered.kind is StepKind.CANCEL:
+        if delivered is not None and delivered.kind is CANCEL:
             may_finish = delivered.args == "{}"
             interrupt = not may_finish
             self._record_cancel(delivered, change, after)
@@ -425,9 +427,7 @@ class LiveRun:
         for command in turn.issued:
             change.issued.append(self._steps.issue(command, now_ms, change, after))
         if turn.end is not None:
-            self.record = change.run = self._ended(turn.end, now_ms)
-            self.phase = LEAVING
-            change.parked = PARKED_FOR_EVER
+            self._end(self._ended(turn.end, now_ms), change, now_ms, after)
         else:
             self._park_if_idle(now_ms, change)
         self.submit(change, after)
@@ -454,10 +454,17 @@ class LiveRun:
         after: Effects = [(self._host.on_canceled, self)]
         change.updated += self._steps.withdraw_all(now_ms, after)
         self._host.children.cancel(change.updated, asked, change, after)
-        self.record = change.run = cancel_run(self.record, now_ms)
+        self._end(cancel_run(self.record, now_ms), change, now_ms, after)
+        self.submit(change, after)
+
+    def _end(self, ended: RunRecord, change: Change, now_ms: int, after: Effects) -> None:
+        """Have the run ended by ``change``."""
+        self.record = change.run = ended
+        self._host.children.owe(change, now_ms, after)
+        # What called an ``on_complete`` has no more to do, and nobody looks for it.
+        change.is_removal = ended.name == ON_COMPLETE
         self.phase = LEAVING
         change.parked = PARKED_FOR_EVER
-        self.submit(change, after)
 
     def _ended(self, end: Returned | Raised, now_ms: int) -> RunRecord:
         error = end.error if isinstance(end, Raised) else None

@@ -1,0 +1,122 @@
+"""Calling what is owed when a run has ended: ``start(on_complete=)``.
+
+An action is tried again as a step is, by the engine's policy, and for ever. A mutation is called
+again by another step, after as long a wait.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+import msgspec
+from msgspec.structs import replace
+
+from durable import registry
+from durable.completion import Completion
+from durable.core.callbacks import ON_COMPLETE, Callback
+from durable.core.codec import EncodeError, decode_plain, encode
+from durable.core.commands import Stuck
+from durable.core.errors import ArgumentError
+from durable.core.records import StepKind
+from durable.definitions import Action, Definition, Mutation, Workflow, workflow
+from durable.issue import Environment
+from durable.parameters import check_size
+from durable.step import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from durable.core.execution import Execution
+    from durable.core.retry import Retry
+
+FOR_EVER = 2**31 - 1
+BACKOFF_S_MAX = 60.0
+"""The longest wait between two calls."""
+
+
+def encode_callback(on_complete: Definition[Any, Any] | None) -> str | None:
+    """Return what a run's row has of its ``on_complete``.
+
+    Raises:
+        TypeError: It is no action, mutation or workflow, or takes more than one argument.
+    """
+    if on_complete is None:
+        return None
+    given: Any = on_complete
+    if not isinstance(given, (Action, Mutation, Workflow)):
+        msg = f"on_complete= is an action, a mutation or a workflow, without a call, not {given!r}"
+        raise TypeError(msg)
+    try:
+        arguments = given.parameters.bind((None,), {})
+    except TypeError as exc:
+        msg = f"on_complete={given.__name__} has to take one argument, a Completion: {exc}"
+        raise TypeError(msg) from None
+    callback = Callback(given.kind, given.name, given.version, next(iter(arguments)))
+    return msgspec.json.encode(callback).decode()
+
+
+def encode_context(context: object, payload_max: int) -> str | None:
+    """Return what a run's row has of its ``context``.
+
+    Raises:
+        ArgumentError: It has no JSON form.
+        PayloadTooLarge: It is larger than ``payload_max`` bytes.
+    """
+    if context is None:
+        return None
+    try:
+        text = encode(context)
+    except EncodeError as exc:
+        msg = f"context=: {exc}"
+        raise ArgumentError(msg) from exc
+    check_size(text, payload_max, "context=")
+    return text
+
+
+@workflow(name=ON_COMPLETE)
+async def call_back(step: Step, kind: str, name: str, completion: Completion) -> None:
+    """Call a definition until it succeeds."""
+    call = registry.find(StepKind(kind), name)(completion)
+    policy = _policy(step)
+    count = 0
+    while True:
+        count += 1
+        try:
+            await step.run(call, retry=policy)
+        except Exception:  # noqa: BLE001  its own, which the step has recorded
+            wait_ms = policy.backoff_ms(min(count, FOR_EVER - 1), step.random.random())
+            await step.sleep((wait_ms or 0) / 1000, name="back off")
+        else:
+            return
+
+
+def _policy(step: Step) -> Retry:
+    environment = step._execution.environment  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(environment, Environment)
+    retry = environment.defaults.retry
+    bound_s = BACKOFF_S_MAX if retry.max_backoff is None else min(retry.max_backoff, BACKOFF_S_MAX)
+    return replace(retry, max_attempts=FOR_EVER, max_backoff=bound_s)
+
+
+@final
+class BoundCallback:
+    """The workflow that calls back, which needs the definition that it is to call."""
+
+    def __init__(self, bound: Any) -> None:  # noqa: ANN401  a BoundWorkflow, of the layer above
+        self._bound = bound
+
+    def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
+        args = decode_plain(execution.run.args)
+        kind, name = args["kind"], args["name"]
+        if registry.find(StepKind(kind), name) is None:
+            msg = (
+                f"the code has no {kind} {name!r}, which is owed the end of run "
+                f"{args['completion']['run_id']!r}. Import the module that defines it."
+            )
+            raise Stuck(msg)
+        coroutine: Coroutine[Any, Any, object] = self._bound.open(execution)
+        return coroutine
+
+    def encode_result(self, value: object) -> str:
+        text: str = self._bound.encode_result(value)
+        return text
