@@ -280,6 +280,8 @@ class Control:
                 live.cancel_recorded(change.asked)  # It is written before what the run writes.
             change.run = change.parked = None
             change.updated = []
+            if change.children is not None:
+                change.children.started = []  # What would be owed to an end that is void.
         record = live.record
         if record.run_id in self._removing or record.parent_id in self._removing:
             live.abandon()
