@@ -255,6 +255,11 @@ async def test_a_second_cancel_does_nothing_at_any_moment_of_a_reopening(path: P
             await check_nothing_is_left(engine)
 
 
+@durable.action
+async def owed(_completion: durable.Completion) -> None:
+    world.begun.append("owed")
+
+
 # --- the run comes from the journal, or goes there -----------------------------------------------
 
 
@@ -270,7 +275,7 @@ async def test_a_cancel_that_meets_a_claim_is_told_to_the_body_or_ends_it(
             await until(lambda: world.begun)
             await until(lambda: engine.statistics().live_runs == 0)
         else:
-            run = await engine.start(working(), id="it", run_after=MONTH_S)
+            run = await engine.start(working(), id="it", run_after=MONTH_S, on_complete=owed)
         claims = disk.calls["claim"]
         disk.answers.clear()
         clock.advance(MONTH_S)
@@ -285,7 +290,9 @@ async def test_a_cancel_that_meets_a_claim_is_told_to_the_body_or_ends_it(
         await check_one_outcome(engine, "it", asked)
         assert "more" not in world.begun
         if kind == "delayed":
-            assert world.begun == []
+            await until(lambda: world.begun)
+            await until(lambda: engine.statistics().live_runs == 0)
+            assert world.begun == ["owed"], "once, though the run was about to be ended twice"
             assert [step async for step in run.steps()] == []
 
 
