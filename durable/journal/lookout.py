@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-LOOK_S = 0.08
+LOOK_S = 0.09
 """How often it looks: each time costs a thread's awakening. Others' commits are to be known within
 100 ms."""
 
-TELL_S_MAX = 2.0
+LOOKS_TO_BE_SURE = 4
+"""When nothing has changed, only each so many looks are whole: what a thread does after a sleep is
+slow, as nothing of it is in the processor's caches."""
+
+TELL_S_MAX = 5.0
 """How long it is silent at most: some file systems are late with their times."""
 
 TICK_NS = 20_000_000
@@ -37,15 +41,21 @@ class Lookout:
     """The thread.
 
     Args:
-        look: Is called each time; returns whether to tell even if the file has not changed, or
-            ``None`` for not to tell even if it has.
+        is_busy: Whether to call ``look`` even if the file has not changed.
+        look: Is called after a change, and now and then; returns whether to tell even if the file
+            has not changed, or ``None`` for not to tell even if it has.
         tell: Is called in the thread, after a change.
     """
 
     def __init__(
-        self, database: Path, look: Callable[[], bool | None], tell: Callable[[], None]
+        self,
+        database: Path,
+        is_busy: Callable[[], bool],
+        look: Callable[[], bool | None],
+        tell: Callable[[], None],
     ) -> None:
         self._log = f"{database}-wal"
+        self._is_busy = is_busy
         self._look = look
         self._tell = tell
         # Held until it is to stop: to wait for a lock costs less than to wait for an event.
@@ -63,11 +73,15 @@ class Lookout:
     def _run(self) -> None:
         seen: tuple[int, int, int] | None = None
         is_new = True
+        looks_count = 0
         told_s = time.monotonic()
         while not self._running.acquire(timeout=LOOK_S):
-            answer = self._look()
             stamp = self._stamp()
+            looks_count += 1
             is_changed = is_new or stamp != seen
+            if not is_changed and looks_count % LOOKS_TO_BE_SURE and not self._is_busy():
+                continue
+            answer = self._look()
             seen, is_new = stamp, _is_new(stamp)
             if answer is None:
                 # What was written until now is known.

@@ -149,7 +149,9 @@ class SqliteJournal:
 
     def watch(self, tell: Callable[[], None]) -> None:
         if self._real_path is not None:
-            self._lookout = Lookout(self._real_path, self._look, tell)
+            assert self._write_lock is not None
+            is_busy = self._write_lock.is_kept
+            self._lookout = Lookout(self._real_path, is_busy, self._look, tell)
 
     def _look(self) -> bool | None:
         """See what the others do: in the thread of the lookout."""

@@ -76,6 +76,10 @@ class WriteLock:
         self._guests.release()
         self._is_guest = False
 
+    def is_kept(self) -> bool:
+        """Whether it is held now, in a transaction or between two."""
+        return self._lock.is_held
+
     def __enter__(self) -> Self:
         self.acquire()
         return self
