@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from clock import ManualClock
-from waiting import WAIT_S_MAX, until
+from waiting import WAIT_S_MAX, until, until_parked
 
 from durable import Engine, JournalUnavailableError, StepState
 from durable.journal.sqlite import SqliteJournal
@@ -257,7 +257,7 @@ async def live_and_replayed(
     async with opened(path, clock) as engine:
         run = await engine.start(call)
         await until(lambda: seen)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         clock.advance(MONTH_S)
         await run.result(timeout=WAIT_S_MAX)
     live, replayed = seen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +11,7 @@ from clock import ManualClock
 from families import check_families, children_of, the_child
 from faults import MONTH_S, Disk, Fault, crashing, once_available, opened
 from waiting import WAIT_S_MAX, until
+from world import echo, gated, new_world, world
 
 import durable
 from durable import (
@@ -32,48 +32,16 @@ BOTH = pytest.mark.parametrize("fault", list(Fault))
 NAP_S = 10.0
 
 
-class World:
-    """What actions have noted."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.never = asyncio.Event()
-
-
-world = World()
-
-
-def new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_children_outages.world", World())
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    new_world(monkeypatch)
-
-
-@durable.action
-async def note(text: str) -> str:
-    world.begun[text] += 1
-    return text
-
-
-@durable.action
-async def hang() -> None:
-    world.begun["hang"] += 1
-    await world.never.wait()
-
-
 @durable.workflow
 async def leaf(_step: Step, text: str) -> str:
     if text == "bad":
         raise LookupError(text)
-    return await note(text)
+    return await echo(text)
 
 
 @durable.workflow
 async def hanging(_step: Step) -> None:
-    await hang()
+    await gated("hang")
 
 
 @durable.workflow
@@ -87,7 +55,7 @@ async def middle(_step: Step, text: str) -> str:
 @durable.workflow
 async def sleepy(step: Step, nap_s: float) -> str:
     await step.sleep(nap_s)
-    return await note("sleepy")
+    return await echo("sleepy")
 
 
 @durable.workflow
@@ -114,7 +82,7 @@ async def sleeping(step: Step) -> list[str]:
         async with asyncio.timeout(MONTH_S):
             await sleepy(2 * MONTH_S)
     except TimeoutError:
-        await note("late")
+        await echo("late")
     one, two = await asyncio.gather(
         sleepy(3 * MONTH_S), step.run(leaf("delayed"), run_after=MONTH_S)
     )
@@ -152,7 +120,7 @@ SCENARIO = pytest.mark.parametrize(
 
 
 async def check(engine: Engine, children: int) -> None:
-    world.never.set()
+    world.may_end.set()
     assert len(await children_of(engine, "it")) == children
     async with asyncio.timeout(WAIT_S_MAX):
         for status in [status async for status in engine.iter_runs()]:
@@ -182,7 +150,7 @@ async def test_whichever_commit_fails_each_child_is_there_once(
     for number in count(1):
         disk, clock = Disk(), ManualClock()
         disk.install(monkeypatch)
-        new_world(monkeypatch)
+        new_world()
         async with opened(path.with_name(f"{number}.db"), clock, drain_timeout=0) as engine:
             disk.faults["commit", disk.calls["commit"] + number] = fault
             await once_available(disk, lambda: engine.start(scenario.workflow(), id="it"))
@@ -209,7 +177,7 @@ async def test_a_process_that_dies_at_any_commit_loses_no_child_and_doubles_none
     for number in count(1):
         disk, clock = Disk(), ManualClock()
         disk.install(monkeypatch)
-        new_world(monkeypatch)
+        new_world()
         file = path.with_name(f"{number}.db")
         async with crashing(file, clock) as engine:
             await engine.start(scenario.workflow(), id="it")
@@ -237,7 +205,7 @@ async def test_whichever_commit_of_a_cancel_fails_all_of_the_family_ends(
     for number in count(1):
         disk, clock = Disk(), ManualClock()
         disk.install(monkeypatch)
-        new_world(monkeypatch)
+        new_world()
         async with opened(path.with_name(f"{number}.db"), clock, drain_timeout=0) as engine:
             run = await engine.start(deep(3), id="it")
             await until(lambda: world.begun["hang"])
@@ -253,7 +221,7 @@ async def test_whichever_commit_of_a_cancel_fails_all_of_the_family_ends(
                     while (await engine.status(run_id)).finished_at is None:
                         pass
             assert [run.state async for run in engine.iter_runs()] == [RunState.CANCELED] * 4
-            world.never.set()
+            world.may_end.set()
             await check_families(engine)
         if not disk.outages:
             break
@@ -262,7 +230,7 @@ async def test_whichever_commit_of_a_cancel_fails_all_of_the_family_ends(
 
 @durable.workflow
 async def deep(_step: Step, depth: int) -> None:
-    await (hang() if depth == 0 else deep(depth - 1))
+    await (gated("hang") if depth == 0 else deep(depth - 1))
 
 
 @pytest.mark.slow
@@ -274,7 +242,7 @@ async def test_a_process_that_dies_at_any_commit_of_a_cancel_leaves_it_to_the_ne
     for number in count(1):
         disk, clock = Disk(), ManualClock()
         disk.install(monkeypatch)
-        new_world(monkeypatch)
+        new_world()
         file = path.with_name(f"{number}.db")
         async with crashing(file, clock) as engine:
             run = await engine.start(deep(3), id="it")
@@ -304,7 +272,7 @@ async def test_during_an_outage_children_wait(path: Path, monkeypatch: pytest.Mo
         disk.broken = Fault.LOST
         with pytest.raises(JournalUnavailableError):
             await run.cancel()
-        world.never.set()
+        world.may_end.set()
         disk.broken = None
         await disk.reopened.wait()
         await run.result(timeout=WAIT_S_MAX)
@@ -320,7 +288,7 @@ async def test_an_engine_that_closes_leaves_its_families_to_the_next(path: Path)
         await asyncio.sleep(0)
     with pytest.raises(EngineClosedError):
         await waiting
-    world.never.set()
+    world.may_end.set()
     async with opened(path) as engine:
         await engine.get("it").result(timeout=WAIT_S_MAX)
         assert world.begun == {"hang": 2}

@@ -11,7 +11,7 @@ from clock import ManualClock
 from cycles import WAYS, Way, sweep
 from faults import Disk, Fault, once_available, opened
 from test_events_races import events_of
-from waiting import WAIT_S_MAX, until, until_open, until_waiting
+from waiting import WAIT_S_MAX, until_open, until_parked, until_waiting
 
 import durable
 from durable import Engine, EventAlreadySentError, EventId, JournalUnavailableError, Step
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 
 PARK_S = 2 * PARK_AFTER_MS / 1000
 BOTH = pytest.mark.parametrize("fault", list(Fault))
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk()
-    disk.install(monkeypatch)
-    return disk
 
 
 @durable.action
@@ -71,7 +64,7 @@ async def test_a_send_that_cannot_be_written_is_not_acknowledged(
         event_id = await engine.create_event("it", "it")
         if is_parked:
             clock.advance(PARK_S)
-            await until(lambda: engine.statistics().live_runs == 0)
+            await until_parked(engine)
         disk.faults["commit", disk.calls["commit"] + 1] = fault
         with pytest.raises(JournalUnavailableError):
             await engine.send_event_id(event_id, 1)
@@ -143,7 +136,7 @@ async def test_a_sender_who_is_cancelled_splits_nothing(
             await until_open(run)
             if is_parked:
                 clock.advance(PARK_S)
-                await until(lambda: engine.statistics().live_runs == 0)
+                await until_parked(engine)
             return lambda: run.send_event("it", 1)
 
         async def check(run_id: str) -> None:

@@ -11,20 +11,10 @@ import anyio.to_thread
 import pytest
 from faults import Disk, once_available
 from killing import start_worker
+from world import echoing
 
-import durable
-from durable import Engine, JournalUnavailableError, Step
+from durable import Engine, JournalUnavailableError
 from durable.journal import sqlite
-
-
-@durable.action
-async def echo(text: str) -> str:
-    return text
-
-
-@durable.workflow
-async def echoing(_step: Step, text: str) -> str:
-    return await echo(text)
 
 
 async def _owns(path: Path) -> bool:

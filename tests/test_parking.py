@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from clock import ManualClock
 from faults import Disk, crashing
-from waiting import WAIT_S_MAX, until, until_step
+from waiting import WAIT_S_MAX, until, until_parked, until_step
 
 import durable
 from durable import Engine, Retry, RunState, Step, StepState
@@ -35,11 +35,6 @@ may_end = asyncio.Event()
 def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
     bodies.clear()
     monkeypatch.setattr("test_parking.may_end", asyncio.Event())
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 @asynccontextmanager
@@ -105,10 +100,6 @@ async def delayed_beside_a_running_action(step: Step) -> str:
     later = asyncio.create_task(step.run(at_most_once(), run_after=60))
     await gated()
     return await later
-
-
-async def until_parked(engine: Engine) -> None:
-    await until(lambda: engine.statistics().live_runs == 0)
 
 
 async def test_a_run_that_sleeps_for_long_leaves_memory_and_comes_back(
@@ -307,7 +298,7 @@ async def test_a_run_that_leaves_memory_is_freed_without_the_garbage_collector(
         gc.disable()
         try:
             await engine.start(call())
-            await until(lambda: engine.statistics().live_runs == 0)
+            await until_parked(engine)
             await until(lambda: _executions() == before)
         finally:
             gc.enable()

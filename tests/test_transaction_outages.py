@@ -39,13 +39,6 @@ def _new_world() -> None:
     bank.new_world()
 
 
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk()
-    disk.install(monkeypatch)
-    return disk
-
-
 async def check(engine: Engine, run_id: str) -> None:
     """See that the run came to its end, and each effect of its steps is there once."""
     found = await engine.get(run_id).result(timeout=WAIT_S_MAX)

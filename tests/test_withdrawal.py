@@ -35,11 +35,6 @@ def _new_floor() -> Generator[None]:
     floor.clear()
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 @durable.workflow
 async def giving_up(step: Step, what: list[str]) -> str:
     """Begin ``what``, give it up after ten seconds, and go on with something else."""
