@@ -9,17 +9,19 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from clock import ManualClock
 from waiting import WAIT_S_MAX, until, until_parked
+from world import new_world
 
 from durable import Engine, JournalUnavailableError, StepState
 from durable.journal.sqlite import SqliteJournal
 from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -220,6 +222,23 @@ async def once_available(disk: Disk, ask: Callable[[], Awaitable[T]]) -> T:
                 assert disk.outages > outages, "refused, though nothing failed since it was back"
                 outages = disk.outages
                 await disk.reopened.wait()
+
+
+def each_to_fail(monkeypatch: pytest.MonkeyPatch, least: int) -> Iterator[tuple[int, Disk]]:
+    """Give a new disk and world for each write, counted from 1, that is to fail.
+
+    The last is one that the test comes to its end without. A sweep that is over sooner than at
+    ``least`` shows nothing.
+    """
+    number = 0
+    for number in count(1):
+        disk = Disk()
+        disk.install(monkeypatch)
+        new_world()
+        yield number, disk
+        if not disk.outages:
+            break
+    assert number >= least
 
 
 # --- stopping ------------------------------------------------------------------------------------

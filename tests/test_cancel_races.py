@@ -155,7 +155,11 @@ RACES: list[tuple[Callable[[], durable.Call[str]], Callable[[ManualClock], None]
 
 @pytest.mark.slow
 @pytest.mark.both_loops
-@pytest.mark.parametrize(("workflow", "act"), RACES, ids=lambda item: str(item).split(":")[-1])
+@pytest.mark.parametrize(
+    ("workflow", "act"),
+    RACES,
+    ids=lambda item: getattr(item, "__name__", str(item).split(":")[-1].removesuffix("'>")),
+)
 async def test_whoever_comes_first_decides(
     path: Path, workflow: Callable[[], durable.Call[str]], act: Callable[[ManualClock], None]
 ) -> None:
