@@ -356,6 +356,15 @@ class Journal(Protocol):
         """
         ...
 
+    async def read_within(self, scope: Scope, run_id: str) -> RunRecord | None:
+        """Return the run, as that writing transaction sees it.
+
+        Raises:
+            TransactionError: It is over.
+            JournalError: The storage failed: nothing of the transaction is committed.
+        """
+        ...
+
     def reading(self) -> AbstractAsyncContextManager[Scope]:
         """Return a reading transaction for the application's statements, of one moment.
 

@@ -365,6 +365,9 @@ class SqliteJournal:
     async def write_within(self, scope: Scope, change: Change) -> RunRecord | None:
         return await scope.write(change, self.epoch)
 
+    async def read_within(self, scope: Scope, run_id: str) -> RunRecord | None:
+        return await scope.read(partial(reads.read_run, run_id=run_id))
+
     def hold_writing(self) -> None:
         if self._write_lock is not None:
             self._write_lock.acquire()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from durable.core.records import EventRecord, RunRecord
     from durable.journal.base import Journal
+    from durable.journal.scopes import Scope
     from durable.runtime.clock import Clock
     from durable.runtime.live import LiveRun
     from durable.runtime.mailbox import Lookup
@@ -102,6 +103,22 @@ class Sends:
             if is_certain or await self._is_kept(event):
                 return True
 
+    async def store_within(self, scope: Scope, event: EventRecord) -> bool | None:
+        """Make an event a part of a caller's transaction; return what ``store`` does.
+
+        No run's end is committed before the transaction is over, which decides what is kept.
+
+        Raises:
+            TransactionError: The transaction is over.
+            JournalUnavailableError: The storage failed; nothing of the transaction is committed.
+        """
+        run = await self._journal.read_within(scope, event.run_id)
+        if run is None or run.state.is_final:
+            return None if run is None else False
+        await self._journal.write_within(scope, Change(run_id=event.run_id, events=(event,)))
+        scope.after.append((self._hand_over, event))
+        return True
+
     async def _is_kept(self, event: EventRecord) -> bool:
         found = await self._journal.load_event(event.event_id)
         return found is not None and found.sent_at_ms == event.sent_at_ms
@@ -155,12 +172,16 @@ class Sends:
                 self._acks.fail(event.event_id, partial(_sent_before, event))
                 continue
             if event.sent_at_ms is not None:
-                live = self._host.live(event.run_id)
-                if live is None:
-                    self._host.writer.ask_claim()
-                else:
-                    live.take_event(event)
+                self._hand_over(event)
             self._acks.tell(event.event_id, None)
+
+    def _hand_over(self, event: EventRecord) -> None:
+        """Give the run what was sent to it and is in the journal."""
+        live = self._host.live(event.run_id)
+        if live is None:
+            self._host.writer.ask_claim()
+        else:
+            live.take_event(event)
 
     def look_up(self, lookup: Lookup) -> None:
         """Read an event in the journal for a run that waits for it by its id."""
