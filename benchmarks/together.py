@@ -7,7 +7,7 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.bench import CALLERS, call_concurrently, expect, timed
+from benchmarks.bench import CALLERS, MS, call_concurrently, expect, timed
 from benchmarks.report import Bar, Baseline, Result
 from benchmarks.workflows import RECEIVED, add_up, family, receive, sequence
 from durable import Engine
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from benchmarks.bench import Bench
     from durable import Run
-
-MS: Final = 1_000
 
 EVENTS: Final = 100
 MUTATION_RUNS: Final = 2_000
@@ -32,12 +30,11 @@ WATCHED_STEPS: Final = 20
 async def measure_events(bench: Bench) -> Sequence[Result]:
     """W8: from the sending of an event to the body that goes on, one after another."""
     medians_ms: list[float] = []
-    with bench.journal() as journal:
-        async with Engine(journal) as engine:
-            await _send_all(engine, EVENTS)  # Warms up.
-            for _ in bench.rounds("W8", full=11, quick=5):
-                waits_s = await _send_all(engine, EVENTS)
-                medians_ms.append(median(waits_s) * MS)
+    async with bench.engine() as engine:
+        await _send_all(engine, EVENTS)  # Warms up.
+        for _ in bench.rounds("W8", full=11, quick=5):
+            waits_s = await _send_all(engine, EVENTS)
+            medians_ms.append(median(waits_s) * MS)
     return (Result(workload="W8", samples=medians_ms, unit="ms", bar=Bar("value", "<=", 1.5)),)
 
 
@@ -72,14 +69,13 @@ async def measure_mutations(bench: Bench) -> Sequence[Result]:
     async def run_actions() -> None:
         await call_concurrently(MUTATION_RUNS, lambda _: engine.run(sequence(ACTION_STEPS)))
 
-    with bench.journal() as journal:
-        async with Engine(journal, max_parallelism=CALLERS) as engine:
-            async with engine.transaction() as tx:
-                await tx.execute("CREATE TABLE total (amount INTEGER)")
-            await run_mutations()  # Warms up.
-            for _ in bench.rounds("W10", full=5, quick=3):
-                actions_per_s.append(MUTATION_RUNS * ACTION_STEPS / await timed(run_actions()))
-                steps_per_s.append(MUTATION_RUNS * MUTATIONS / await timed(run_mutations()))
+    async with bench.engine(CALLERS) as engine:
+        async with engine.transaction() as tx:
+            await tx.execute("CREATE TABLE total (amount INTEGER)")
+        await run_mutations()  # Warms up.
+        for _ in bench.rounds("W10", full=5, quick=3):
+            actions_per_s.append(MUTATION_RUNS * ACTION_STEPS / await timed(run_actions()))
+            steps_per_s.append(MUTATION_RUNS * MUTATIONS / await timed(run_mutations()))
     return (
         Result(
             workload="W10",
@@ -94,12 +90,11 @@ async def measure_mutations(bench: Bench) -> Sequence[Result]:
 async def measure_children(bench: Bench) -> Sequence[Result]:
     """W11: one run with 1,000 children."""
     run_s: list[float] = []
-    with bench.journal() as journal:
-        async with Engine(journal, max_parallelism=CALLERS) as engine:
-            await engine.run(family(CHILDREN))  # Warms up.
-            for _ in bench.rounds("W11", full=7, quick=3):
-                seconds = await timed(engine.run(family(CHILDREN)))
-                run_s.append(seconds)
+    async with bench.engine(CALLERS) as engine:
+        await engine.run(family(CHILDREN))  # Warms up.
+        for _ in bench.rounds("W11", full=7, quick=3):
+            seconds = await timed(engine.run(family(CHILDREN)))
+            run_s.append(seconds)
     return (Result(workload="W11", samples=run_s, unit="s", bar=Bar("value", "<=", 0.5)),)
 
 
@@ -107,11 +102,10 @@ async def measure_watchers(bench: Bench) -> Sequence[Result]:
     """W12: a run of 20 steps that 1,000 watch, over the same run without them."""
     watched_s: list[float] = []
     alone_s: list[float] = []
-    with bench.journal() as journal:
-        async with Engine(journal) as engine:
-            for _ in bench.rounds("W12", full=7, quick=3):
-                alone_s.append(await timed(engine.run(sequence(WATCHED_STEPS))))
-                watched_s.append(await timed(_watch(engine)))
+    async with bench.engine() as engine:
+        for _ in bench.rounds("W12", full=7, quick=3):
+            alone_s.append(await timed(engine.run(sequence(WATCHED_STEPS))))
+            watched_s.append(await timed(_watch(engine)))
     return (
         Result(
             workload="W12",
