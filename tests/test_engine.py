@@ -3,10 +3,14 @@
 import asyncio
 import contextlib
 import logging
+import os
+import random
 import signal
 import threading
+import time
+import uuid
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,13 @@ import structlog
 from gates import a_gate, passing
 from world import echoing
 
+import durable
 from durable import (
     Engine,
     EngineClosedError,
     JournalUnavailableError,
     NoEngineError,
+    Step,
 )
 
 # --- settings ------------------------------------------------------------------------------------
@@ -270,3 +276,30 @@ async def test_an_engine_is_a_guest(path: Path) -> None:
     for thread in threads:  # They are told to end, and do so after they have said that they will.
         await asyncio.to_thread(thread.join, 5)
         assert not thread.is_alive()
+
+
+def sources_of_chance() -> list[object]:
+    return [
+        *(time.time, time.monotonic, asyncio.sleep, asyncio.timeout),
+        *(random.random, random.Random, uuid.uuid4, os.urandom, datetime.now),
+    ]
+
+
+BEFORE = sources_of_chance()
+
+
+@durable.action
+async def look_in_an_action() -> bool:
+    return sources_of_chance() == BEFORE
+
+
+@durable.workflow
+async def looking(_step: Step) -> list[bool]:
+    return [sources_of_chance() == BEFORE, await look_in_an_action()]
+
+
+async def test_nothing_of_time_and_chance_is_patched(path: Path) -> None:
+    """That would be seen by all code of the process: bodies have ``step.now()`` and the like."""
+    async with Engine(path) as engine:
+        assert sources_of_chance() == BEFORE
+        assert await engine.run(looking()) == [True, True]

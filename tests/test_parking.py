@@ -135,6 +135,26 @@ async def test_a_run_that_sleeps_for_a_while_stays(path: Path, clock: ManualCloc
     assert bodies["it"] == 1
 
 
+@durable.workflow
+async def catching_everything(step: Step) -> str:
+    bodies["it"] += 1
+    try:
+        await step.sleep(DAY_S)
+    except Exception:  # noqa: BLE001  as users do
+        return "woken by an exception"
+    return "slept"
+
+
+async def test_a_body_that_catches_all_exceptions_sleeps_on(path: Path, clock: ManualClock) -> None:
+    """Leaving memory is no exception in the body, so there is none for it to swallow."""
+    async with opened(path, clock) as engine:
+        run = await engine.start(catching_everything())
+        await until_parked(engine)
+        clock.advance(DAY_S)
+        assert await run.result(timeout=WAIT_S_MAX) == "slept"
+        assert bodies["it"] == 2
+
+
 async def test_a_run_in_a_long_back_off_leaves_memory_too(path: Path, clock: ManualClock) -> None:
     async with opened(path, clock) as engine:
         run = await engine.start(backing_off(), id="it")
