@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from durable.core.errors import JournalError
     from durable.core.records import EventRecord, RunRecord, StepRecord
 
+# Of a run that this owner works on, others have asked something: it needs no room in memory.
 DUE_SEQS = """
 SELECT json_group_array(seq) FROM (
-    SELECT seq FROM durable_run WHERE wake_at_ms <= :now_ms ORDER BY wake_at_ms, seq LIMIT :limit
+    SELECT seq FROM durable_run WHERE epoch = :epoch AND wake_at_ms <= :now_ms
+    UNION SELECT * FROM (
+        SELECT seq FROM durable_run
+        WHERE wake_at_ms <= :now_ms ORDER BY wake_at_ms, seq LIMIT :limit
+    )
 )
 """
 CLAIM_SEQS = """
@@ -57,8 +62,12 @@ GROUP BY run_id
 
 
 def claim_due(db: sqlite3.Connection, now_ms: int, limit: int, epoch: int) -> Claim:
-    """Claim the runs that are due, oldest first, and read their steps."""
-    (seqs,) = db.execute(DUE_SEQS, {"now_ms": now_ms, "limit": limit}).fetchone()
+    """Claim the runs that are due, oldest first, and read their steps.
+
+    Up to ``limit``, and those that this owner works on, of which something was asked.
+    """
+    due = {"now_ms": now_ms, "limit": limit, "epoch": epoch}
+    (seqs,) = db.execute(DUE_SEQS, due).fetchone()
     db.execute(CLAIM_SEQS, {"epoch": epoch, "seqs": seqs})
     (data,) = db.execute(RUNS_BY_SEQ, {"seqs": seqs}).fetchone()
     next_wake_at_ms = read_next_wake(db)

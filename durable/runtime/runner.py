@@ -320,7 +320,9 @@ class Runner:
         coming_count = self._claiming_count + self.children.promised_count
         return self.settings.live_runs_max - len(self._live) - coming_count
 
-    def reserve_claim(self) -> int:
+    def reserve_claim(self) -> int | None:
+        if not self.is_owner:
+            return None
         self._claiming_count = 0  # There is one claim at a time.
         self._claiming_count = max(0, min(self.room, self.settings.claim_runs_max))
         return self._claiming_count
@@ -341,10 +343,11 @@ class Runner:
         self._orphans.withdraw_unwanted(claim, self._live, is_more_due=is_more_due)
         for record, steps in claim.runs:
             self._work_on(record, steps, claim)
-        if is_more_due and self.room > 0:
+        if not is_more_due:
+            if next_ms is not None:
+                self.wake.set(next_ms)
+        elif self.room > 0:  # Else, when a run has left memory.
             self.writer.ask_claim()
-        elif next_ms is not None:
-            self.wake.set(next_ms)
 
     def _work_on(self, record: RunRecord, steps: list[StepRecord], claim: Claim) -> None:
         if record.state.is_final:  # In a damaged journal only: nothing is due of it.
