@@ -170,9 +170,7 @@ async def _store(runner: Runner, record: EventRecord, tx: Transaction | None = N
     if tx is None:
         is_kept = await runner.sends.store(record)
     else:
-        scope = scope_of(tx)
-        runner.transactions.check_own(scope)
-        is_kept = await runner.sends.store_within(scope, record)
+        is_kept = await runner.sends.store_within(scope_of(tx), record)
     if is_kept is None:
         raise run_not_found(record.run_id)
     if not is_kept:

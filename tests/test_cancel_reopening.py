@@ -124,7 +124,7 @@ async def test_a_cancel_that_its_process_could_not_tell_is_told_by_the_next(
         asking = asyncio.create_task(run.cancel())
         assert engine._runner is not None
         reserve = engine._runner.writer._host.reserve_claim
-        monkeypatch.setattr(engine._runner, "reserve_claim", lambda: reserve() * 0)
+        monkeypatch.setattr(engine._runner, "reserve_claim", lambda: (reserve() or 0) * 0)
         assert await asking is True
         assert (await run.status()).state is RunState.RUNNING
         bodies = world.bodies["it"]

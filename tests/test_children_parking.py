@@ -337,7 +337,7 @@ async def test_children_of_a_start_whose_id_is_taken_keep_no_room(
             return False  # As if another process had taken the id since.
 
         with monkeypatch.context() as patch:
-            patch.setattr(engine._runner, "_is_there", is_there)
+            patch.setattr(engine._runner.starts, "_is_there", is_there)
             with pytest.raises(durable.RunConflictError):
                 await engine.start(fan(2), id="taken")
         assert engine._runner.children.promised_count == 0

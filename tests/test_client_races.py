@@ -202,7 +202,7 @@ async def test_a_run_that_another_starts_before_its_own_first_turn_is_worked_on(
         ((record, _),) = claim.runs
         spec = runner._catalog.find(record.name, record.version)
         assert spec is not None
-        runner._submit_start(record, spec, None)
+        runner.starts._submit(record, spec, None)
         runner.on_claimed(claim)
         assert await result(client, "r") == "a"
         assert world.begun == {"a": 1}

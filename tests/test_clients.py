@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from clock import ManualClock
 from faults import MONTH_S, leaving_nothing, opened
@@ -208,6 +209,20 @@ async def test_a_cancel_with_interrupt_ends_the_running_action(path: Path) -> No
         with pytest.raises(RunCanceled):
             await result(run)
         await until(lambda: owner.statistics().running_actions == 0)
+
+
+async def test_what_is_asked_of_a_run_in_memory_needs_no_room_there(path: Path) -> None:
+    owner = Engine(path, drain_timeout=0)
+    owner._settings = msgspec.structs.replace(owner._settings, live_runs_max=1)
+    async with owner, Engine(path, worker=False) as client:
+        run = await owner.start(holding("a"))
+        await gate.reached.wait()
+        waiting = await owner.start(echoing("b"))
+        assert live_runs(owner) == 1
+        assert await client.cancel(run.id, interrupt=True)
+        with pytest.raises(RunCanceled):
+            await result(run)
+        assert await result(waiting) == "b"
 
 
 async def test_cancels_from_everywhere_are_one(path: Path) -> None:

@@ -234,7 +234,7 @@ async def test_starts_do_not_take_the_room_of_a_claim_under_way(
     async with opened(path, clock, live_runs_max=2) as engine:
         await until(lambda: disk.calls["claim"])
         starts = [asyncio.create_task(engine.start(sleeping_when_told(0))) for _ in range(3)]
-        await until(lambda: engine._runner and len(engine._runner._starting) == 3)
+        await until(lambda: engine._runner and len(engine._runner.starts._starting) == 3)
         disk.answers.set()
         runs = [engine.get(run.id) for run in [*runs, *await asyncio.gather(*starts)]]
         await until(lambda: engine.statistics().running_actions == 2)

@@ -265,6 +265,8 @@ class Journal(Protocol):
     async def claim(self, now_ms: int, limit: int) -> Claim:
         """Claim up to ``limit`` runs that are due, and read their histories.
 
+        Those too, beyond the limit, that this owner works on and of which something was asked.
+
         Raises:
             JournalError: The outcome is unknown: claims are found again by ``reopen``.
         """

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from durable.runtime.live import LiveRun
     from durable.runtime.mailbox import Lookup
     from durable.runtime.open_steps import Effects
+    from durable.runtime.transactions import Transactions
     from durable.runtime.writer import Writer
 
 LOOK_AGAIN_S = 1.0
@@ -49,6 +50,7 @@ class SendsHost(Protocol):
 
     clock: Clock
     writer: Writer
+    transactions: Transactions
 
     def check_open(self) -> None:
         """Raise when the engine is closing, or its journal out."""
@@ -109,9 +111,10 @@ class Sends:
         No run's end is committed before the transaction is over, which decides what is kept.
 
         Raises:
-            TransactionError: The transaction is over.
+            TransactionError: The transaction is over, another engine's, or a query's.
             JournalUnavailableError: The storage failed; nothing of the transaction is committed.
         """
+        self._host.transactions.check_own(scope)
         run = await self._journal.read_within(scope, event.run_id)
         if run is None or run.state.is_final:
             return None if run is None else False
