@@ -215,8 +215,8 @@ async def test_what_is_asked_of_a_run_in_memory_needs_no_room_there(path: Path) 
     owner = Engine(path, drain_timeout=0)
     owner._settings = msgspec.structs.replace(owner._settings, live_runs_max=1)
     async with owner, Engine(path, worker=False) as client:
-        run = await owner.start(holding("a"))
-        await gate.reached.wait()
+        run = await owner.start(held("a"))
+        await world.reached.wait()
         waiting = await owner.start(echoing("b"))
         assert live_runs(owner) == 1
         assert await client.cancel(run.id, interrupt=True)
