@@ -13,12 +13,14 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from clock import ManualClock
+from msgspec.structs import replace
 from waiting import WAIT_S_MAX, until, until_parked
 from world import new_world
 
 from durable import Engine, JournalUnavailableError, StepState
 from durable.journal.sqlite import SqliteJournal
 from durable.journal.whole import to_its_end
+from durable.runtime.settings import LIVE_RUNS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
@@ -248,10 +250,12 @@ def each_to_fail(monkeypatch: pytest.MonkeyPatch, least: int) -> Iterator[tuple[
 async def opened(
     path: Path,
     clock: ManualClock | None = None,
+    live_runs_max: int = LIVE_RUNS_MAX,
     **options: Any,  # noqa: ANN401  the engine's
 ) -> AsyncGenerator[Engine]:
-    """Open an engine, maybe one whose time the test holds."""
+    """Open an engine, maybe one whose time the test holds, or with room for few runs."""
     engine = Engine(path, **options)
+    engine._settings = replace(engine._settings, live_runs_max=live_runs_max)
     if clock is not None:
         clock.install(engine)
     async with engine:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 from clock import ManualClock
 from families import check_families, children_of, the_child
@@ -15,25 +13,14 @@ from waiting import WAIT_S_MAX, until, until_parked, until_state, until_step
 from world import echoing, held, world
 
 import durable
-from durable import Engine, RunCanceled, RunState, Step, StepState
+from durable import RunCanceled, RunState, Step, StepState
 from durable.catalog import Catalog
 from durable.runtime.live import LiveRun
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from pathlib import Path
 
 NAP_S = 10.0
-
-
-@asynccontextmanager
-async def crowded(path: Path, clock: ManualClock, live_runs_max: int) -> AsyncGenerator[Engine]:
-    """Open an engine with room for few runs."""
-    engine = Engine(path)
-    engine._settings = msgspec.structs.replace(engine._settings, live_runs_max=live_runs_max)
-    clock.install(engine)
-    async with engine:
-        yield engine
 
 
 @durable.workflow
@@ -290,7 +277,7 @@ async def test_families_larger_than_the_room_come_to_their_end(
         return sum(await asyncio.gather(deep_fan(depth - 1), deep_fan(depth - 1)))
 
     most = 0
-    async with crowded(path, clock, live_runs_max) as engine:
+    async with opened(path, clock, live_runs_max) as engine:
         runner: Any = engine._runner
         schedule = runner.schedule
 
@@ -312,7 +299,7 @@ async def test_families_larger_than_the_room_come_to_their_end(
 async def test_many_children_of_one_run_need_no_more_room_than_there_is(
     path: Path, clock: ManualClock, live_runs_max: int
 ) -> None:
-    async with crowded(path, clock, live_runs_max) as engine:
+    async with opened(path, clock, live_runs_max) as engine:
         run = await engine.start(fan(20), id="top")
         most = 0
         result = asyncio.create_task(run.result(timeout=WAIT_S_MAX))
@@ -329,7 +316,7 @@ async def test_children_of_a_start_whose_id_is_taken_keep_no_room(
     path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first turn had called them; nothing of it is written."""
-    async with crowded(path, clock, 3) as engine:
+    async with opened(path, clock, 3) as engine:
         await engine.run(echoing("first"), id="taken")
         assert engine._runner is not None
 

@@ -8,7 +8,6 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 from clock import ManualClock
 from faults import MONTH_S, leaving_nothing, opened
@@ -212,9 +211,10 @@ async def test_a_cancel_with_interrupt_ends_the_running_action(path: Path) -> No
 
 
 async def test_what_is_asked_of_a_run_in_memory_needs_no_room_there(path: Path) -> None:
-    owner = Engine(path, drain_timeout=0)
-    owner._settings = msgspec.structs.replace(owner._settings, live_runs_max=1)
-    async with owner, Engine(path, worker=False) as client:
+    async with (
+        opened(path, live_runs_max=1, drain_timeout=0) as owner,
+        Engine(path, worker=False) as client,
+    ):
         run = await owner.start(held("a"))
         await world.reached.wait()
         waiting = await owner.start(echoing("b"))

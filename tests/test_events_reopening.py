@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 from clock import ManualClock
 from faults import MONTH_S, crashing, opened
@@ -15,7 +14,6 @@ from waiting import WAIT_S_MAX, until, until_open, until_parked, until_state, un
 
 import durable
 from durable import (
-    Engine,
     Event,
     EventError,
     EventNotFoundError,
@@ -135,10 +133,7 @@ async def test_a_run_that_is_sent_to_often_stays_in_memory(path: Path, clock: Ma
 async def test_in_a_crowd_a_run_that_waits_leaves_memory_sooner(
     path: Path, clock: ManualClock
 ) -> None:
-    engine = Engine(path)
-    engine._settings = msgspec.structs.replace(engine._settings, live_runs_max=2)
-    clock.install(engine)
-    async with engine:
+    async with opened(path, clock, live_runs_max=2) as engine:
         runs = [await engine.start(noting(1), id=f"{n}") for n in range(5)]
         async with asyncio.timeout(WAIT_S_MAX):
             while len(set(bodies)) < 5:

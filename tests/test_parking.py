@@ -5,23 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
 import pytest
 from clock import ManualClock
-from faults import Disk, crashing
+from faults import Disk, crashing, opened
 from waiting import WAIT_S_MAX, until, until_parked, until_step
 
 import durable
-from durable import Engine, Retry, RunState, Step, StepState
+from durable import Retry, RunState, Step, StepState
 from durable.core.execution import Execution
-from durable.runtime.settings import LIVE_RUNS_MAX
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
 
 DAY_S = 86400.0
 
@@ -35,17 +29,6 @@ may_end = asyncio.Event()
 def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
     bodies.clear()
     monkeypatch.setattr("test_parking.may_end", asyncio.Event())
-
-
-@asynccontextmanager
-async def opened(
-    path: Path, clock: ManualClock, live_runs_max: int = LIVE_RUNS_MAX
-) -> AsyncGenerator[Engine]:
-    engine = Engine(path)
-    engine._settings = msgspec.structs.replace(engine._settings, live_runs_max=live_runs_max)
-    clock.install(engine)
-    async with engine:
-        yield engine
 
 
 @durable.action
