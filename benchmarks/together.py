@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from statistics import median
+from statistics import median, quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from benchmarks import processes
 from benchmarks.bench import CALLERS, MS, call_concurrently, expect, timed
 from benchmarks.report import Bar, Baseline, Result
-from benchmarks.workflows import RECEIVED, add_up, family, receive, sequence
+from benchmarks.workflows import RECEIVED, add_up, family, receive, sequence, until_waiting
 from durable import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.bench import Bench
-    from durable import Run
 
 EVENTS: Final = 100
 MUTATION_RUNS: Final = 2_000
@@ -38,12 +38,28 @@ async def measure_events(bench: Bench) -> Sequence[Result]:
     return (Result(workload="W8", samples=medians_ms, unit="ms", bar=Bar("value", "<=", 1.5)),)
 
 
+async def measure_events_of_others(bench: Bench) -> Sequence[Result]:
+    """W8: from the sending of an event by another process; of a hundred the last but one."""
+    slow_ms: list[float] = []
+    with bench.journal() as journal:
+        async with Engine(journal) as engine:
+            for number in bench.rounds("W8.client", full=3, quick=1):
+                RECEIVED.clear()
+                run = await engine.start(receive(EVENTS), id=f"receiver-{number}")
+                sent_at = await processes.ask("send", journal, number, EVENTS)
+                expect(await run.result(), EVENTS, "the number of events")
+                waits_s = [RECEIVED[n] - sent_at[str(n)] for n in range(EVENTS)]
+                slow_ms.append(quantiles(waits_s, n=100)[98] * MS)
+    bar = Bar("value", "<=", 120)
+    return (Result(workload="W8.client", samples=slow_ms, unit="ms, p99", bar=bar),)
+
+
 async def _send_all(engine: Engine, count: int) -> list[float]:
     RECEIVED.clear()
     run = await engine.start(receive(count))
     waits: list[float] = []
     for number in range(count):
-        await _until_waiting(run, number)
+        await until_waiting(run, number)
         began = perf_counter()
         await run.send_event("number", number)
         while len(RECEIVED) <= number:  # noqa: ASYNC110  the body notes when it goes on
@@ -51,11 +67,6 @@ async def _send_all(engine: Engine, count: int) -> list[float]:
         waits.append(RECEIVED[number] - began)
     expect(await run.result(), count, "the number of events")
     return waits
-
-
-async def _until_waiting(run: Run[int], number: int) -> None:
-    while [step.number for step in (await run.status()).running] != [number]:
-        pass
 
 
 async def measure_mutations(bench: Bench) -> Sequence[Result]:

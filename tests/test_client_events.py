@@ -25,6 +25,7 @@ from durable import (
 )
 from durable.journal.base import Claim
 from durable.runtime.live import Phase
+from durable.runtime.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -214,6 +215,33 @@ async def test_what_is_sent_while_the_run_leaves_memory_is_heard(
                 disk.faults["commit", disk.calls["commit"] + 1] = fault
             disk.answers.set()
             assert await result(client, "r") == ["a"]
+
+
+@pytest.mark.parametrize("how", ["by name", "by id", "within"])
+async def test_what_the_owner_sends_comes_after_what_another_process_has_sent(
+    path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Even if it knows nothing of that yet."""
+
+    async def look(_self: Neighbours) -> None:
+        return
+
+    monkeypatch.setattr(Neighbours, "_look", look)
+    async with both(path) as (owner, client):
+        run = await owner.start(collecting(3), id="r")
+        await until_open(run)
+        event_id = await owner.create_event("r", "e")
+        await client.send_event("r", "e", 1)
+        await client.send_event("r", "e", 2)
+        assert (await run.status()).running[0].number == 0
+        if how == "by name":
+            await run.send_event("e", 3)
+        elif how == "by id":
+            await owner.send_event_id(event_id, 3)
+        else:
+            async with owner.transaction() as tx:
+                await run.send_event("e", 3, tx=tx)
+        assert await result(owner, "r") == [1, 2, 3]
 
 
 async def test_what_is_consumed_and_not_committed_is_not_handed_out_again(

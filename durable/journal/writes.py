@@ -36,6 +36,11 @@ SELECT 1 FROM durable_run
 WHERE epoch IS NOT NULL AND run_id IN (SELECT value FROM json_each(?)) LIMIT 1
 """
 
+UNHEARD = """
+SELECT run_id FROM durable_run
+WHERE epoch IS NOT NULL AND wake_at_ms IS NOT NULL AND run_id IN (SELECT value FROM json_each(?))
+"""
+
 SENT = """
 SELECT event_id FROM durable_event
 WHERE sent_at_ms IS NOT NULL AND event_id IN (SELECT value FROM json_each(?))
@@ -178,7 +183,7 @@ def commit(
         The runs that are there already, of the starts whose id is taken.
     """
     if rows[EVENTS] is not None:
-        _find_sent_before(db, changes)
+        _look_at_events(db, changes, is_owner=epoch is not None)
     try:
         db.execute(COMMIT, _with_descendants(db, changes, rows))
     except sqlite3.IntegrityError:
@@ -215,17 +220,23 @@ def _is_worked_on(db: sqlite3.Connection, run_ids: set[str]) -> bool:
     return db.execute(WORKED_ON, (text(sorted(run_ids)),)).fetchone() is not None
 
 
-def _find_sent_before(db: sqlite3.Connection, changes: Sequence[Change]) -> None:
-    """Note which events of ``changes`` are not kept, because they were sent before.
+def _look_at_events(db: sqlite3.Connection, changes: Sequence[Change], *, is_owner: bool) -> None:
+    """Note which events of ``changes`` were sent before, and what the owner has not heard of.
 
-    Nobody sends them in between: this process holds the lock on writing.
+    Nobody sends anything in between: this process holds the lock on writing.
     """
     sending = [change for change in changes if change.events]
     ids = text([event.event_id for change in sending for event in change.events])
     before = {event_id for (event_id,) in db.execute(SENT, (ids,))}
-    for change in sending:
-        ids_of_change = (event.event_id for event in change.events)
-        change.sent_before = tuple(event_id for event_id in ids_of_change if event_id in before)
+    if before:
+        for change in sending:
+            ids_of_change = (event.event_id for event in change.events)
+            change.sent_before = tuple(event_id for event_id in ids_of_change if event_id in before)
+    if is_owner:
+        run_ids = text([change.run_id for change in sending])
+        unheard = {run_id for (run_id,) in db.execute(UNHEARD, (run_ids,))}
+        for change in sending:
+            change.is_behind = change.run_id in unheard
 
 
 def _find_taken(db: sqlite3.Connection, changes: Sequence[Change]) -> dict[str, RunRecord]:
