@@ -67,7 +67,7 @@ def _encode(given: Any) -> str:  # noqa: ANN401  the caller may have given anyth
     return msgspec.json.encode(callback).decode()
 
 
-def _why_unfit(definition: Definition[Any, Any]) -> str | None:
+def _why_unfit(definition: Any) -> str | None:  # noqa: ANN401  a definition
     """Return why a definition does not take a ``Completion``; ``None`` if it does."""
     try:
         definition.parameters.encode(definition(_ANY_END).arguments, NO_BOUND)

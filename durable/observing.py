@@ -38,8 +38,8 @@ class Observing(Opened):
         """Iterate over what becomes of a run: where it stands now, and again after every change.
 
         A change is whatever ``status`` shows. Changes that follow each other faster than they are
-        asked for are shown as one. The final status is shown always, and is the last. An outage of the storage is
-        waited out.
+        asked for are shown as one. The final status is shown always, and is the last. An outage of
+        the storage is waited out.
 
         Raises:
             RunNotFoundError: There is no such run, or it was removed before its final status was
