@@ -217,6 +217,36 @@ async def test_a_run_with_the_id_of_a_removed_one_is_watched_by_itself(path: Pat
             await to_the_end(old)
 
 
+async def test_a_watch_that_begins_while_a_removed_run_is_read_sees_the_new_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = SqliteJournal.load_statuses
+    is_held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held_when_gone(self: SqliteJournal, run_ids: list[str]) -> Any:  # noqa: ANN401
+        found = await load(self, run_ids)
+        if "r" not in found and not is_held.is_set():
+            is_held.set()
+            await go_on.wait()
+        return found
+
+    monkeypatch.setattr(SqliteJournal, "load_statuses", held_when_gone)
+    async with Engine(path) as engine:
+        run = await engine.start(napping(), id="r")
+        old = run.watch()
+        await following(old)
+        assert await run.cleanup(force=True)
+        assert engine._runner is not None
+        engine._runner.watching.look_again()
+        await is_held.wait()
+        await engine.start(counting(1), id="r")
+        new = engine.watch("r")
+        watching = asyncio.create_task(to_the_end(new))
+        await asyncio.sleep(0)
+        go_on.set()
+        assert (await watching)[-1].result == 1
+
+
 async def test_many_watchers_cost_one_read_a_change(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
