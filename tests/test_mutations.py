@@ -452,7 +452,7 @@ async def test_one_that_takes_too_long_fails_and_writes_nothing(
 async def test_one_that_does_not_end_when_cancelled_is_left_to_itself(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durable.runtime.transactions.ABANDON_AFTER_S", 0.05)
+    monkeypatch.setattr("durable.runtime.mutations.ABANDON_AFTER_S", 0.05)
     refused: list[str] = []
 
     async def hook(tx: Transaction) -> None:

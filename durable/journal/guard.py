@@ -61,6 +61,8 @@ READ_PRAGMAS = frozenset(
     }
 )
 """The pragmas that only tell about tables: they may be used with an argument."""
+ACTING_PRAGMAS = frozenset({"incremental_vacuum", "optimize", "shrink_memory", "wal_checkpoint"})
+"""Those that do something, even without an argument."""
 
 
 class Mode(Enum):
@@ -91,20 +93,30 @@ class Guard:
 
     @contextmanager
     def own(self) -> Generator[None]:
-        """Let the journal itself act."""
+        """Let the journal itself act, on a connection as it is without what users have set."""
+        db = self._db
         mode, self._mode = self._mode, Mode.OWN
+        factories = db.row_factory, db.text_factory
+        self._reset()
         try:
             yield
         finally:
             self._mode = mode
+            db.row_factory, db.text_factory = factories
 
     def admit(self, mode: Mode) -> None:
         """Let users act from now on."""
         self._mode = mode
 
     def dismiss(self) -> None:
-        """Let users act no more."""
+        """Let users act no more, and forget what they have set."""
         self._mode = self._idle
+        self._reset()
+
+    def _reset(self) -> None:
+        self._db.row_factory = None
+        self._db.text_factory = str
+        self._db.set_progress_handler(None, 0)
 
     def _judge(
         self, action: int, first: str | None, second: str | None, _db: str | None, _by: str | None
@@ -120,7 +132,7 @@ class Guard:
         if action in READS:
             return None
         if action == sqlite3.SQLITE_PRAGMA:
-            is_reading = first in READ_PRAGMAS or second is None
+            is_reading = first in READ_PRAGMAS or (second is None and first not in ACTING_PRAGMAS)
             return None if is_reading else f"PRAGMA {first} {NOT_SET}"
         if action in OUTSIDE:
             return OUTSIDE[action]

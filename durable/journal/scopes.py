@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
@@ -45,7 +46,6 @@ STORAGE_ERRORS = (
     "SQLITE_FULL",
     "SQLITE_NOMEM",
     "SQLITE_BUSY",
-    "SQLITE_LOCKED",
     "SQLITE_CANTOPEN",
     "SQLITE_PROTOCOL",
     "SQLITE_NOTADB",
@@ -295,6 +295,19 @@ class Scope:
         """Do no more for its caller."""
         self._end = self._end or why or CLOSED
 
+    async def settle(self, timeout_s: float) -> bool:
+        """Wait for statements that their callers do not wait for any more, for so long.
+
+        Returns:
+            Whether all have ended.
+        """
+        if self._done_count == self._asked_count:
+            return True
+        last = asyncio.ensure_future(self._guest.run(_nothing))  # In line behind them.
+        last.add_done_callback(_forget)
+        await asyncio.wait({last}, timeout=max(timeout_s, 0.0))
+        return last.done()
+
     def void(self) -> None:
         """Cut short what still runs of it: it is to be undone."""
         self.close()
@@ -323,12 +336,23 @@ def roll_back(db: sqlite3.Connection) -> None:
         db.execute(sql.ROLLBACK)
 
 
+def _nothing(_db: sqlite3.Connection, _guard: Guard) -> None:
+    pass
+
+
+def _forget(ended: asyncio.Future[None]) -> None:
+    if not ended.cancelled():
+        ended.exception()  # What has failed, has failed elsewhere.
+
+
 def _changed(cursor: sqlite3.Cursor) -> int:
+    cursor.row_factory = None
     cursor.fetchall()  # With RETURNING, only the last row makes it whole.
     return max(cursor.rowcount, 0)
 
 
 def _rows(cursor: sqlite3.Cursor, limit: int | None) -> list[Row]:
+    cursor.row_factory = None  # Whatever the application has set.
     places = places_of([column[0] for column in cursor.description or ()])
     found = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
     cursor.close()
