@@ -29,6 +29,7 @@ from benchmarks.throughput import (
 from benchmarks.together import (
     measure_children,
     measure_events,
+    measure_events_of_others,
     measure_mutations,
     measure_watchers,
 )
@@ -68,7 +69,10 @@ WORKLOADS: Final = {
         "20,000 and 100,000 runs asleep: memory, disk, opening the engine on them",
         [measure_sleepers],
     ),
-    "W8": Workload("from the sending of an event to the body that goes on", [measure_events]),
+    "W8": Workload(
+        "from the sending of an event to the body that goes on, here and by another process",
+        [measure_events, measure_events_of_others],
+    ),
     "W9": Workload("the import, and an idle engine", [measure_import, measure_idle]),
     "W10": Workload("2,000 runs of 3 mutations, 200 in flight", [measure_mutations]),
     "W11": Workload("one run with 1,000 children", [measure_children]),

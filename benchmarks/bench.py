@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,13 +14,18 @@ from typing import TYPE_CHECKING, Final, final
 
 import structlog
 
+from durable import Engine
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 
     from benchmarks.machine import Machine
     from benchmarks.report import Progress
 
 CALLERS: Final = 200
+
+MS: Final = 1_000
+"""How many milliseconds a second has."""
 
 
 @final
@@ -48,6 +53,13 @@ class Bench:
         """Give the path of a journal that does not exist yet, and remove it afterwards."""
         with TemporaryDirectory(dir=self.directory) as folder:
             yield Path(folder) / "journal.db"
+
+    @asynccontextmanager
+    async def engine(self, max_parallelism: int = 25) -> AsyncGenerator[Engine]:
+        """Open an engine on a journal that does not exist yet, with as many slots as by default."""
+        with self.journal() as journal:
+            async with Engine(journal, max_parallelism=max_parallelism) as engine:
+                yield engine
 
     def rounds(self, workload: str, *, full: int, quick: int) -> Iterator[int]:
         """Count the rounds and show how far they are."""

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import os
+import random
 import resource
 import sqlite3
 import sys
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from benchmarks.bench import call_concurrently, expect, log_warnings_only
-from benchmarks.workflows import gate, guarded_sequence, sleep_a_day
+from benchmarks.workflows import gate, guarded_sequence, sleep_a_day, until_waiting
 from durable import Engine
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ KIBIBYTE: Final = 1024
 WARM_UP_RUNS: Final = 5_000
 PARKED_S_MAX: Final = 60
 POLL_S: Final = 0.01
+PAUSE_S_MAX: Final = 0.2
 
 
 async def hold(journal: Path, runs: int, steps: int) -> None:
@@ -59,6 +61,20 @@ async def finish(journal: Path, runs: int, steps: int) -> Mapping[str, float]:
         elapsed_s = perf_counter() - began
     expect(set(results), {steps}, "results after the restart")
     return {"seconds": elapsed_s}
+
+
+async def send(journal: Path, run: int, events: int) -> Mapping[str, float]:
+    """Send events to a run of another process, as a client; return when each was sent."""
+    sent_at: dict[str, float] = {}
+    async with Engine(journal, worker=False) as engine:
+        receiver = engine.get(f"receiver-{run}")
+        for number in range(events):
+            await until_waiting(receiver, number)
+            # Anywhere between two looks of the owner's.
+            await asyncio.sleep(random.uniform(0, PAUSE_S_MAX))  # noqa: S311  no secret
+            sent_at[str(number)] = perf_counter()
+            await receiver.send_event("number", number)
+    return sent_at
 
 
 async def sleepers(journal: Path, runs: int) -> Mapping[str, float]:
@@ -114,7 +130,7 @@ def _held(number: int) -> str:
 
 
 ROLES: Final[Mapping[str, Callable[..., Awaitable[Mapping[str, float] | None]]]] = {
-    role.__name__: role for role in (hold, finish, sleepers, reopen, idle)
+    role.__name__: role for role in (hold, finish, send, sleepers, reopen, idle)
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.bench import timed
+from benchmarks.bench import MS, timed
 from benchmarks.processes import ask, run_python
 from benchmarks.report import Bar, Baseline, Result
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.bench import Bench
-
-MS: Final = 1_000
 
 QUICK_SIZES: Final = (20_000,)
 FULL_SIZES: Final = (20_000, 100_000)

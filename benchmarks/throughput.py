@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.bench import CALLERS, call_concurrently, expect, timed
+from benchmarks.bench import CALLERS, MS, call_concurrently, expect, timed
 from benchmarks.report import Bar, Baseline, Result
 from benchmarks.workflows import DAY_S, fan_out, sequence
 from durable import Engine
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.bench import Bench
-
-MS: Final = 1_000
 
 LATENCY_STEPS: Final = 200
 THROUGHPUT_RUNS: Final = 2_000
@@ -30,13 +28,12 @@ async def measure_latency(bench: Bench) -> Sequence[Result]:
     """W1: one run of 200 sequential steps."""
     step_ms: list[float] = []
     commit_ms: list[float] = []
-    with bench.journal() as journal:
-        async with Engine(journal) as engine:
-            await _run_sequence(engine, LATENCY_STEPS)  # Warms up.
-            for _ in bench.rounds("W1", full=31, quick=11):
-                commit_ms.append(await bench.machine.commit_s() * MS)
-                run_s = await timed(_run_sequence(engine, LATENCY_STEPS))
-                step_ms.append(run_s * MS / LATENCY_STEPS)
+    async with bench.engine() as engine:
+        await _run_sequence(engine, LATENCY_STEPS)  # Warms up.
+        for _ in bench.rounds("W1", full=31, quick=11):
+            commit_ms.append(await bench.machine.commit_s() * MS)
+            run_s = await timed(_run_sequence(engine, LATENCY_STEPS))
+            step_ms.append(run_s * MS / LATENCY_STEPS)
     return (
         Result(
             workload="W1",
@@ -56,12 +53,11 @@ async def measure_throughput(bench: Bench) -> Sequence[Result]:
     async def run_all() -> None:
         await call_concurrently(THROUGHPUT_RUNS, lambda _: _run_sequence(engine, THROUGHPUT_STEPS))
 
-    with bench.journal() as journal:
-        async with Engine(journal, max_parallelism=CALLERS) as engine:
-            await run_all()  # Warms up.
-            for _ in bench.rounds("W2", full=7, quick=3):
-                rows_per_s.append(bench.machine.raw_rows_per_s())
-                steps_per_s.append(THROUGHPUT_RUNS * THROUGHPUT_STEPS / await timed(run_all()))
+    async with bench.engine(CALLERS) as engine:
+        await run_all()  # Warms up.
+        for _ in bench.rounds("W2", full=7, quick=3):
+            rows_per_s.append(bench.machine.raw_rows_per_s())
+            steps_per_s.append(THROUGHPUT_RUNS * THROUGHPUT_STEPS / await timed(run_all()))
     return (
         Result(
             workload="W2",
@@ -78,14 +74,13 @@ async def measure_fan_out(bench: Bench) -> Sequence[Result]:
     run_s: list[float] = []
     commits: list[float] = []
     rows_s: list[float] = []
-    with bench.journal() as journal:
-        async with Engine(journal, max_parallelism=CALLERS) as engine:
-            await _run_fan_out(engine)  # Warms up.
-            for _ in bench.rounds("W3", full=11, quick=5):
-                rows_s.append(FAN_OUT_STEPS / bench.machine.raw_rows_per_s())
-                before = engine.statistics().commits
-                run_s.append(await timed(_run_fan_out(engine)))
-                commits.append(engine.statistics().commits - before)
+    async with bench.engine(CALLERS) as engine:
+        await _run_fan_out(engine)  # Warms up.
+        for _ in bench.rounds("W3", full=11, quick=5):
+            rows_s.append(FAN_OUT_STEPS / bench.machine.raw_rows_per_s())
+            before = engine.statistics().commits
+            run_s.append(await timed(_run_fan_out(engine)))
+            commits.append(engine.statistics().commits - before)
     return (
         Result(
             workload="W3",
@@ -108,12 +103,11 @@ async def measure_starts(bench: Bench) -> Sequence[Result]:
             STARTS, lambda _: engine.start(sequence(THROUGHPUT_STEPS), run_after=DAY_S)
         )
 
-    with bench.journal() as journal:
-        async with Engine(journal) as engine:
-            await start_all()  # Warms up.
-            for _ in bench.rounds("W4", full=7, quick=3):
-                rows_per_s.append(bench.machine.raw_rows_per_s())
-                starts_per_s.append(STARTS / await timed(start_all()))
+    async with bench.engine() as engine:
+        await start_all()  # Warms up.
+        for _ in bench.rounds("W4", full=7, quick=3):
+            rows_per_s.append(bench.machine.raw_rows_per_s())
+            starts_per_s.append(STARTS / await timed(start_all()))
     return (
         Result(
             workload="W4",
@@ -128,12 +122,11 @@ async def measure_starts(bench: Bench) -> Sequence[Result]:
 async def measure_length(bench: Bench) -> Sequence[Result]:
     """W6: what a step costs in a run of 100, 1,000 and 5,000 steps."""
     step_ms: dict[int, list[float]] = {SHORT_STEPS: [], MIDDLE_STEPS: [], LONG_STEPS: []}
-    with bench.journal() as journal:
-        async with Engine(journal) as engine:
-            await _run_sequence(engine, LONG_STEPS)  # Warms up.
-            for _ in bench.rounds("W6", full=7, quick=3):
-                for steps, samples in step_ms.items():
-                    samples.append(await _step_ms(engine, steps))
+    async with bench.engine() as engine:
+        await _run_sequence(engine, LONG_STEPS)  # Warms up.
+        for _ in bench.rounds("W6", full=7, quick=3):
+            for steps, samples in step_ms.items():
+                samples.append(await _step_ms(engine, steps))
     return tuple(
         Result(
             workload=workload,

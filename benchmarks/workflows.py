@@ -4,9 +4,15 @@ import asyncio
 from time import perf_counter
 from typing import Final, final
 
-from durable import Step, Transaction, action, mutation, workflow
+from durable import Run, Step, Transaction, action, mutation, workflow
 
 DAY_S: Final = 86_400
+
+
+async def until_waiting(run: Run[int], number: int) -> None:
+    """Return when the run waits for its step of that number."""
+    while [step.number for step in (await run.status()).running] != [number]:  # noqa: ASYNC110  commits have no event here
+        await asyncio.sleep(0)
 
 
 @final

@@ -337,9 +337,9 @@ class Engine(Observing, Controlling, Sending):
             call, id, run_after, run_at, on_complete=on_complete, context=context
         )
         if tx is not None:
-            await runner.start_within(scope_of(tx), record, wake_at_ms=due_ms)
+            await runner.starts.start_within(scope_of(tx), record, wake_at_ms=due_ms)
             return Run(self, record.run_id)
-        await runner.start(record, bound, wake_at_ms=due_ms, is_id_given=id is not None)
+        await runner.starts.start(record, bound, wake_at_ms=due_ms, is_id_given=id is not None)
         return Run(self, record.run_id)
 
     async def run(
@@ -367,11 +367,11 @@ class Engine(Observing, Controlling, Sending):
             call, id, run_after, run_at, on_complete=on_complete, context=context
         )
         if id is None:
-            ended = await runner.run(record, bound, wake_at_ms=due_ms)
+            ended = await runner.starts.run(record, bound, wake_at_ms=due_ms)
             return _outcome(record.run_id, ended)  # type: ignore[no-any-return]
         runner.ends.expect(record.run_id)
         try:
-            await runner.start(record, bound, wake_at_ms=due_ms, is_id_given=True)
+            await runner.starts.start(record, bound, wake_at_ms=due_ms, is_id_given=True)
             ended = await runner.ends.wait(record.run_id)
         finally:
             runner.ends.forget(record.run_id)

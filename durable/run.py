@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from durable.engine import Engine
     from durable.events import Event, EventId
     from durable.status import RunStatus, StepInfo
+    from durable.transaction import Transaction
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -62,11 +63,15 @@ class Run(Generic[T]):
         return await self._engine.cancel(self.id, interrupt=interrupt)
 
     @overload
-    async def send_event(self, event: Event[V], value: V) -> EventId: ...
+    async def send_event(
+        self, event: Event[V], value: V, *, tx: Transaction | None = None
+    ) -> EventId: ...
     @overload
-    async def send_event(self, event: Event[None]) -> EventId: ...
+    async def send_event(self, event: Event[None], *, tx: Transaction | None = None) -> EventId: ...
     @overload
-    async def send_event(self, event: Event[Any], *, error: str | Exception) -> EventId: ...
+    async def send_event(
+        self, event: Event[Any], *, error: str | Exception, tx: Transaction | None = None
+    ) -> EventId: ...
     @overload
     async def send_event(
         self,
@@ -74,6 +79,7 @@ class Run(Generic[T]):
         value: Any = None,  # noqa: ANN401
         *,
         error: str | Exception | None = None,
+        tx: Transaction | None = None,
     ) -> EventId: ...
     async def send_event(
         self,
@@ -81,10 +87,11 @@ class Run(Generic[T]):
         value: Any = None,
         *,
         error: str | Exception | None = None,
+        tx: Transaction | None = None,
     ) -> EventId:
         """Send the run an event: see ``Engine.send_event``."""
         send: Any = self._engine.send_event  # One of its overloads.
-        event_id: EventId = await send(self.id, event, value, error=error)
+        event_id: EventId = await send(self.id, event, value, error=error, tx=tx)
         return event_id
 
     async def restart(

@@ -11,9 +11,11 @@ from durable.events import ANYTHING, Event, EventId, encode_sent, name_and_shape
 from durable.opened import Opened
 from durable.runtime.ids import new_run_id
 from durable.status import run_not_found
+from durable.transaction import scope_of
 
 if TYPE_CHECKING:
     from durable.runtime.runner import Runner
+    from durable.transaction import Transaction
 
 T = TypeVar("T")
 
@@ -24,12 +26,21 @@ class Sending(Opened):
     _max_payload: int
 
     @overload
-    async def send_event(self, run_id: str, event: Event[T], value: T) -> EventId: ...
-    @overload
-    async def send_event(self, run_id: str, event: Event[None]) -> EventId: ...
+    async def send_event(
+        self, run_id: str, event: Event[T], value: T, *, tx: Transaction | None = None
+    ) -> EventId: ...
     @overload
     async def send_event(
-        self, run_id: str, event: Event[Any], *, error: str | Exception
+        self, run_id: str, event: Event[None], *, tx: Transaction | None = None
+    ) -> EventId: ...
+    @overload
+    async def send_event(
+        self,
+        run_id: str,
+        event: Event[Any],
+        *,
+        error: str | Exception,
+        tx: Transaction | None = None,
     ) -> EventId: ...
     @overload
     async def send_event(
@@ -39,6 +50,7 @@ class Sending(Opened):
         value: Any = None,  # noqa: ANN401
         *,
         error: str | Exception | None = None,
+        tx: Transaction | None = None,
     ) -> EventId: ...
     async def send_event(
         self,
@@ -47,6 +59,7 @@ class Sending(Opened):
         value: Any = None,
         *,
         error: str | Exception | None = None,
+        tx: Transaction | None = None,
     ) -> EventId:
         """Send an event to a run; return once that is committed.
 
@@ -59,6 +72,8 @@ class Sending(Opened):
             value: What the wait returns.
             error: Instead of a value: text or an exception, with which the wait raises
                 ``EventError``.
+            tx: A transaction of this engine: the event is sent by its commit, or not at all. The
+                id is returned before that.
 
         Returns:
             Its id.
@@ -68,6 +83,8 @@ class Sending(Opened):
             PayloadTooLarge: It is over ``max_payload``. Nothing was written.
             RunNotFoundError: There is no such run.
             RunFinishedError: The run is over. Nothing was written.
+            TransactionError: ``tx`` is over, another engine's, or a query's; or none was given
+                where one is open, whose end the sending would wait for.
             JournalUnavailableError: The storage failed: the outcome is unknown. Asking again may
                 send it twice; ``create_event`` and ``send_event_id`` cannot.
             EngineClosedError: The engine is closed, or was closed meanwhile.
@@ -89,7 +106,7 @@ class Sending(Opened):
             value=text,
             error=encoded_error,
         )
-        return await _store(runner, record)
+        return await _store(runner, record, tx)
 
     async def create_event(self, run_id: str, event: str | Event[Any]) -> EventId:
         """Create an event of a run, to be sent later by its id; return once that is committed.
@@ -149,8 +166,11 @@ class Sending(Opened):
             raise _run_finished(f"the run of event {event_id}")
 
 
-async def _store(runner: Runner, record: EventRecord) -> EventId:
-    is_kept = await runner.sends.store(record)
+async def _store(runner: Runner, record: EventRecord, tx: Transaction | None = None) -> EventId:
+    if tx is None:
+        is_kept = await runner.sends.store(record)
+    else:
+        is_kept = await runner.sends.store_within(scope_of(tx), record)
     if is_kept is None:
         raise run_not_found(record.run_id)
     if not is_kept:

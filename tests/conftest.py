@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog  # noqa: F401  it is imported late, and asks for the working directory
+from bare_loop import Host, new_loop
 from blockbuster import blockbuster_ctx
+from clock import ManualClock
+from faults import Disk
+from world import new_world
+
+from durable import Engine, registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    from durable.core.loop import WorkflowLoop
+
+    Forget = Callable[[Any], None]
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
@@ -22,6 +31,59 @@ def _no_blocking_calls() -> Iterator[None]:
     """Fail a test whose event loop is blocked by a call of ours, SQLite's included."""
     with blockbuster_ctx():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _fresh_world() -> None:
+    new_world()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Time that the test holds, for the engines that it gives it to."""
+    return ManualClock()
+
+
+@pytest.fixture
+async def engine(clock: ManualClock) -> AsyncIterator[Engine]:
+    """An engine whose journal is in memory, and whose time the test holds."""
+    engine = Engine("sqlite://")
+    clock.install(engine)
+    async with engine:
+        yield engine
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """The storage under the journals that the test opens."""
+    disk = Disk()
+    disk.install(monkeypatch)
+    return disk
+
+
+@pytest.fixture
+def forget(monkeypatch: pytest.MonkeyPatch) -> Forget:
+    """Take a definition out of the code, as if its module was not imported."""
+
+    def forget(definition: Any) -> None:  # noqa: ANN401  a workflow, or what it calls
+        key = (str(definition.kind), definition.name, definition.version)
+        monkeypatch.delitem(registry._definitions, key)
+
+    return forget
+
+
+@pytest.fixture
+def host() -> Host:
+    """An execution, as far as a body's loop needs one."""
+    return Host()
+
+
+@pytest.fixture
+def loop(host: Host) -> Iterator[WorkflowLoop]:
+    """A body's loop."""
+    loop = new_loop(host)
+    yield loop
+    loop.close()
 
 
 @pytest.fixture

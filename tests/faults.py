@@ -9,17 +9,21 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from clock import ManualClock
-from waiting import WAIT_S_MAX, until
+from msgspec.structs import replace
+from waiting import WAIT_S_MAX, until, until_parked
+from world import new_world
 
 from durable import Engine, JournalUnavailableError, StepState
 from durable.journal.sqlite import SqliteJournal
 from durable.journal.whole import to_its_end
+from durable.runtime.settings import LIVE_RUNS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -222,6 +226,23 @@ async def once_available(disk: Disk, ask: Callable[[], Awaitable[T]]) -> T:
                 await disk.reopened.wait()
 
 
+def each_to_fail(monkeypatch: pytest.MonkeyPatch, least: int) -> Iterator[tuple[int, Disk]]:
+    """Give a new disk and world for each write, counted from 1, that is to fail.
+
+    The last is one that the test comes to its end without. A sweep that is over sooner than at
+    ``least`` shows nothing.
+    """
+    number = 0
+    for number in count(1):
+        disk = Disk()
+        disk.install(monkeypatch)
+        new_world()
+        yield number, disk
+        if not disk.outages:
+            break
+    assert number >= least
+
+
 # --- stopping ------------------------------------------------------------------------------------
 
 
@@ -229,10 +250,12 @@ async def once_available(disk: Disk, ask: Callable[[], Awaitable[T]]) -> T:
 async def opened(
     path: Path,
     clock: ManualClock | None = None,
+    live_runs_max: int = LIVE_RUNS_MAX,
     **options: Any,  # noqa: ANN401  the engine's
 ) -> AsyncGenerator[Engine]:
-    """Open an engine, maybe one whose time the test holds."""
+    """Open an engine, maybe one whose time the test holds, or with room for few runs."""
     engine = Engine(path, **options)
+    engine._settings = replace(engine._settings, live_runs_max=live_runs_max)
     if clock is not None:
         clock.install(engine)
     async with engine:
@@ -257,7 +280,7 @@ async def live_and_replayed(
     async with opened(path, clock) as engine:
         run = await engine.start(call)
         await until(lambda: seen)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         clock.advance(MONTH_S)
         await run.result(timeout=WAIT_S_MAX)
     live, replayed = seen

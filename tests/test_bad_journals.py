@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from waiting import until_state, until_step
+from world import echo, echoing
 
 import durable
 from durable import (
@@ -36,16 +37,6 @@ from durable.runtime import writer
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
-
-
-@durable.action
-async def echo(text: str) -> str:
-    return text
-
-
-@durable.workflow
-async def echoing(_step: Step, text: str) -> str:
-    return await echo(text)
 
 
 @durable.workflow
@@ -211,7 +202,7 @@ async def test_a_damaged_row_is_named_and_the_others_are_served(damage: str, jou
     [
         ("state = 'bogus'", "damaged row in the journal, the steps of run 'r'.* from a backup"),
         ("key = CAST(x'ff' AS TEXT)", "damaged row in the journal, the steps of run 'r'"),
-        ("result = '\"ke'", "recorded result of step 0 'test_bad_journals:echo'"),
+        ("result = '\"ke'", "recorded result of step 0 'world:echo'"),
         ("state = 'failed'", "recorded outcome of step 0 .* is damaged.* from a backup"),
         (
             "args = '{}'",

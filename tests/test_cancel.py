@@ -46,11 +46,6 @@ def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("test_cancel.world", World())
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 @durable.action
 async def note(text: str) -> str:
     world.noted.append(text)

@@ -46,11 +46,6 @@ def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "world", program.World())
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 # --- who asks, and when --------------------------------------------------------------------------
 
 

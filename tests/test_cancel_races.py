@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ import pytest
 from clock import ManualClock
 from cycles import at_cycle
 from faults import MONTH_S, Disk, opened
-from waiting import WAIT_S_MAX, until, until_open, until_state, until_step
+from waiting import WAIT_S_MAX, until, until_open, until_parked, until_state, until_step
+from world import echo, gated, new_world, world
 
 import durable
 from durable import (
@@ -37,49 +37,9 @@ ACTS_IN_CYCLE = 2
 """When what races with the cancel happens."""
 
 
-class World:
-    """What actions have noted, and where they wait until they may end."""
-
-    def __init__(self) -> None:
-        self.begun: list[str] = []
-        self.may_end = asyncio.Event()
-
-
-world = World()
-
-
-def new_world() -> None:
-    sys.modules[__name__].world = World()  # type: ignore[attr-defined]
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_cancel_races.world", World())
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk()
-    disk.install(monkeypatch)
-    return disk
-
-
-@durable.action
-async def gated(text: str) -> str:
-    world.begun.append(text)
-    await world.may_end.wait()
-    return text
-
-
-@durable.action
-async def quick(text: str) -> str:
-    world.begun.append(text)
-    return text
-
-
 @durable.action(retry=Retry(max_attempts=3, initial_backoff=0, jitter=False))
 async def failing_twice(text: str) -> str:
-    world.begun.append(text)
+    world.begun[text] += 1
     await world.may_end.wait()
     if durable.attempt().number < 3:
         raise LookupError(text)
@@ -94,7 +54,7 @@ async def working(_step: Step) -> str:
 @durable.workflow
 async def working_on(_step: Step) -> str:
     await gated("work")
-    return await quick("more")
+    return await echo("more")
 
 
 @durable.workflow
@@ -104,27 +64,27 @@ async def retrying(_step: Step) -> str:
 
 @durable.workflow
 async def napping(step: Step) -> str:
-    world.begun.append("work")
+    world.begun["work"] += 1
     await step.sleep(NAP_S)
-    return await quick("more")
+    return await echo("more")
 
 
 @durable.workflow
 async def napping_for_long(step: Step) -> str:
-    world.begun.append("work")
+    world.begun["work"] += 1
     await step.sleep(MONTH_S)
-    return await quick("more")
+    return await echo("more")
 
 
 @durable.workflow
 async def cleaning_up(step: Step) -> None:
-    world.begun.append("work")
+    world.begun["work"] += 1
     try:
         await step.sleep(NAP_S)
     finally:
-        await quick("clean")
+        await echo("clean")
         await step.sleep(NAP_S)
-        await quick("clean again")
+        await echo("clean again")
 
 
 async def check_one_outcome(engine: Engine, run_id: str, asked: object) -> RunState:
@@ -195,7 +155,11 @@ RACES: list[tuple[Callable[[], durable.Call[str]], Callable[[ManualClock], None]
 
 @pytest.mark.slow
 @pytest.mark.both_loops
-@pytest.mark.parametrize(("workflow", "act"), RACES, ids=lambda item: str(item).split(":")[-1])
+@pytest.mark.parametrize(
+    ("workflow", "act"),
+    RACES,
+    ids=lambda item: getattr(item, "__name__", str(item).split(":")[-1].removesuffix("'>")),
+)
 async def test_whoever_comes_first_decides(
     path: Path, workflow: Callable[[], durable.Call[str]], act: Callable[[ManualClock], None]
 ) -> None:
@@ -251,13 +215,13 @@ async def test_a_second_cancel_does_nothing_at_any_moment_of_a_reopening(path: P
             clock.advance(NAP_S)
             with pytest.raises(RunCanceled):
                 await engine.get("it").result(timeout=WAIT_S_MAX)
-            assert world.begun.count("clean") == world.begun.count("clean again") == 1
+            assert world.begun["clean"] == world.begun["clean again"] == 1
             await check_nothing_is_left(engine)
 
 
 @durable.action
 async def owed(_completion: durable.Completion) -> None:
-    world.begun.append("owed")
+    world.begun["owed"] += 1
 
 
 # --- the run comes from the journal, or goes there -----------------------------------------------
@@ -273,7 +237,7 @@ async def test_a_cancel_that_meets_a_claim_is_told_to_the_body_or_ends_it(
         if kind == "parked":
             run = await engine.start(napping_for_long(), id="it")
             await until(lambda: world.begun)
-            await until(lambda: engine.statistics().live_runs == 0)
+            await until_parked(engine)
         else:
             run = await engine.start(working(), id="it", run_after=MONTH_S, on_complete=owed)
         claims = disk.calls["claim"]
@@ -291,8 +255,8 @@ async def test_a_cancel_that_meets_a_claim_is_told_to_the_body_or_ends_it(
         assert "more" not in world.begun
         if kind == "delayed":
             await until(lambda: world.begun)
-            await until(lambda: engine.statistics().live_runs == 0)
-            assert world.begun == ["owed"], "once, though the run was about to be ended twice"
+            await until_parked(engine)
+            assert world.begun == {"owed": 1}, "once, though the run was about to be ended twice"
             assert [step async for step in run.steps()] == []
 
 

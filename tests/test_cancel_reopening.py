@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from clock import ManualClock
 from faults import MONTH_S, Disk, crashing, opened
-from waiting import WAIT_S_MAX, until, until_open, until_state, until_step
+from waiting import WAIT_S_MAX, until, until_open, until_parked, until_state, until_step
+from world import echo, gated, world
 
 import durable
 from durable import Engine, RunCanceled, RunState, Step, StepState, registry
@@ -22,53 +22,18 @@ NAP_S = 10.0
 UNDONE = [f"undo {n}" for n in range(3)]
 
 
-class World:
-    """What actions have noted, and where they wait until they may end."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.bodies = 0
-        self.may_end = asyncio.Event()
-
-
-world = World()
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_cancel_reopening.world", World())
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@durable.action
-async def quick(text: str) -> str:
-    world.begun[text] += 1
-    return text
-
-
-@durable.action
-async def gated(text: str) -> str:
-    world.begun[text] += 1
-    await world.may_end.wait()
-    return text
-
-
 @durable.workflow
 async def cleaning_up(step: Step, nap_s: float) -> None:
     """Its clean-up is steps, timers and a second task."""
-    world.bodies += 1
+    world.bodies["it"] += 1
     background = asyncio.create_task(gated("background"))
     try:
-        await quick("work")
+        await echo("work")
         await step.sleep(nap_s)
-        await quick("more")
+        await echo("more")
     finally:
         for text in UNDONE:
-            await quick(text)
+            await echo(text)
             await step.sleep(nap_s)
         assert background.cancelled()
 
@@ -82,7 +47,7 @@ async def canceled(engine: Engine, run_id: str = "it") -> list[durable.StepInfo]
     assert (status.state, status.error) == (RunState.CANCELED, None)
     steps = [step async for step in run.steps()]
     assert all(step.state.is_final and step.finished_at for step in steps)
-    await until(lambda: engine.statistics().live_runs == 0)
+    await until_parked(engine)
     return steps
 
 
@@ -97,7 +62,7 @@ async def until_naps(run: durable.Run[Any], count: int) -> None:
 
 def check_done_once(steps: list[durable.StepInfo]) -> None:
     done = [step for step in steps if step.state is StepState.COMPLETED]
-    texts = [step.args["text"] for step in done if step.name == quick.name]
+    texts = [step.args["text"] for step in done if step.name == echo.name]
     assert texts == ["work", *UNDONE]
     assert {text: world.begun[text] for text in UNDONE} == dict.fromkeys(UNDONE, 1)
     assert world.begun["work"] == 1
@@ -134,13 +99,13 @@ async def test_a_clean_up_goes_on_in_the_next_life(
     async with end(path, clock) as engine:
         steps = await canceled(engine)
     check_done_once(steps)
-    bodies = world.bodies
+    bodies = world.bodies["it"]
     async with end(path, clock) as engine:
         assert await canceled(engine) == steps
         assert await engine.cancel("it") is False
         clock.advance(MONTH_S)
         await canceled(engine)
-    assert world.bodies == bodies, "a run that is over is not taken up again"
+    assert world.bodies["it"] == bodies, "a run that is over is not taken up again"
 
 
 async def test_a_cancel_that_its_process_could_not_tell_is_told_by_the_next(
@@ -159,36 +124,36 @@ async def test_a_cancel_that_its_process_could_not_tell_is_told_by_the_next(
         asking = asyncio.create_task(run.cancel())
         assert engine._runner is not None
         reserve = engine._runner.writer._host.reserve_claim
-        monkeypatch.setattr(engine._runner, "reserve_claim", lambda: reserve() * 0)
+        monkeypatch.setattr(engine._runner, "reserve_claim", lambda: (reserve() or 0) * 0)
         assert await asking is True
         assert (await run.status()).state is RunState.RUNNING
-        bodies = world.bodies
+        bodies = world.bodies["it"]
     clock.advance(MONTH_S)
     async with opened(path, clock) as engine:
         steps = await canceled(engine)
-    assert world.bodies == bodies + 1
+    assert world.bodies["it"] == bodies + 1
     assert world.begun == {"undo": 1}
     assert [(step.name, step.state) for step in steps] == [
         ("sleep", StepState.CANCELED),
-        (quick.name, StepState.CANCELED),
-        (quick.name, StepState.COMPLETED),
+        (echo.name, StepState.CANCELED),
+        (echo.name, StepState.COMPLETED),
     ]
 
 
 @durable.workflow
 async def sleeping_for_long(step: Step) -> None:
-    world.bodies += 1
+    world.bodies["it"] += 1
     try:
-        await asyncio.gather(step.sleep(MONTH_S), step.run(quick("late"), run_after=MONTH_S))
+        await asyncio.gather(step.sleep(MONTH_S), step.run(echo("late"), run_after=MONTH_S))
     finally:
-        await quick("undo")
+        await echo("undo")
 
 
 async def test_a_parked_run_is_woken_to_be_cancelled(path: Path, clock: ManualClock) -> None:
     async with opened(path, clock) as engine:
         run = await engine.start(sleeping_for_long(), id="it")
         await until_open(run)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         assert await run.cancel() is True
         await canceled(engine)
         assert world.begun == {"undo": 1}
@@ -216,7 +181,7 @@ async def test_nothing_begins_of_a_run_that_comes_back_to_be_cancelled(
 @durable.workflow
 async def working_at_much(step: Step) -> None:
     await asyncio.gather(
-        gated("a"), gated("b"), step.run(quick("c"), run_after=NAP_S), step.sleep(NAP_S)
+        gated("a"), gated("b"), step.run(echo("c"), run_after=NAP_S), step.sleep(NAP_S)
     )
 
 
@@ -234,24 +199,24 @@ def defined(
 
 async def first_version(step: Step) -> None:
     try:
-        await quick("first")
+        await echo("first")
         await step.sleep(NAP_S)
     finally:
-        await quick("undo")
+        await echo("undo")
         await step.sleep(NAP_S)
-        await quick("undo more")
+        await echo("undo more")
 
 
 async def diverging_at_once(_step: Step) -> None:
-    await quick("second")
+    await echo("second")
 
 
 async def diverging_in_its_clean_up(step: Step) -> None:
     try:
-        await quick("first")
+        await echo("first")
         await step.sleep(NAP_S)
     finally:
-        await quick("undo otherwise")
+        await echo("undo otherwise")
 
 
 async def test_a_cancel_ends_a_stuck_run(
@@ -308,15 +273,17 @@ async def test_a_cancel_ends_a_stuck_run_whose_action_still_runs(
 
 
 async def test_a_cancel_ends_a_run_whose_code_is_not_there(
-    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    clock: ManualClock,
+    forget: Callable[[Any], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     workflow = defined(first_version, monkeypatch)
     async with opened(path, clock) as engine:
         run = await engine.start(workflow(), id="it")
         delayed = await engine.start(workflow(), id="delayed", run_after=MONTH_S)
         await until_step(run, "sleep", StepState.RUNNING)
-    for key in [key for key in registry._definitions if key[1] == "cancel.changing"]:
-        monkeypatch.delitem(registry._definitions, key)
+    forget(workflow)
     async with opened(path, clock) as engine:
         await until_state(engine.get("it"), RunState.STUCK)
         for run_id in (run.id, delayed.id):

@@ -43,11 +43,6 @@ def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("test_cancel_steps.world", World())
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 @durable.action
 async def gated(text: str) -> str:
     world.begun[text] += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from clock import START_MS, ManualClock
 from families import check_families, children_of, steps_of, the_child
 from faults import crashing, opened
 from waiting import WAIT_S_MAX, until, until_state, until_step
+from world import echo, echoing, held, world
 
 import durable
 from durable import (
@@ -43,45 +43,6 @@ class Receipt:
 
     order: str
     pair: tuple[int, int]
-
-
-class World:
-    """What actions have noted, and where they wait until they may end."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.may_end = asyncio.Event()
-
-
-world = World()
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_children.world", World())
-
-
-@durable.action
-async def note(text: str) -> str:
-    world.begun[text] += 1
-    return text
-
-
-@durable.action
-async def gated(text: str) -> str:
-    world.begun[text] += 1
-    await world.may_end.wait()
-    return text
-
-
-@durable.workflow
-async def leaf(_step: Step, text: str) -> str:
-    return await note(text)
-
-
-@durable.workflow
-async def held(_step: Step, text: str) -> str:
-    return await gated(text)
 
 
 @durable.workflow
@@ -141,7 +102,7 @@ async def test_a_body_knows_its_parent(path: Path) -> None:
 async def test_runs_are_listed_by_their_parent_page_by_page(path: Path) -> None:
     @durable.workflow(name="children.several")
     async def several(_step: Step) -> list[str]:
-        return await asyncio.gather(*(leaf(f"{n}") for n in range(7)))
+        return await asyncio.gather(*(echoing(f"{n}") for n in range(7)))
 
     async with opened(path) as engine:
         await engine.run(several(), id="a")
@@ -152,14 +113,14 @@ async def test_runs_are_listed_by_their_parent_page_by_page(path: Path) -> None:
         assert {status.parent_id for status in page.items + more.items} == {"a"}
         assert more.cursor is None
         assert (await engine.list_runs(parent="c")).items == []
-        assert len((await engine.list_runs(parent="b", state="completed", name=leaf.name)).items)
+        assert len((await engine.list_runs(parent="b", state="completed", name=echoing.name)).items)
         await check_families(engine)
 
 
 async def test_each_await_of_one_call_is_a_child(path: Path) -> None:
     @durable.workflow(name="children.again")
     async def again(step: Step) -> list[str]:
-        call = leaf("x")
+        call = echoing("x")
         return [await call, await call, await step.run(call), await asyncio.create_task(call)]
 
     async with opened(path) as engine:
@@ -172,15 +133,15 @@ async def test_each_await_of_one_call_is_a_child(path: Path) -> None:
 async def test_the_whole_of_asyncio_works_with_children(path: Path) -> None:
     @durable.workflow(name="children.asyncio")
     async def vocabulary(_step: Step) -> list[str]:
-        got = list(await asyncio.gather(leaf("a"), leaf("b")))
+        got = list(await asyncio.gather(echoing("a"), echoing("b")))
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(leaf("c")), group.create_task(leaf("d"))]
+            tasks = [group.create_task(echoing("c")), group.create_task(echoing("d"))]
         got += [task.result() for task in tasks]
         async with asyncio.timeout(60):
-            got.append(await leaf("e"))
-        got.append(await asyncio.wait_for(leaf("f"), 60))
-        got.append(await asyncio.shield(asyncio.ensure_future(leaf("g"))))
-        done, _ = await asyncio.wait([asyncio.ensure_future(leaf("h"))])
+            got.append(await echoing("e"))
+        got.append(await asyncio.wait_for(echoing("f"), 60))
+        got.append(await asyncio.shield(asyncio.ensure_future(echoing("g"))))
+        done, _ = await asyncio.wait([asyncio.ensure_future(echoing("h"))])
         got += [task.result() for task in done]
         return got
 
@@ -193,13 +154,13 @@ async def test_the_whole_of_asyncio_works_with_children(path: Path) -> None:
 async def test_a_step_has_its_own_name_and_the_child_its_own(path: Path) -> None:
     @durable.workflow(name="children.naming")
     async def naming(step: Step) -> str:
-        return await step.run(leaf("x"), name="first leaf")
+        return await step.run(echoing("x"), name="first echoing")
 
     async with opened(path) as engine:
         await engine.run(naming(), id="it")
         (step,) = await steps_of(engine, "it")
-        assert step.name == "first leaf"
-        assert (await the_child(engine, "it")).name == leaf.name
+        assert step.name == "first echoing"
+        assert (await the_child(engine, "it")).name == echoing.name
 
 
 async def test_a_child_has_the_version_of_the_definition_that_was_called(path: Path) -> None:
@@ -250,7 +211,7 @@ async def test_a_body_gets_the_decoded_result_live_and_on_replay(
 
 @durable.workflow
 async def nested(_step: Step, depth: int) -> int:
-    await note(f"{depth}")
+    await echo(f"{depth}")
     return 0 if depth == 0 else 1 + await nested(depth - 1)
 
 
@@ -289,7 +250,7 @@ async def test_a_tree_of_recursion_comes_to_its_result(path: Path) -> None:
 async def test_a_thousand_children_take_few_commits(path: Path) -> None:
     @durable.workflow(name="children.thousand")
     async def thousand(_step: Step) -> int:
-        return len(set(await asyncio.gather(*(leaf(f"{n}") for n in range(1_000)))))
+        return len(set(await asyncio.gather(*(echoing(f"{n}") for n in range(1_000)))))
 
     async with opened(path, max_parallelism=50) as engine:
         commits = engine.statistics().commits
@@ -455,19 +416,19 @@ async def giving(step: Step, what: str) -> str:
         elif what == "arity":
             await strict()  # type: ignore[call-arg]
         elif what == "size":
-            await leaf("x" * 2_000)
+            await echoing("x" * 2_000)
         elif what == "retry":
-            await step.run(leaf("x"), retry=durable.Retry())
+            await step.run(echoing("x"), retry=durable.Retry())
         elif what == "at most once":
-            await step.run(leaf("x"), retry=False)
+            await step.run(echoing("x"), retry=False)
         elif what == "timeout":
-            await step.run(leaf("x"), timeout=1)
+            await step.run(echoing("x"), timeout=1)
         elif what == "both":
-            await step.run(leaf("x"), run_after=1, run_at=step.now())
+            await step.run(echoing("x"), run_after=1, run_at=step.now())
         elif what == "naive":
-            await step.run(leaf("x"), run_at=datetime(2030, 1, 1))  # noqa: DTZ001
+            await step.run(echoing("x"), run_at=datetime(2030, 1, 1))  # noqa: DTZ001
     except (ArgumentError, PayloadTooLarge, TypeError, ValueError) as exc:
-        return f"{type(exc).__name__}: {exc}, then {await leaf('after')}"
+        return f"{type(exc).__name__}: {exc}, then {await echoing('after')}"
     return "nothing"
 
 
@@ -477,8 +438,8 @@ async def giving(step: Step, what: str) -> str:
         ("argument", ["ArgumentError", "numbers[1]"]),
         ("arity", ["TypeError", "missing a required argument: 'numbers'"]),
         ("size", ["PayloadTooLarge", "max_payload"]),
-        ("retry", ["TypeError", "step.run(leaf(...)) takes no retry="]),
-        ("at most once", ["TypeError", "step.run(leaf(...)) takes no retry="]),
+        ("retry", ["TypeError", "step.run(echoing(...)) takes no retry="]),
+        ("at most once", ["TypeError", "step.run(echoing(...)) takes no retry="]),
         ("timeout", ["TypeError", "takes no timeout=", "asyncio.timeout"]),
         ("both", ["ValueError", "not both"]),
         ("naive", ["ValueError", "aware"]),
@@ -521,8 +482,8 @@ async def test_a_result_that_does_not_fit_fails_the_child_and_then_its_parent(pa
 @durable.workflow
 async def delaying(step: Step, at: datetime | None) -> str:
     if at is None:
-        return await step.run(leaf("x"), run_after=timedelta(seconds=NAP_S))
-    return await step.run(leaf("x"), run_at=at)
+        return await step.run(echoing("x"), run_after=timedelta(seconds=NAP_S))
+    return await step.run(echoing("x"), run_at=at)
 
 
 @pytest.mark.both_loops
@@ -532,7 +493,7 @@ async def test_a_child_begins_when_it_is_due_and_not_before(path: Path, is_at: b
     at = datetime.fromtimestamp(START_MS / 1000 + NAP_S, UTC) if is_at else None
     async with opened(path, clock) as engine:
         run = await engine.start(delaying(at), id="it")
-        step = await until_step(run, leaf.name, StepState.PENDING)
+        step = await until_step(run, echoing.name, StepState.PENDING)
         child = await the_child(engine, "it")
         assert (child.state, child.started_at, child.id) == (
             RunState.PENDING,
@@ -559,7 +520,7 @@ async def test_a_delay_is_kept_over_a_restart(path: Path) -> None:
     clock = ManualClock()
     async with opened(path, clock) as engine:
         run = await engine.start(delaying(None), id="it")
-        await until_step(run, leaf.name, StepState.PENDING)
+        await until_step(run, echoing.name, StepState.PENDING)
     clock.advance(NAP_S / 2)
     async with opened(path, clock) as engine:
         await until(lambda: engine.statistics().live_runs)

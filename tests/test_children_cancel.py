@@ -3,75 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from clock import ManualClock
 from families import check_families, check_nothing_is_left, children_of, steps_of, the_child
 from faults import MONTH_S, Disk, crashing, opened
-from waiting import WAIT_S_MAX, until, until_state, until_step
+from waiting import WAIT_S_MAX, until, until_parked, until_state, until_step
+from world import echo, gated, held, world
 
 import durable
-from durable import Engine, RunCanceled, RunState, Step, StepKind, StepState, registry
+from durable import Engine, RunCanceled, RunState, Step, StepKind, StepState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NAP_S = 10.0
 DEPTH = 3
 
 
-class World:
-    """What actions and bodies have noted, and where actions wait until they may end."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.interrupted: list[str] = []
-        self.may_end = asyncio.Event()
-        self.bodies: Counter[str] = Counter()
-
-
-world = World()
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_children_cancel.world", World())
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@durable.action
-async def gated(text: str) -> str:
-    world.begun[text] += 1
-    try:
-        await world.may_end.wait()
-    except asyncio.CancelledError:
-        world.interrupted.append(text)
-        raise
-    return text
-
-
-@durable.action
-async def quick(text: str) -> str:
-    world.begun[text] += 1
-    return text
-
-
-@durable.workflow
-async def held(_step: Step, text: str) -> str:
-    return await gated(text)
-
-
 @durable.workflow
 async def napping(step: Step, nap_s: float) -> str:
     world.bodies["napping"] += 1
     await step.sleep(nap_s)
-    return await quick("slept")
+    return await echo("slept")
 
 
 @durable.workflow
@@ -80,9 +36,9 @@ async def cleaning_up(step: Step) -> None:
     try:
         await step.sleep(NAP_S)
     finally:
-        await quick("clean")
+        await echo("clean")
         await step.sleep(NAP_S)
-        await quick("clean again")
+        await echo("clean again")
 
 
 @durable.workflow
@@ -190,7 +146,7 @@ async def test_a_child_cleans_up_while_its_parent_is_over(path: Path, clock: Man
         await until_step(engine.get(child.id), "sleep", StepState.RUNNING)
         assert await run.cancel() is True
         assert (await run.status()).state is RunState.CANCELED
-        await until_step(engine.get(child.id), quick.name, StepState.COMPLETED)
+        await until_step(engine.get(child.id), echo.name, StepState.COMPLETED)
         await until_step(engine.get(child.id), "sleep", StepState.RUNNING)
         assert (await engine.status(child.id)).state is RunState.CANCELING
         clock.advance(NAP_S)
@@ -215,7 +171,7 @@ async def test_a_childs_clean_up_goes_on_in_the_next_life(
                 assert engine._runner is not None
                 patch.setattr(engine._runner.live(child.id), "advance", lambda _count: None)
             assert await run.cancel() is True
-        await until_step(child, quick.name, StepState.COMPLETED)
+        await until_step(child, echo.name, StepState.COMPLETED)
         await until_step(child, "sleep", StepState.RUNNING)
     async with opened(path, clock) as engine:
         clock.advance(NAP_S)
@@ -239,14 +195,14 @@ async def test_a_cancel_that_meets_a_claim_is_told_once(
             await step.sleep(MONTH_S)
         finally:
             await step.sleep(MONTH_S)
-            await quick("clean")
+            await echo("clean")
 
     disk = Disk()
     disk.install(monkeypatch)
     async with crashing(path, clock) as engine:
         run = await engine.start(sleeping_and_cleaning(), id="it")
         await until_step(run, "sleep", StepState.RUNNING)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         claims = disk.calls["claim"]
         disk.answers.clear()
         clock.advance(MONTH_S)
@@ -257,7 +213,7 @@ async def test_a_cancel_that_meets_a_claim_is_told_once(
         await until(lambda: writer._pending)
         disk.answers.set()
         assert await asking is True
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         assert (await run.status()).state is RunState.CANCELING
     async with opened(path, clock) as engine:
         clock.advance(MONTH_S)
@@ -273,7 +229,7 @@ async def test_a_child_that_cleans_up_already_is_left_to_it(path: Path) -> None:
         try:
             await gated("work")
         finally:
-            await asyncio.gather(above_a_quick(), quick("clean"))
+            await asyncio.gather(above_a_quick(), echo("clean"))
 
     @durable.workflow(name="children.above_cleaning_by_children")
     async def above_it(_step: Step) -> None:
@@ -307,7 +263,7 @@ async def test_once_a_cancel_is_acknowledged_nothing_queued_begins_in_a_large_fa
         await until(lambda: engine.statistics().queued_actions == 497 and world.begun["deep"] == 3)
         assert await run.cancel() is True
         world.may_end.set()
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         assert world.begun == {"deep": 3}
         await check_families(engine)
 
@@ -325,7 +281,7 @@ async def test_a_parent_that_cleans_up_is_not_woken_by_the_child_that_it_cancell
             await cleaning_up()
         finally:
             await step.sleep(parent_nap_s)
-            await quick("parent")
+            await echo("parent")
 
     async with opened(path, clock) as engine:
         run = await engine.start(both_clean_up(), id="top")
@@ -333,7 +289,7 @@ async def test_a_parent_that_cleans_up_is_not_woken_by_the_child_that_it_cancell
         child = await the_child(engine, "top")
         await until_step(engine.get(child.id), "sleep", StepState.RUNNING)
         assert await run.cancel() is True
-        await until_step(engine.get(child.id), quick.name, StepState.COMPLETED)
+        await until_step(engine.get(child.id), echo.name, StepState.COMPLETED)
         await until_step(engine.get(child.id), "sleep", StepState.RUNNING)
         parents_count = int(parent_nap_s == NAP_S)
         await until(lambda: engine.statistics().live_runs == 1 + parents_count)
@@ -379,7 +335,7 @@ async def test_children_that_are_over_keep_their_outcome(path: Path) -> None:
 
 @durable.workflow
 async def above_a_quick(_step: Step) -> str:
-    return await quick("quick")
+    return await echo("quick")
 
 
 async def test_a_child_that_is_delayed_never_begins(path: Path, clock: ManualClock) -> None:
@@ -390,7 +346,7 @@ async def test_a_child_that_is_delayed_never_begins(path: Path, clock: ManualClo
     async with opened(path, clock) as engine:
         run = await engine.start(delayed(), id="top")
         await until_step(run, held.name, StepState.PENDING)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         child = await the_child(engine, "top")
         assert await run.cancel() is True
         await until_all_canceled(engine, ["top", child.id])
@@ -430,7 +386,7 @@ async def test_a_stuck_child_is_cancelled_with_its_parent(
 
 
 async def _otherwise(_step: Step, nap_s: float) -> str:
-    return await quick("otherwise")
+    return await echo("otherwise")
 
 
 @pytest.mark.parametrize("is_changed", [True, False])
@@ -477,7 +433,7 @@ async def _astray(step: Step) -> None:
 
 @pytest.mark.parametrize("nap_s", [NAP_S, MONTH_S])
 async def test_a_child_without_code_is_cancelled_with_its_parent(
-    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, nap_s: float
+    path: Path, clock: ManualClock, forget: Callable[[Any], None], nap_s: float
 ) -> None:
     """So are its own children; it was about to go on, or asleep."""
 
@@ -495,8 +451,7 @@ async def test_a_child_without_code_is_cancelled_with_its_parent(
         ids = await family(engine, "top")
         assert len(ids) == 3
         await until_step(engine.get(ids[2]), "sleep", StepState.RUNNING)
-    for key in [key for key in registry._definitions if key[1] == "children.vanishing"]:
-        monkeypatch.delitem(registry._definitions, key)
+    forget(vanishing)
     async with opened(path, clock) as engine:
         assert await engine.cancel("top") is True
         await until_all_canceled(engine, ids)
@@ -577,7 +532,7 @@ async def test_a_child_whose_task_is_cancelled_is_cancelled(path: Path) -> None:
         slow = asyncio.create_task(held("slow"))
         result = await above_a_quick()
         slow.cancel()
-        await quick("after")
+        await echo("after")
         return result
 
     async with opened(path) as engine:
@@ -606,7 +561,7 @@ async def test_a_child_that_is_withdrawn_before_its_start_is_committed_never_beg
         calling = asyncio.create_task(call())
         await gated("go")
         calling.cancel()
-        await quick("after")
+        await echo("after")
         return "withdrawn"
 
     async with opened(path, clock) as engine:
@@ -650,7 +605,7 @@ async def test_children_that_their_parent_does_not_wait_for_end_with_it(path: Pa
 async def test_a_failing_sibling_cancels_the_others(path: Path) -> None:
     @durable.workflow(name="children.raising")
     async def raising(_step: Step) -> None:
-        await quick("before")
+        await echo("before")
         raise LookupError
 
     @durable.workflow(name="children.group")
@@ -683,7 +638,7 @@ async def test_a_shielded_child_outlives_a_time_out_and_not_its_parent(
             async with asyncio.timeout(NAP_S):
                 await asyncio.shield(child)
         except TimeoutError:
-            await quick("late")
+            await echo("late")
         await step.sleep(NAP_S)
         return "over"
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import subprocess
 import sys
-import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -15,34 +12,21 @@ from typing import Final
 
 import pytest
 from crashes.image import read_image
+from killing import JOURNAL, kill_over_and_over, log_of, note, say_opened
 
 import durable
 from durable import Engine, RunCanceled, RunFailed, Step
 
-OPENED: Final = "opened"
-LOG: Final = "effects.txt"
 FAMILIES: Final = 5
 DEPTH: Final = 3
 WIDTH: Final = 3
-LIVES_MAX: Final = 40
-LIFE_S_MAX: Final = 60
-PROGRAM: Final = "import asyncio, sys, test_children_kills as t; asyncio.run(t.live(sys.argv[1]))"
-
-directory = Path()
-"""Where the process has its journal and its effect log."""
-
-
-def append(text: str) -> None:
-    """Append a line to the effect log, which nothing rolls back."""
-    fd = os.open(directory / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.write(fd, f"{text}\n".encode())
-    os.close(fd)
+KILLS: Final = 40
 
 
 @durable.action
 def act(n: int) -> int:
     attempt = durable.attempt()
-    append(f"act {attempt.run_id} {attempt.step_key} {attempt.interruptions}")
+    note(f"act {attempt.run_id} {attempt.step_key} {attempt.interruptions}")
     return n
 
 
@@ -81,12 +65,10 @@ async def canceled(_step: Step, depth: int) -> None:
     await (hang() if depth == 0 else canceled(depth - 1))
 
 
-async def live(path: str) -> None:
+async def live() -> None:
     """Start the families, or go on with them, and see their end."""
-    global directory  # noqa: PLW0603  the actions' log
-    directory = Path(path)
-    async with Engine(directory / "journal.db", max_parallelism=30, drain_timeout=0) as engine:
-        print(OPENED, flush=True)  # noqa: T201  the parent reads it
+    async with Engine(JOURNAL, max_parallelism=30, drain_timeout=0) as engine:
+        say_opened()
         runs = [await engine.start(tree(DEPTH), id=f"tree-{n}") for n in range(FAMILIES)]
         doomed = await engine.start(canceled(DEPTH), id="canceled")
         for run in runs[: FAMILIES // 2]:
@@ -99,38 +81,14 @@ async def live(path: str) -> None:
                 await engine.get(status.id).result()
 
 
-def let_live(path: Path, kill_after_s: float | None) -> bool:
-    """Let a process live; return whether it came to its end before it was killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(("tests", "."))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).parents[1],
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        if process.stdout.readline().strip() == OPENED and kill_after_s is not None:
-            time.sleep(kill_after_s)  # The moment of the kill is what this is about.
-            process.kill()
-        _, errors = process.communicate(timeout=LIFE_S_MAX)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode in (0, -9), errors
-    return process.returncode == 0
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_killed_over_and_over_families_are_finished_each_child_once(tmp_path: Path) -> None:
     draw = random.Random(29)  # noqa: S311  a test's
-    deaths = 0
-    while not let_live(tmp_path, draw.uniform(0.0, 0.4) if deaths < LIVES_MAX else None):
-        deaths += 1
+    kills_after_s = (draw.uniform(0.0, 0.4) for _ in range(KILLS))
+    deaths = kill_over_and_over(__name__, tmp_path, kills_after_s)
     assert deaths > 2
-    image = read_image(tmp_path / "journal.db")
+    image = read_image(tmp_path / JOURNAL)
     states: Counter[tuple[str, str]] = Counter()
     parents: Counter[str] = Counter()
     for run in image.runs.values():
@@ -149,5 +107,5 @@ def test_killed_over_and_over_families_are_finished_each_child_once(tmp_path: Pa
     }
     assert set(parents.values()) == {1}
     assert len(image.runs) - len(parents) == FAMILIES + 1
-    begun = Counter(line for line in (tmp_path / LOG).read_text().splitlines())
+    begun = Counter(log_of(tmp_path))
     assert max(begun.values()) == 1, "a begin says by its number how often it was interrupted"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from clock import ManualClock
 from families import check_families, children_of, the_child
-from faults import MONTH_S, Disk, Fault, crashing, once_available, opened
+from faults import MONTH_S, Disk, Fault, crashing, each_to_fail, once_available, opened
 from waiting import WAIT_S_MAX, until
+from world import echo, gated, world
 
 import durable
 from durable import (
@@ -32,48 +31,16 @@ BOTH = pytest.mark.parametrize("fault", list(Fault))
 NAP_S = 10.0
 
 
-class World:
-    """What actions have noted."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.never = asyncio.Event()
-
-
-world = World()
-
-
-def new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_children_outages.world", World())
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    new_world(monkeypatch)
-
-
-@durable.action
-async def note(text: str) -> str:
-    world.begun[text] += 1
-    return text
-
-
-@durable.action
-async def hang() -> None:
-    world.begun["hang"] += 1
-    await world.never.wait()
-
-
 @durable.workflow
 async def leaf(_step: Step, text: str) -> str:
     if text == "bad":
         raise LookupError(text)
-    return await note(text)
+    return await echo(text)
 
 
 @durable.workflow
 async def hanging(_step: Step) -> None:
-    await hang()
+    await gated("hang")
 
 
 @durable.workflow
@@ -87,7 +54,7 @@ async def middle(_step: Step, text: str) -> str:
 @durable.workflow
 async def sleepy(step: Step, nap_s: float) -> str:
     await step.sleep(nap_s)
-    return await note("sleepy")
+    return await echo("sleepy")
 
 
 @durable.workflow
@@ -114,7 +81,7 @@ async def sleeping(step: Step) -> list[str]:
         async with asyncio.timeout(MONTH_S):
             await sleepy(2 * MONTH_S)
     except TimeoutError:
-        await note("late")
+        await echo("late")
     one, two = await asyncio.gather(
         sleepy(3 * MONTH_S), step.run(leaf("delayed"), run_after=MONTH_S)
     )
@@ -152,7 +119,7 @@ SCENARIO = pytest.mark.parametrize(
 
 
 async def check(engine: Engine, children: int) -> None:
-    world.never.set()
+    world.may_end.set()
     assert len(await children_of(engine, "it")) == children
     async with asyncio.timeout(WAIT_S_MAX):
         for status in [status async for status in engine.iter_runs()]:
@@ -161,11 +128,11 @@ async def check(engine: Engine, children: int) -> None:
     await check_families(engine)
 
 
-async def die(disk: Disk, doing: asyncio.Task[Any]) -> bool:
-    """Let the fault be the last that the process sees; return whether it came to that."""
+async def die(disk: Disk, doing: asyncio.Task[Any]) -> None:
+    """Let the fault, if it comes to that, be the last that the process sees."""
     await until(lambda: doing.done() or disk.outages)
-    disk.broken = Fault.LOST
-    return bool(disk.outages)
+    if disk.outages:
+        disk.broken = Fault.LOST
 
 
 @pytest.mark.slow
@@ -178,11 +145,8 @@ async def test_whichever_commit_fails_each_child_is_there_once(
     scenario: Scenario,
 ) -> None:
     """The engine goes on by itself; what ran goes on to its end, and begins once."""
-    number = 0
-    for number in count(1):
-        disk, clock = Disk(), ManualClock()
-        disk.install(monkeypatch)
-        new_world(monkeypatch)
+    for number, disk in each_to_fail(monkeypatch, 6):
+        clock = ManualClock()
         async with opened(path.with_name(f"{number}.db"), clock, drain_timeout=0) as engine:
             disk.faults["commit", disk.calls["commit"] + number] = fault
             await once_available(disk, lambda: engine.start(scenario.workflow(), id="it"))
@@ -190,9 +154,6 @@ async def test_whichever_commit_fails_each_child_is_there_once(
             await check(engine, scenario.children)
             del world.begun["hang"]
             assert world.begun == dict.fromkeys(scenario.notes, 1)
-        if not disk.outages:
-            break
-    assert number > 5
 
 
 @pytest.mark.slow
@@ -205,27 +166,21 @@ async def test_a_process_that_dies_at_any_commit_loses_no_child_and_doubles_none
     scenario: Scenario,
 ) -> None:
     """That commit is lost, or it is the last thing that the process does."""
-    number = 0
-    for number in count(1):
-        disk, clock = Disk(), ManualClock()
-        disk.install(monkeypatch)
-        new_world(monkeypatch)
+    for number, disk in each_to_fail(monkeypatch, 5):
+        clock = ManualClock()
         file = path.with_name(f"{number}.db")
         async with crashing(file, clock) as engine:
             await engine.start(scenario.workflow(), id="it")
             first = disk.calls["commit"]
             disk.faults["commit", first + number] = fault
             finishing = asyncio.create_task(finish(engine, clock, "it"))
-            has_died = await die(disk, finishing)
+            await die(disk, finishing)
         await asyncio.gather(finishing, return_exceptions=True)
         disk.broken = None
         async with opened(file, clock, drain_timeout=0) as engine:
             assert await finish(engine, clock, "it") == scenario.result
             await check(engine, scenario.children)
             assert set(world.begun) - {"hang"} == scenario.notes
-        if not has_died:
-            break
-    assert number > 4
 
 
 @pytest.mark.slow
@@ -233,11 +188,8 @@ async def test_a_process_that_dies_at_any_commit_loses_no_child_and_doubles_none
 async def test_whichever_commit_of_a_cancel_fails_all_of_the_family_ends(
     path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    number = 0
-    for number in count(1):
-        disk, clock = Disk(), ManualClock()
-        disk.install(monkeypatch)
-        new_world(monkeypatch)
+    for number, disk in each_to_fail(monkeypatch, 2):
+        clock = ManualClock()
         async with opened(path.with_name(f"{number}.db"), clock, drain_timeout=0) as engine:
             run = await engine.start(deep(3), id="it")
             await until(lambda: world.begun["hang"])
@@ -253,16 +205,13 @@ async def test_whichever_commit_of_a_cancel_fails_all_of_the_family_ends(
                     while (await engine.status(run_id)).finished_at is None:
                         pass
             assert [run.state async for run in engine.iter_runs()] == [RunState.CANCELED] * 4
-            world.never.set()
+            world.may_end.set()
             await check_families(engine)
-        if not disk.outages:
-            break
-    assert number > 1
 
 
 @durable.workflow
 async def deep(_step: Step, depth: int) -> None:
-    await (hang() if depth == 0 else deep(depth - 1))
+    await (gated("hang") if depth == 0 else deep(depth - 1))
 
 
 @pytest.mark.slow
@@ -270,18 +219,15 @@ async def test_a_process_that_dies_at_any_commit_of_a_cancel_leaves_it_to_the_ne
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the parent is canceled in the journal, all under it is going to be."""
-    number = 0
-    for number in count(1):
-        disk, clock = Disk(), ManualClock()
-        disk.install(monkeypatch)
-        new_world(monkeypatch)
+    for number, disk in each_to_fail(monkeypatch, 2):
+        clock = ManualClock()
         file = path.with_name(f"{number}.db")
         async with crashing(file, clock) as engine:
             run = await engine.start(deep(3), id="it")
             await until(lambda: world.begun["hang"])
             disk.faults["commit", disk.calls["commit"] + number] = Fault.KEPT
             asking = asyncio.create_task(run.cancel())
-            has_died = await die(disk, asking)
+            await die(disk, asking)
         await asyncio.gather(asking, return_exceptions=True)
         disk.broken = None
         async with opened(file, clock, drain_timeout=0) as engine:
@@ -290,9 +236,6 @@ async def test_a_process_that_dies_at_any_commit_of_a_cancel_leaves_it_to_the_ne
                     with pytest.raises(RunCanceled):
                         await engine.get(status.id).result()
             await check_families(engine)
-        if not has_died:
-            break
-    assert number > 1
 
 
 async def test_during_an_outage_children_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +247,7 @@ async def test_during_an_outage_children_wait(path: Path, monkeypatch: pytest.Mo
         disk.broken = Fault.LOST
         with pytest.raises(JournalUnavailableError):
             await run.cancel()
-        world.never.set()
+        world.may_end.set()
         disk.broken = None
         await disk.reopened.wait()
         await run.result(timeout=WAIT_S_MAX)
@@ -320,7 +263,7 @@ async def test_an_engine_that_closes_leaves_its_families_to_the_next(path: Path)
         await asyncio.sleep(0)
     with pytest.raises(EngineClosedError):
         await waiting
-    world.never.set()
+    world.may_end.set()
     async with opened(path) as engine:
         await engine.get("it").result(timeout=WAIT_S_MAX)
         assert world.begun == {"hang": 2}

@@ -3,82 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 from clock import ManualClock
 from families import check_families, children_of, the_child
 from faults import MONTH_S, Disk, crashing, opened
-from waiting import WAIT_S_MAX, until, until_state, until_step
+from waiting import WAIT_S_MAX, until, until_parked, until_state, until_step
+from world import echoing, held, world
 
 import durable
-from durable import Engine, RunCanceled, RunState, Step, StepState
+from durable import RunCanceled, RunState, Step, StepState
 from durable.catalog import Catalog
 from durable.runtime.live import LiveRun
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from pathlib import Path
 
 NAP_S = 10.0
-
-
-class World:
-    """What actions and bodies have noted."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.bodies: Counter[str] = Counter()
-        self.may_end = asyncio.Event()
-
-
-world = World()
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_children_parking.world", World())
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@asynccontextmanager
-async def crowded(path: Path, clock: ManualClock, live_runs_max: int) -> AsyncGenerator[Engine]:
-    """Open an engine with room for few runs."""
-    engine = Engine(path)
-    engine._settings = msgspec.structs.replace(engine._settings, live_runs_max=live_runs_max)
-    clock.install(engine)
-    async with engine:
-        yield engine
-
-
-@durable.action
-async def note(text: str) -> str:
-    world.begun[text] += 1
-    return text
-
-
-@durable.action
-async def gated(text: str) -> str:
-    world.begun[text] += 1
-    await world.may_end.wait()
-    return text
-
-
-@durable.workflow
-async def held(_step: Step, text: str) -> str:
-    return await gated(text)
-
-
-@durable.workflow
-async def leaf(_step: Step, text: str) -> str:
-    return await note(text)
 
 
 @durable.workflow
@@ -103,7 +45,7 @@ async def bounded(_step: Step, bound_s: float) -> str:
 
 @durable.workflow
 async def fan(_step: Step, count: int) -> int:
-    return len(await asyncio.gather(*(leaf(f"{n}") for n in range(count))))
+    return len(await asyncio.gather(*(echoing(f"{n}") for n in range(count))))
 
 
 # --- sleeping families ---------------------------------------------------------------------------
@@ -166,7 +108,7 @@ async def test_a_parent_stays_until_the_last_of_its_children_has_left(
         run = await engine.start(two(), id="top")
         await until(lambda: world.begun["it"] and engine.statistics().live_runs == 2)
         world.may_end.set()
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         steps = [step.state async for step in run.steps()]
         assert steps == [StepState.RUNNING, StepState.COMPLETED]
         assert world.bodies["two"] == 1
@@ -179,14 +121,14 @@ async def test_a_parent_stays_until_the_last_of_its_children_has_left(
 async def test_a_child_that_is_stuck_lets_its_parent_leave(
     path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leaf, "fn", _refused)
+    monkeypatch.setattr(echoing, "fn", _refused)
     async with opened(path, clock) as engine:
         run = await engine.start(fan(1), id="top")
         async with asyncio.timeout(WAIT_S_MAX):
             while not (found := await children_of(engine, "top")):
                 pass
         await until_state(engine.get(found[0].id), RunState.STUCK)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         assert (await run.status()).state is RunState.RUNNING
         monkeypatch.undo()
         await engine.resume(found[0].id)
@@ -292,7 +234,7 @@ async def test_a_parent_hears_of_an_end_that_comes_while_it_is_leaving_memory(
 
     @durable.workflow(name="children.missing")
     async def missing(step: Step) -> str:
-        late = asyncio.ensure_future(step.run(leaf("late"), run_after=MONTH_S))
+        late = asyncio.ensure_future(step.run(echoing("late"), run_after=MONTH_S))
         await step.sleep(NAP_S)
         try:
             return await late
@@ -331,11 +273,11 @@ async def test_families_larger_than_the_room_come_to_their_end(
     @durable.workflow(name="children.deep_fan")
     async def deep_fan(_step: Step, depth: int) -> int:
         if depth == 0:
-            return int(await leaf("1"))
+            return int(await echoing("1"))
         return sum(await asyncio.gather(deep_fan(depth - 1), deep_fan(depth - 1)))
 
     most = 0
-    async with crowded(path, clock, live_runs_max) as engine:
+    async with opened(path, clock, live_runs_max) as engine:
         runner: Any = engine._runner
         schedule = runner.schedule
 
@@ -357,7 +299,7 @@ async def test_families_larger_than_the_room_come_to_their_end(
 async def test_many_children_of_one_run_need_no_more_room_than_there_is(
     path: Path, clock: ManualClock, live_runs_max: int
 ) -> None:
-    async with crowded(path, clock, live_runs_max) as engine:
+    async with opened(path, clock, live_runs_max) as engine:
         run = await engine.start(fan(20), id="top")
         most = 0
         result = asyncio.create_task(run.result(timeout=WAIT_S_MAX))
@@ -374,15 +316,15 @@ async def test_children_of_a_start_whose_id_is_taken_keep_no_room(
     path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first turn had called them; nothing of it is written."""
-    async with crowded(path, clock, 3) as engine:
-        await engine.run(leaf("first"), id="taken")
+    async with opened(path, clock, 3) as engine:
+        await engine.run(echoing("first"), id="taken")
         assert engine._runner is not None
 
         async def is_there(_record: object) -> bool:
             return False  # As if another process had taken the id since.
 
         with monkeypatch.context() as patch:
-            patch.setattr(engine._runner, "_is_there", is_there)
+            patch.setattr(engine._runner.starts, "_is_there", is_there)
             with pytest.raises(durable.RunConflictError):
                 await engine.start(fan(2), id="taken")
         assert engine._runner.children.promised_count == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from cycles import at_cycle
 from families import check_families, the_child
 from faults import MONTH_S, crashing, opened
 from waiting import WAIT_S_MAX, until, until_open
+from world import echo, held, new_world, world
 
 import durable
 from durable import Engine, RunCanceled, RunState, Step
@@ -32,53 +32,16 @@ ENDS_IN_CYCLE = 2
 """When the child's action ends."""
 
 
-class World:
-    """What actions have noted, and where they wait until they may end."""
-
-    def __init__(self) -> None:
-        self.begun: list[str] = []
-        self.may_end = asyncio.Event()
-
-
-world = World()
-
-
-def new_world() -> None:
-    sys.modules[__name__].world = World()  # type: ignore[attr-defined]
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_children_races.world", World())
-
-
-@durable.action
-async def gated() -> str:
-    world.begun.append("gated")
-    await world.may_end.wait()
-    return "done"
-
-
-@durable.action
-async def quick(n: int) -> int:
-    return n
-
-
-@durable.workflow
-async def held(_step: Step) -> str:
-    return await gated()
-
-
 @durable.workflow
 async def calling(_step: Step) -> str:
-    return await held()
+    return await held("it")
 
 
 @durable.workflow
 async def timing_out(_step: Step) -> str:
     try:
         async with asyncio.timeout(NAP_S):
-            return await held()
+            return await held("it")
     except TimeoutError:
         return "late"
 
@@ -86,8 +49,8 @@ async def timing_out(_step: Step) -> str:
 @durable.workflow
 async def with_a_past(_step: Step) -> str:
     for n in range(50):
-        await quick(n)
-    return await held()
+        await echo(str(n))
+    return await held("it")
 
 
 async def outcome(run: durable.Run[str]) -> str:
@@ -151,12 +114,12 @@ async def test_a_child_that_ends_while_its_parent_is_cancelled(path: Path) -> No
         path, calling, lambda engine, ids, _: asyncio.create_task(engine.cancel(ids.split()[0]))
     )
     assert set(told) <= {
-        ("done", RunState.COMPLETED),
+        ("it", RunState.COMPLETED),
         ("canceled", RunState.COMPLETED),
         ("canceled", RunState.CANCELED),
     }
     assert told[0] == ("canceled", RunState.CANCELED)
-    assert told[-1] == ("done", RunState.COMPLETED)
+    assert told[-1] == ("it", RunState.COMPLETED)
 
 
 @pytest.mark.both_loops
@@ -165,7 +128,7 @@ async def test_a_child_that_ends_while_it_is_cancelled(path: Path) -> None:
         path, calling, lambda engine, ids, _: asyncio.create_task(engine.cancel(ids.split()[1]))
     )
     assert set(told) == {
-        ("done", RunState.COMPLETED),
+        ("it", RunState.COMPLETED),
         ("durable.RunCanceled", RunState.CANCELED),
     }
 
@@ -173,12 +136,12 @@ async def test_a_child_that_ends_while_it_is_cancelled(path: Path) -> None:
 async def test_a_child_that_ends_while_its_time_runs_out(path: Path) -> None:
     told = await race(path, timing_out, lambda _engine, _ids, clock: clock.advance(NAP_S))
     assert set(told) <= {
-        ("done", RunState.COMPLETED),
+        ("it", RunState.COMPLETED),
         ("late", RunState.COMPLETED),
         ("late", RunState.CANCELED),
     }
     assert told[0] == ("late", RunState.CANCELED)
-    assert told[-1] == ("done", RunState.COMPLETED)
+    assert told[-1] == ("it", RunState.COMPLETED)
 
 
 async def test_both_are_cancelled_at_the_same_time(path: Path) -> None:
@@ -226,7 +189,7 @@ async def test_a_child_may_end_at_any_moment_of_its_parents_coming_back(
             with at_cycle(cycle, world.may_end.set):
                 while not world.may_end.is_set():  # noqa: ASYNC110  so many cycles
                     await asyncio.sleep(0)
-                assert await outcome(engine.get(run.id)) == "done"
+                assert await outcome(engine.get(run.id)) == "it"
             await check_families(engine)
 
 
@@ -255,7 +218,7 @@ async def test_a_child_may_end_at_any_moment_of_its_parents_leaving(path: Path) 
 
 async def late_or_cancelled(step: Step) -> str:
     try:
-        await step.run(held(), run_after=MONTH_S / 2)
+        await step.run(held("it"), run_after=MONTH_S / 2)
     except RunCanceled:
         return "heard"
     return "late"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +10,8 @@ from clock import ManualClock
 from cycles import at_cycle
 from families import check_families, check_nothing_is_left, children_of, journal_rows, the_child
 from faults import MONTH_S, Disk, Fault, once_available, opened
-from waiting import WAIT_S_MAX, until, until_step
+from waiting import WAIT_S_MAX, until, until_parked, until_step
+from world import echoing, gated, world
 
 import durable
 from durable import Engine, RunCanceled, RunNotFoundError, RunState, Step, StepState
@@ -23,50 +23,11 @@ NAP_S = 10.0
 CYCLES = 30
 
 
-class World:
-    """What actions have noted, and where they wait until they may end."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.interrupted: Counter[str] = Counter()
-        self.may_end = asyncio.Event()
-
-
-world = World()
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_children_removal.world", World())
-
-
-@durable.action
-async def quick(text: str) -> str:
-    world.begun[text] += 1
-    return text
-
-
-@durable.action
-async def gated(text: str) -> str:
-    world.begun[text] += 1
-    try:
-        await world.may_end.wait()
-    except asyncio.CancelledError:
-        world.interrupted[text] += 1
-        raise
-    return text
-
-
-@durable.workflow
-async def leaf(_step: Step, text: str) -> str:
-    return await quick(text)
-
-
 @durable.workflow
 async def tree(_step: Step, depth: int) -> str:
     if depth == 0:
         return await gated("deep")
-    one, two = await asyncio.gather(leaf(f"{depth}"), tree(depth - 1))
+    one, two = await asyncio.gather(echoing(f"{depth}"), tree(depth - 1))
     return one + two
 
 
@@ -77,7 +38,7 @@ async def sleeper(step: Step) -> None:
 
 @durable.workflow
 async def above_a_delayed(step: Step) -> None:
-    await step.run(leaf("late"), run_after=MONTH_S)
+    await step.run(echoing("late"), run_after=MONTH_S)
 
 
 @durable.workflow
@@ -117,7 +78,7 @@ async def test_a_run_is_removed_with_all_that_is_under_it(path: Path) -> None:
     async with opened(path) as engine:
         world.may_end.set()
         await engine.run(tree(3), id="it")
-        await engine.run(leaf("other"), id="other")
+        await engine.run(echoing("other"), id="other")
         ids = await family(engine, "it")
         assert len(ids) == 7
         assert await engine.cleanup("it") is True
@@ -136,7 +97,7 @@ async def test_a_child_is_not_removed_while_its_parent_may_need_it(path: Path, f
     async with opened(path) as engine:
         run = await engine.start(tree(1), id="it")
         await until(lambda: world.begun["deep"])
-        await until_step(run, leaf.name, StepState.COMPLETED)
+        await until_step(run, echoing.name, StepState.COMPLETED)
         over, under_way = await children_of(engine, "it")
         assert over.state is RunState.COMPLETED
         for child in (over, under_way):
@@ -164,7 +125,7 @@ async def test_what_is_under_an_ended_child_may_go_before_it(path: Path) -> None
 
     @durable.workflow(name="children.two_levels")
     async def two(_step: Step) -> str:
-        return await leaf("x")
+        return await echoing("x")
 
     async with opened(path) as engine:
         run = await engine.start(three(), id="it")
@@ -212,7 +173,7 @@ async def test_a_family_at_work_is_removed_by_force(path: Path) -> None:
         await asyncio.sleep(0)
         assert await run.cleanup() is False
         assert await run.cleanup(force=True) is True
-        await until(lambda: world.interrupted["deep"])
+        await until(lambda: "deep" in world.interrupted)
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert {type(result) for result in results} <= {RunNotFoundError, str}
         assert isinstance(results[0], RunNotFoundError)
@@ -229,7 +190,7 @@ async def test_a_sleeping_family_is_removed_by_force(path: Path) -> None:
         async with asyncio.timeout(WAIT_S_MAX):
             while len(await family(engine, "it")) < 4:
                 pass
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         assert await run.cleanup() is False
         assert await run.cleanup(force=True) is True
         clock.advance(MONTH_S)
@@ -258,7 +219,7 @@ async def test_a_family_that_is_claimed_while_it_is_removed_is_dropped(
         async with asyncio.timeout(WAIT_S_MAX):
             while len(await family(engine, "it")) < 2:
                 pass
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         claims = disk.calls["claim"]
         disk.answers.clear()
         clock.advance(MONTH_S)
@@ -306,7 +267,7 @@ async def test_a_family_may_be_removed_at_any_moment_of_its_coming_back(path: Pa
             async with asyncio.timeout(WAIT_S_MAX):
                 while len(await family(engine, f"{cycle}")) < 4:
                     pass
-            await until(lambda: engine.statistics().live_runs == 0)
+            await until_parked(engine)
             asked: list[asyncio.Task[bool]] = []
 
             def ask(cycle: int = cycle, asked: list[asyncio.Task[bool]] = asked) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +10,7 @@ from clock import ManualClock
 from families import check_nothing_is_left, children_of, steps_of
 from faults import crashing, opened
 from waiting import WAIT_S_MAX, until
+from world import echoing, held, world
 
 import durable
 from durable import RunCanceled, RunFailed, RunState, Step, StepState
@@ -19,56 +19,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class World:
-    """What actions have noted, what fails, and where they wait until they may end."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.failing: set[str] = set()
-        self.may_end = asyncio.Event()
-
-
-world = World()
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_children_restart.world", World())
-
-
-@durable.action
-async def act(text: str) -> str:
-    world.begun[text] += 1
-    if text in world.failing:
-        raise LookupError(text)
-    return text
-
-
-@durable.action
-async def gated(text: str) -> str:
-    world.begun[text] += 1
-    await world.may_end.wait()
-    return text
-
-
-@durable.workflow
-async def leaf(_step: Step, text: str) -> str:
-    return await act(text)
-
-
-@durable.workflow
-async def held(_step: Step, text: str) -> str:
-    return await gated(text)
-
-
 @durable.workflow
 async def three(_step: Step) -> list[str]:
-    return [await leaf("a"), await leaf("b"), await leaf("c")]
+    return [await echoing("a"), await echoing("b"), await echoing("c")]
 
 
 @durable.workflow
 async def parallel(_step: Step) -> list[str]:
-    return list(await asyncio.gather(leaf("a"), leaf("b"), leaf("c")))
+    return list(await asyncio.gather(echoing("a"), echoing("b"), echoing("c")))
 
 
 async def test_a_dropped_child_step_is_another_child(path: Path) -> None:

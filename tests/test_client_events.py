@@ -10,7 +10,8 @@ import pytest
 from clock import ManualClock
 from families import children_of
 from faults import MONTH_S, Disk, Fault, leaving_nothing, opened
-from waiting import WAIT_S_MAX, until, until_open, until_state
+from waiting import WAIT_S_MAX, until, until_open, until_parked, until_state
+from world import echo, gated, world
 
 import durable
 from durable import (
@@ -24,37 +25,11 @@ from durable import (
 )
 from durable.journal.base import Claim
 from durable.runtime.live import Phase
+from durable.runtime.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-class Gate:
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.open = asyncio.Event()
-        self.begun: list[str] = []
-
-
-gate = Gate()
-
-
-@pytest.fixture(autouse=True)
-def _new_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "gate", Gate())
-
-
-@durable.action
-async def held() -> None:
-    gate.reached.set()
-    await gate.open.wait()
-
-
-@durable.action
-async def note(text: str) -> str:
-    gate.begun.append(text)
-    return text
 
 
 @durable.workflow
@@ -64,14 +39,14 @@ async def collecting(step: Step, count: int) -> list[Any]:
 
 @durable.workflow
 async def busy(step: Step, count: int) -> list[Any]:
-    await held()
+    await gated("gated")
     return [await step.wait_event("e") for _ in range(count)]
 
 
 @durable.workflow
 async def child(step: Step, text: str) -> str:
     await step.sleep(MONTH_S)
-    return await note(text)
+    return await echo(text)
 
 
 @durable.workflow
@@ -89,7 +64,7 @@ async def lingering(step: Step) -> None:
     try:
         await step.wait_event("never")
     finally:
-        await held()
+        await gated("gated")
 
 
 @durable.workflow
@@ -118,14 +93,6 @@ async def both(path: Path) -> AsyncIterator[tuple[Engine, Engine]]:
         yield owner, client
 
 
-async def until_asleep(engine: Engine) -> None:
-    """Let time pass until no run is in memory."""
-    async with asyncio.timeout(WAIT_S_MAX):
-        while live_runs(engine):
-            clock.advance(1)
-            await asyncio.sleep(0)
-
-
 async def result(engine: Engine, run_id: str) -> Any:  # noqa: ANN401
     return await engine.get(run_id).result(timeout=WAIT_S_MAX)
 
@@ -143,17 +110,17 @@ async def test_a_run_gets_what_a_client_sends(path: Path, how: str) -> None:
         workflow = busy if how == "busy" else collecting
         run = await owner.start(workflow(2), id="r")
         if how == "busy":
-            await gate.reached.wait()
+            await world.reached.wait()
         else:
             await until_open(run)
         if how == "parked":
-            await until_asleep(owner)
+            await until_parked(owner, clock)
         await client.send_event("r", "e", 1)
         event_id = await client.create_event("r", "e")
         await client.send_event_id(event_id, 2)
         with pytest.raises(EventAlreadySentError):
             await owner.send_event_id(event_id, 3)
-        gate.open.set()
+        world.may_end.set()
         assert await result(client, "r") == [1, 2]
         with pytest.raises(RunFinishedError):
             await client.send_event("r", "e", 4)
@@ -250,6 +217,33 @@ async def test_what_is_sent_while_the_run_leaves_memory_is_heard(
             assert await result(client, "r") == ["a"]
 
 
+@pytest.mark.parametrize("how", ["by name", "by id", "within"])
+async def test_what_the_owner_sends_comes_after_what_another_process_has_sent(
+    path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Even if it knows nothing of that yet."""
+
+    async def look(_self: Neighbours) -> None:
+        return
+
+    monkeypatch.setattr(Neighbours, "_look", look)
+    async with both(path) as (owner, client):
+        run = await owner.start(collecting(3), id="r")
+        await until_open(run)
+        event_id = await owner.create_event("r", "e")
+        await client.send_event("r", "e", 1)
+        await client.send_event("r", "e", 2)
+        assert (await run.status()).running[0].number == 0
+        if how == "by name":
+            await run.send_event("e", 3)
+        elif how == "by id":
+            await owner.send_event_id(event_id, 3)
+        else:
+            async with owner.transaction() as tx:
+                await run.send_event("e", 3, tx=tx)
+        assert await result(owner, "r") == [1, 2, 3]
+
+
 async def test_what_is_consumed_and_not_committed_is_not_handed_out_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +297,7 @@ async def test_a_client_cancels_a_child_and_its_parent_hears(path: Path, how: st
         await client.start(parent("sleeping" if how == "parked" else "waking"), id="p")
         child_id = await only_child(client, "p")
         if how == "parked":
-            await until_asleep(owner)
+            await until_parked(owner, clock)
         assert await client.cleanup(child_id) is False
         assert await client.cleanup(child_id, force=True) is False
         assert await client.cancel(child_id) is True
@@ -320,7 +314,7 @@ async def test_a_client_cancels_a_parent_with_its_child(path: Path) -> None:
         for run_id in ("p", child_id):
             with pytest.raises(RunCanceled):
                 await result(client, run_id)
-        assert gate.begun == []
+        assert world.begun == {}
 
 
 @pytest.mark.parametrize("how", ["sleeping", "waking", "over"])
@@ -331,13 +325,13 @@ async def test_a_client_removes_all_of_a_tree_by_force(path: Path, how: str) -> 
         if how == "over":
             await client.send_event("p", "part")
             assert await result(client, "p") == "over"
-            await until(gate.reached.is_set)
+            await until(world.reached.is_set)
         assert await client.cleanup("p") is False
         assert await client.cleanup("p", force=True) is True
         for run_id in ("p", child_id):
             with pytest.raises(RunNotFoundError):
                 await owner.status(run_id)
-        gate.open.set()
+        world.may_end.set()
         await until(lambda: live_runs(owner) == 0)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from faults import MONTH_S, Disk, Fault
 from waiting import WAIT_S_MAX, until, until_state
+from world import echo, echoing, gated, world
 
 import durable
 from durable import Engine, RunCanceled, RunNotFoundError, RunState, Step
@@ -20,47 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Gate:
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.open = asyncio.Event()
-        self.begun: list[str] = []
-
-
-gate = Gate()
-
-
-@pytest.fixture(autouse=True)
-def _new_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "gate", Gate())
-
-
-@durable.action
-async def held() -> None:
-    gate.reached.set()
-    await gate.open.wait()
-
-
-@durable.action
-async def echo(text: str) -> str:
-    gate.begun.append(text)
-    return text
-
-
-@durable.workflow
-async def echoing(_step: Step, text: str) -> str:
-    return await echo(text)
-
-
 @durable.workflow
 async def leaving(step: Step) -> None:
-    await held()
+    await gated("gated")
     await step.sleep(MONTH_S)
 
 
 @durable.workflow
 async def sticking(_step: Step) -> None:
-    task = asyncio.create_task(held())
+    task = asyncio.create_task(gated("gated"))
     await echo("a")
     with suppress(BaseException):  # It gets stuck by that.
         asyncio.get_running_loop().run_in_executor(None, print)
@@ -105,7 +74,7 @@ async def test_what_is_asked_while_the_run_leaves_memory_is_heard(
     """The claim takes its wake time, and its parking must not set the far one."""
     async with slow_owner(path, monkeypatch) as (owner, client, disk):
         run = await owner.start(leaving(), id="r")
-        await gate.reached.wait()
+        await world.reached.wait()
         await claiming(disk, owner)
         if what == "cancel":
             asked = asyncio.create_task(client.cancel("r"))
@@ -113,7 +82,7 @@ async def test_what_is_asked_while_the_run_leaves_memory_is_heard(
         else:
             asked = asyncio.create_task(client.cleanup("r", force=True))
             await _until_asked(client)
-        gate.open.set()
+        world.may_end.set()
         await until(lambda: phase(owner, "r") is Phase.LEAVING)
         disk.answers.set()
         if what == "cancel":
@@ -138,10 +107,10 @@ async def test_an_outage_right_then_loses_nothing(
 ) -> None:
     async with slow_owner(path, monkeypatch) as (owner, client, disk):
         await owner.start(leaving(), id="r")
-        await gate.reached.wait()
+        await world.reached.wait()
         await claiming(disk, owner)
         await client.cancel("r")
-        gate.open.set()
+        world.may_end.set()
         await until(lambda: phase(owner, "r") is Phase.LEAVING)
         if fault is not None:
             disk.faults["commit", disk.calls["commit"] + 1] = fault
@@ -163,7 +132,7 @@ async def test_what_is_asked_of_a_run_that_is_stuck_in_memory_is_heard(
             assert await client.cleanup("r", force=True) is True
             with pytest.raises(RunNotFoundError):
                 await owner.status("r")
-            gate.open.set()
+            world.may_end.set()
             return
         if what == "cancel":
             assert await client.cancel("r") is True
@@ -171,7 +140,7 @@ async def test_what_is_asked_of_a_run_that_is_stuck_in_memory_is_heard(
             assert await client.resume("r") is True
         for _ in range(200):
             await asyncio.sleep(0.001)
-        gate.open.set()
+        world.may_end.set()
         if what == "cancel":
             with pytest.raises(RunCanceled):
                 await result(client, "r")
@@ -192,7 +161,7 @@ async def test_a_run_that_another_starts_in_between_is_worked_on(
         disk.answers.set()
         assert (await start).id == "r"
         assert await theirs.result(timeout=WAIT_S_MAX) == "a"
-        assert gate.begun == ["a"]
+        assert world.begun == {"a": 1}
 
 
 async def test_a_new_owner_hears_what_the_last_one_had_no_time_to(
@@ -205,10 +174,10 @@ async def test_a_new_owner_hears_what_the_last_one_had_no_time_to(
             owner = Engine(path, drain_timeout=0)
             await owner.__aenter__()
             await owner.start(leaving(), id="r")
-            await gate.reached.wait()
+            await world.reached.wait()
             await claiming(disk, owner)
             await client.cancel("r")
-            gate.open.set()
+            world.may_end.set()
             await until(lambda: phase(owner, "r") is Phase.LEAVING)
             disk.broken = Fault.LOST
             disk.answers.set()
@@ -233,7 +202,7 @@ async def test_a_run_that_another_starts_before_its_own_first_turn_is_worked_on(
         ((record, _),) = claim.runs
         spec = runner._catalog.find(record.name, record.version)
         assert spec is not None
-        runner._submit_start(record, spec, None)
+        runner.starts._submit(record, spec, None)
         runner.on_claimed(claim)
         assert await result(client, "r") == "a"
-        assert gate.begun == ["a"]
+        assert world.begun == {"a": 1}

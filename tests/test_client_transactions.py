@@ -191,7 +191,7 @@ async def test_a_standby_takes_over_after_its_own_transaction(path: Path) -> Non
                 closing = asyncio.create_task(owner.__aexit__(None, None, None))
                 journal: Any = standby._journal
                 await closing
-                await until(lambda: journal._ownership.is_held)
+                await until(lambda: journal._locks.owns)
                 await tx.execute(INSERT, "kept")
                 await standby.start(adding("a", 1), id="r", tx=tx)
             assert await result(standby, "r") == 2

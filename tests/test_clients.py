@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from clock import ManualClock
 from faults import MONTH_S, leaving_nothing, opened
 from msgspec.structs import replace
 from waiting import WAIT_S_MAX, until, until_open, until_state, until_step
+from world import echo, echoing, gated, held, world
 
 import durable
 from durable import (
@@ -41,45 +43,6 @@ NOTICE_S_MAX = 0.1
 
 SLACK_S = 0.15
 """What a busy machine may add to it."""
-
-
-class Gate:
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.open = asyncio.Event()
-        self.begun: list[str] = []
-
-
-gate = Gate()
-
-
-@pytest.fixture(autouse=True)
-def _new_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "gate", Gate())
-
-
-@durable.action
-async def held(name: str) -> str:
-    gate.begun.append(name)
-    gate.reached.set()
-    await gate.open.wait()
-    return name
-
-
-@durable.action
-async def echo(text: str) -> str:
-    gate.begun.append(text)
-    return text
-
-
-@durable.workflow
-async def echoing(_step: Step, text: str) -> str:
-    return await echo(text)
-
-
-@durable.workflow
-async def holding(_step: Step, name: str) -> str:
-    return await held(name)
 
 
 @durable.workflow
@@ -164,7 +127,7 @@ async def test_errors_and_refusals_are_those_of_an_owner(path: Path) -> None:
             await anext(client.watch("nobody"))
         assert await client.cleanup("nobody") is False
         with pytest.raises(TimeoutError):
-            await (await client.start(holding("h"))).result(timeout=0)
+            await (await client.start(held("h"))).result(timeout=0)
 
 
 async def test_two_starts_of_one_id_at_the_same_time_are_one_run(path: Path) -> None:
@@ -174,7 +137,7 @@ async def test_two_starts_of_one_id_at_the_same_time_are_one_run(path: Path) -> 
             engines = [owner, client] if number % 2 else [client, owner]
             runs = await asyncio.gather(*(each.start(call, id=f"r{number}") for each in engines))
             assert [await result(run) for run in runs] == [f"{number}"] * 2
-        assert sorted(gate.begun) == sorted(map(str, range(30)))
+        assert world.begun == Counter(map(str, range(30)))
 
 
 async def test_a_delayed_start_of_a_client_is_kept_by_the_owners_clock(path: Path) -> None:
@@ -195,13 +158,13 @@ async def test_a_delayed_start_of_a_client_is_kept_by_the_owners_clock(path: Pat
 
 async def test_a_client_watches_to_the_end(path: Path) -> None:
     async with both(path) as (owner, client):
-        run = await owner.start(holding("a"), id="r")
-        await gate.reached.wait()
+        run = await owner.start(held("a"), id="r")
+        await world.reached.wait()
         watches = [client.watch("r") for _ in range(10)]
         for each in watches:
             assert (await anext(each)).running[0].state is StepState.RUNNING
         began = time.monotonic()
-        gate.open.set()
+        world.may_end.set()
         await result(run)
         for each in watches:
             seen = [status async for status in each]
@@ -216,8 +179,8 @@ async def test_a_clients_cancel_reaches_the_owner_in_time(path: Path, how: str) 
         if how == "running":
             run = await owner.start(cleaning("x"))
             await until_open(run)
-            other = await owner.start(holding("x"))
-            await gate.reached.wait()
+            other = await owner.start(held("x"))
+            await world.reached.wait()
         elif how == "parked":
             run = other = await owner.start(cleaning("x"))
             await until_open(run)
@@ -233,18 +196,33 @@ async def test_a_clients_cancel_reaches_the_owner_in_time(path: Path, how: str) 
             assert (await until_state(each, RunState.CANCELED)).state is RunState.CANCELED
         assert time.monotonic() - began < 2 * (NOTICE_S_MAX + SLACK_S)
         assert await client.cancel(run.id) is False
-        assert gate.begun.count("x") == {"running": 2, "parked": 1, "delayed": 0}[how]
-        gate.open.set()
+        assert world.begun["x"] == {"running": 2, "parked": 1, "delayed": 0}[how]
+        world.may_end.set()
 
 
 async def test_a_cancel_with_interrupt_ends_the_running_action(path: Path) -> None:
     async with both(path) as (owner, client):
-        run = await owner.start(holding("a"))
-        await gate.reached.wait()
+        run = await owner.start(held("a"))
+        await world.reached.wait()
         assert await client.cancel(run.id, interrupt=True)
         with pytest.raises(RunCanceled):
             await result(run)
         await until(lambda: owner.statistics().running_actions == 0)
+
+
+async def test_what_is_asked_of_a_run_in_memory_needs_no_room_there(path: Path) -> None:
+    async with (
+        opened(path, live_runs_max=1, drain_timeout=0) as owner,
+        Engine(path, worker=False) as client,
+    ):
+        run = await owner.start(held("a"))
+        await world.reached.wait()
+        waiting = await owner.start(echoing("b"))
+        assert live_runs(owner) == 1
+        assert await client.cancel(run.id, interrupt=True)
+        with pytest.raises(RunCanceled):
+            await result(run)
+        assert await result(waiting) == "b"
 
 
 async def test_cancels_from_everywhere_are_one(path: Path) -> None:
@@ -257,7 +235,7 @@ async def test_cancels_from_everywhere_are_one(path: Path) -> None:
             assert True in await asyncio.gather(*asked)
             with pytest.raises(RunCanceled):
                 await result(run)
-            assert gate.begun.count(str(number)) <= 1
+            assert world.begun[str(number)] <= 1
 
 
 async def test_an_owner_that_was_asked_by_two_replays_what_it_has_done(path: Path) -> None:
@@ -302,22 +280,22 @@ async def test_a_client_restarts_what_is_over(path: Path) -> None:
         assert await client.run(echoing("a"), id="r") == "a"
         run = await client.restart("r", from_step=0)
         assert await result(run) == "a"
-        assert gate.begun == ["a", "a"]
+        assert world.begun == {"a": 2}
         assert (await owner.status("r")).generation == 1
     async with Engine(path, worker=False) as client:
         await client.restart("r", from_step=0)
         assert (await client.status("r")).state is RunState.PENDING
         async with Engine(path):
             assert await result(client.get("r")) == "a"
-    assert gate.begun == ["a"] * 3
+    assert world.begun == {"a": 3}
 
 
 @pytest.mark.parametrize("how", ["running", "parked", "delayed"])
 async def test_a_client_removes_by_force_what_the_owner_works_on(path: Path, how: str) -> None:
     async with both(path) as (owner, client):
         if how == "running":
-            run = await owner.start(holding("a"), id="r")
-            await gate.reached.wait()
+            run = await owner.start(held("a"), id="r")
+            await world.reached.wait()
         elif how == "parked":
             run = await owner.start(cleaning("a"), id="r")
             await until_open(run)
@@ -336,7 +314,7 @@ async def test_a_client_removes_by_force_what_the_owner_works_on(path: Path, how
             await waiting
         await asyncio.wait([watching])
         assert live_runs(owner) == 0
-        gate.open.set()
+        world.may_end.set()
         assert await client.run(echoing("again"), id="r") == "again"
 
 
@@ -381,7 +359,7 @@ async def test_what_is_asked_without_an_owner_is_taken_up_by_the_next(path: Path
         assert (await client.status("0")).state is RunState.PENDING
         with pytest.raises(TimeoutError):
             await client.get("0").result(timeout=0)
-    assert not gate.begun
+    assert not world.begun
     async with Engine(path, worker=False) as client:
         waiting = asyncio.create_task(result(client.get("0")))
         async with Engine(path):
@@ -390,13 +368,13 @@ async def test_what_is_asked_without_an_owner_is_taken_up_by_the_next(path: Path
                 await result(client.get("1"))
             with pytest.raises(RunNotFoundError):
                 await client.status("2")
-    assert gate.begun == ["0"]
+    assert world.begun == {"0": 1}
 
 
 async def test_a_client_removes_what_a_dead_owner_worked_on(path: Path) -> None:
     async with Engine(path, drain_timeout=0) as owner:
-        run = await owner.start(holding("a"), id="r")
-        await gate.reached.wait()
+        run = await owner.start(held("a"), id="r")
+        await world.reached.wait()
     assert run.id == "r"
     async with Engine(path, worker=False) as client:
         assert await client.cleanup("r", force=True) is True
@@ -416,8 +394,8 @@ async def test_a_client_never_works_even_when_the_owner_is_gone(path: Path) -> N
 
 async def test_closing_a_client_ends_what_waits(path: Path) -> None:
     async with Engine(path) as owner:
-        run = await owner.start(holding("a"))
-        await gate.reached.wait()
+        run = await owner.start(held("a"))
+        await world.reached.wait()
         async with leaving_nothing():
             async with Engine(path, worker=False) as client:
                 statuses = client.watch(run.id)
@@ -430,8 +408,8 @@ async def test_closing_a_client_ends_what_waits(path: Path) -> None:
             for each in waiting:
                 with pytest.raises(EngineClosedError):
                     await each
-        assert (await until_step(run, held.name, StepState.RUNNING)).attempts == 1
-        gate.open.set()
+        assert (await until_step(run, gated.name, StepState.RUNNING)).attempts == 1
+        world.may_end.set()
 
 
 async def _next(statuses: AsyncIterator[durable.RunStatus]) -> durable.RunStatus:
@@ -456,4 +434,4 @@ async def test_many_runs_from_a_client(path: Path) -> None:
     async with both(path) as (_, client):
         names = [str(number) for number in range(300)]
         assert await asyncio.gather(*(client.run(echoing(name)) for name in names)) == names
-        assert sorted(gate.begun) == sorted(names)
+        assert world.begun == Counter(names)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from clock import ManualClock
-from waiting import until, until_open
+from waiting import until, until_open, until_parked
 
 import durable
 from durable import Engine, Step
@@ -214,7 +214,7 @@ async def test_a_body_that_a_long_sleep_drops_cannot_act(way: str, path: Path) -
     async with engine:
         run = await engine.start(leasing(way, LONG_S))
         await until_open(run)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         gc.collect()
         await asyncio.sleep(0)
         assert acted == []

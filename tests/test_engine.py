@@ -3,15 +3,21 @@
 import asyncio
 import contextlib
 import logging
+import os
+import random
 import signal
 import threading
+import time
+import uuid
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from gates import a_gate, passing
+from world import echoing
 
 import durable
 from durable import (
@@ -21,45 +27,6 @@ from durable import (
     NoEngineError,
     Step,
 )
-
-
-@durable.action
-async def echo(text: str) -> str:
-    return text
-
-
-@durable.workflow
-async def echoing(_step: Step, text: str) -> str:
-    return await echo(text)
-
-
-class Gate:
-    """Holds actions until a test lets them go on."""
-
-    def __init__(self) -> None:
-        self.begun: asyncio.Queue[int] = asyncio.Queue()
-        self.open = asyncio.Event()
-
-
-gates: dict[str, Gate] = {}
-
-
-@durable.action
-async def pass_gate(name: str, number: int) -> int:
-    gates[name].begun.put_nowait(number)
-    await gates[name].open.wait()
-    return number
-
-
-@durable.workflow
-async def passing(_step: Step, name: str, count: int) -> list[int]:
-    return await asyncio.gather(*(pass_gate(name, number) for number in range(count)))
-
-
-def a_gate(request: pytest.FixtureRequest) -> tuple[str, Gate]:
-    gate = gates[request.node.name] = Gate()
-    return request.node.name, gate
-
 
 # --- settings ------------------------------------------------------------------------------------
 
@@ -309,3 +276,30 @@ async def test_an_engine_is_a_guest(path: Path) -> None:
     for thread in threads:  # They are told to end, and do so after they have said that they will.
         await asyncio.to_thread(thread.join, 5)
         assert not thread.is_alive()
+
+
+def sources_of_chance() -> list[object]:
+    return [
+        *(time.time, time.monotonic, asyncio.sleep, asyncio.timeout),
+        *(random.random, random.Random, uuid.uuid4, os.urandom, datetime.now),
+    ]
+
+
+BEFORE = sources_of_chance()
+
+
+@durable.action
+async def look_in_an_action() -> bool:
+    return sources_of_chance() == BEFORE
+
+
+@durable.workflow
+async def looking(_step: Step) -> list[bool]:
+    return [sources_of_chance() == BEFORE, await look_in_an_action()]
+
+
+async def test_nothing_of_time_and_chance_is_patched(path: Path) -> None:
+    """That would be seen by all code of the process: bodies have ``step.now()`` and the like."""
+    async with Engine(path) as engine:
+        assert sources_of_chance() == BEFORE
+        assert await engine.run(looking()) == [True, True]

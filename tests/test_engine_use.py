@@ -9,7 +9,9 @@ from typing import Any
 
 import anyio.from_thread
 import pytest
+from gates import a_gate, passing
 from waiting import until, until_state
+from world import echoing
 
 import durable
 from durable import (
@@ -22,45 +24,6 @@ from durable import (
     Step,
 )
 from durable.current import find_current
-
-
-@durable.action
-async def echo(text: str) -> str:
-    return text
-
-
-@durable.workflow
-async def echoing(_step: Step, text: str) -> str:
-    return await echo(text)
-
-
-class Gate:
-    """Holds actions until a test lets them go on."""
-
-    def __init__(self) -> None:
-        self.begun: asyncio.Queue[int] = asyncio.Queue()
-        self.open = asyncio.Event()
-
-
-gates: dict[str, Gate] = {}
-
-
-@durable.action
-async def pass_gate(name: str, number: int) -> int:
-    gates[name].begun.put_nowait(number)
-    await gates[name].open.wait()
-    return number
-
-
-@durable.workflow
-async def passing(_step: Step, name: str, count: int) -> list[int]:
-    return await asyncio.gather(*(pass_gate(name, number) for number in range(count)))
-
-
-def a_gate(request: pytest.FixtureRequest) -> tuple[str, Gate]:
-    gate = gates[request.node.name] = Gate()
-    return request.node.name, gate
-
 
 # --- which one is current ------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import pytest
 from clock import ManualClock
 from faults import opened
 from waiting import WAIT_S_MAX, until_open, until_step, until_waiting
+from world import echo
 
 import durable
 from durable import (
@@ -35,7 +36,6 @@ from durable import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 
@@ -49,11 +49,6 @@ approval = Event("approval", Approval)
 approval_of_old = Event("approval", int)
 
 NAP_S = 10.0
-
-
-@durable.action
-async def echo(text: str) -> str:
-    return text
 
 
 @durable.workflow
@@ -86,19 +81,6 @@ async def telling_errors(step: Step, count: int) -> list[str]:
 async def napping(step: Step) -> Any:  # noqa: ANN401
     await step.sleep(NAP_S)
     return await step.wait_event("it")
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-async def engine(clock: ManualClock) -> AsyncIterator[Engine]:
-    engine = Engine("sqlite://")
-    clock.install(engine)
-    async with engine:
-        yield engine
 
 
 # --- a value arrives -----------------------------------------------------------------------------

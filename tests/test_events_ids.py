@@ -10,7 +10,7 @@ import pytest
 from clock import ManualClock
 from cycles import at_cycle
 from faults import opened
-from waiting import WAIT_S_MAX, until_open, until_waiting
+from waiting import WAIT_S_MAX, until_open, until_parked, until_waiting
 
 import durable
 from durable import (
@@ -26,7 +26,6 @@ from durable import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 NAP_S = 10.0
@@ -71,27 +70,6 @@ async def telling(step: Step) -> list[Any]:
             told.append(await step.wait_event(event_id))
         except (EventError, EventNotFoundError, EventConsumedError) as exc:
             told.append(type(exc).__name__)
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-async def engine(clock: ManualClock) -> AsyncIterator[Engine]:
-    engine = Engine("sqlite://")
-    clock.install(engine)
-    async with engine:
-        yield engine
-
-
-async def until_asleep(engine: Engine, clock: ManualClock) -> None:
-    """Let time pass until no run is in memory; a look-up that is under way keeps one there."""
-    async with asyncio.timeout(WAIT_S_MAX):
-        while engine.statistics().live_runs:
-            clock.advance(1)
-            await asyncio.sleep(0)
 
 
 async def test_an_id_travels_and_is_awaited(engine: Engine) -> None:
@@ -364,7 +342,7 @@ async def test_a_look_up_that_takes_long_does_not_keep_a_run_in_memory(
         clock.advance(MONTH_S)
         assert engine.statistics().live_runs == 1
         answers.set()
-        await until_asleep(engine, clock)
+        await until_parked(engine, clock)
 
 
 async def test_a_run_that_waits_by_id_comes_back_from_the_journal(
@@ -374,7 +352,7 @@ async def test_a_run_that_waits_by_id_comes_back_from_the_journal(
         run = await engine.start(asking(), id="it")
         await until_waiting(run, 1)
         event_id = EventId.parse((await run.status()).running[0].event_id or "")
-        await until_asleep(engine, clock)
+        await until_parked(engine, clock)
         await engine.send_event_id(event_id, "from the journal")
         assert await run.result(timeout=WAIT_S_MAX) == "from the journal"
 

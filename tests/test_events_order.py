@@ -13,7 +13,7 @@ import durable
 from durable import Engine, Run, Step, StepState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
 NAP_S = 10.0
 
@@ -23,19 +23,6 @@ gate = asyncio.Event()
 @pytest.fixture(autouse=True)
 def _new_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("test_events_order.gate", asyncio.Event())
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-async def engine(clock: ManualClock) -> AsyncIterator[Engine]:
-    engine = Engine("sqlite://")
-    clock.install(engine)
-    async with engine:
-        yield engine
 
 
 async def a_run_of(engine: Engine, body: Callable[[Step], Coroutine[Any, Any, Any]]) -> Run[Any]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from clock import ManualClock
 from cycles import WAYS, Way, sweep
-from faults import Disk, Fault, once_available, opened
+from faults import Disk, Fault, each_to_fail, once_available, opened
 from test_events_races import events_of
-from waiting import WAIT_S_MAX, until, until_open, until_waiting
+from waiting import WAIT_S_MAX, until_open, until_parked, until_waiting
 
 import durable
 from durable import Engine, EventAlreadySentError, EventId, JournalUnavailableError, Step
@@ -23,13 +22,6 @@ if TYPE_CHECKING:
 
 PARK_S = 2 * PARK_AFTER_MS / 1000
 BOTH = pytest.mark.parametrize("fault", list(Fault))
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk()
-    disk.install(monkeypatch)
-    return disk
 
 
 @durable.action
@@ -71,7 +63,7 @@ async def test_a_send_that_cannot_be_written_is_not_acknowledged(
         event_id = await engine.create_event("it", "it")
         if is_parked:
             clock.advance(PARK_S)
-            await until(lambda: engine.statistics().live_runs == 0)
+            await until_parked(engine)
         disk.faults["commit", disk.calls["commit"] + 1] = fault
         with pytest.raises(JournalUnavailableError):
             await engine.send_event_id(event_id, 1)
@@ -107,10 +99,7 @@ async def test_during_an_outage_a_send_is_refused_at_once(path: Path, disk: Disk
 async def test_whichever_commit_fails_each_event_is_consumed_once(
     path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    number = 0
-    for number in count(1):
-        disk = Disk()
-        disk.install(monkeypatch)
+    for number, disk in each_to_fail(monkeypatch, 7):
         async with opened(path.with_name(f"{number}.db"), ManualClock()) as engine:
             disk.faults["commit", number] = fault
             run = await started(disk, engine)
@@ -124,9 +113,6 @@ async def test_whichever_commit_fails_each_event_is_consumed_once(
             assert consumed == ["1", "2", "3"]
             steps = [step.event_id async for step in run.steps() if step.kind == "event"]
             assert steps == [str(event_id) for event_id in ids]
-        if not disk.outages:
-            break
-    assert number > 6
 
 
 @pytest.mark.slow
@@ -143,7 +129,7 @@ async def test_a_sender_who_is_cancelled_splits_nothing(
             await until_open(run)
             if is_parked:
                 clock.advance(PARK_S)
-                await until(lambda: engine.statistics().live_runs == 0)
+                await until_parked(engine)
             return lambda: run.send_event("it", 1)
 
         async def check(run_id: str) -> None:

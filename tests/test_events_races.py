@@ -11,7 +11,7 @@ import pytest
 from clock import ManualClock
 from cycles import at_cycle
 from faults import Disk, leaving_nothing, opened
-from waiting import WAIT_S_MAX, until, until_open, until_waiting
+from waiting import WAIT_S_MAX, until, until_open, until_parked, until_waiting
 
 import durable
 from durable import (
@@ -39,13 +39,6 @@ gates: deque[asyncio.Event] = deque(maxlen=1)
 @pytest.fixture(autouse=True)
 def _new_gate() -> None:
     gates.append(asyncio.Event())
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk()
-    disk.install(monkeypatch)
-    return disk
 
 
 @durable.action
@@ -179,7 +172,7 @@ async def test_a_send_while_the_run_comes_back_is_received_once(path: Path) -> N
             run = await engine.start(two(), id=f"{cycle}")
             await until_open(run)
             clock.advance(PARK_S)
-            await until(lambda: engine.statistics().live_runs == 0)
+            await until_parked(engine)
             at, tasks = doing_at(cycle, lambda run=run: run.send_event("it", 2))
             with at:
                 await run.send_event("it", 1)
@@ -337,7 +330,7 @@ async def test_a_send_that_meets_a_claim_is_received_once(path: Path, disk: Disk
     async with opened(path, clock) as engine:
         run = await engine.start(sleeping(), id="it")
         await until_open(run)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         claims = disk.calls["claim"]
         disk.answers.clear()
         clock.advance(PARK_S)

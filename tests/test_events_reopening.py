@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 from clock import ManualClock
 from faults import MONTH_S, crashing, opened
-from waiting import WAIT_S_MAX, until, until_open, until_state, until_waiting
+from waiting import WAIT_S_MAX, until, until_open, until_parked, until_state, until_waiting
 
 import durable
 from durable import (
-    Engine,
     Event,
     EventError,
     EventNotFoundError,
@@ -44,11 +42,6 @@ bodies: list[str] = []
 def _new_world() -> None:
     seen.clear()
     bodies.clear()
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 @dataclass
@@ -106,10 +99,6 @@ async def until_seen(value: object) -> None:
     await until(lambda: value in seen)
 
 
-async def until_asleep(engine: Engine) -> None:
-    await until(lambda: engine.statistics().live_runs == 0)
-
-
 # --- leaving memory ------------------------------------------------------------------------------
 
 
@@ -122,7 +111,7 @@ async def test_a_run_that_waits_for_long_leaves_memory_and_comes_back_for_its_ev
             await until_waiting(run, 2 * n)
             assert engine.statistics().live_runs == 1
             clock.advance(PARK_S)
-            await until_asleep(engine)
+            await until_parked(engine)
             assert (await run.status()).state is RunState.RUNNING
             await run.send_event("it", n)
             await until_seen(n)
@@ -144,10 +133,7 @@ async def test_a_run_that_is_sent_to_often_stays_in_memory(path: Path, clock: Ma
 async def test_in_a_crowd_a_run_that_waits_leaves_memory_sooner(
     path: Path, clock: ManualClock
 ) -> None:
-    engine = Engine(path)
-    engine._settings = msgspec.structs.replace(engine._settings, live_runs_max=2)
-    clock.install(engine)
-    async with engine:
+    async with opened(path, clock, live_runs_max=2) as engine:
         runs = [await engine.start(noting(1), id=f"{n}") for n in range(5)]
         async with asyncio.timeout(WAIT_S_MAX):
             while len(set(bodies)) < 5:
@@ -166,7 +152,7 @@ async def test_an_event_that_nobody_waits_for_does_not_wake_a_run(
         run = await engine.start(noting(1))
         await until_open(run)
         clock.advance(PARK_S)
-        await until_asleep(engine)
+        await until_parked(engine)
         await run.send_event("other", 1)
         await engine.create_event(run.id, "it")
         await run.status()
@@ -192,7 +178,7 @@ async def test_a_parked_wait_times_out_in_time(path: Path, clock: ManualClock) -
         run = await engine.start(in_time(MONTH_S))
         await until_open(run)
         clock.advance(PARK_S)
-        await until_asleep(engine)
+        await until_parked(engine)
         clock.advance(MONTH_S - PARK_S - 0.001)
         assert engine.statistics().live_runs == 0
         clock.advance(0.001)
@@ -316,7 +302,7 @@ async def test_a_cancel_that_was_not_told_comes_before_an_event(
         run = await engine.start(noting(1), id="it")
         await until_open(run)
         clock.advance(PARK_S)
-        await until_asleep(engine)
+        await until_parked(engine)
         runner: Any = engine._runner
         runner.writer.ask_claim = lambda: None
         runner.wake.set = lambda _due: None
@@ -362,7 +348,7 @@ async def test_a_stuck_run_keeps_its_events(path: Path, clock: ManualClock) -> N
         assert "'renamed'" in status.error.message
         await run.send_event("first", 1)
         await run.send_event("second", 2)
-        await until_asleep(engine)
+        await until_parked(engine)
         assert (await run.status()).state is RunState.STUCK
         define(waiting_for_two("first"))
         assert await run.resume()

@@ -9,23 +9,20 @@ import asyncio
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from killing import ROOT, Process
 
 from durable import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
 ]
-
-ROOT = Path(__file__).parent.parent
 
 POOL = """
 import asyncio, multiprocessing, os, sys
@@ -92,35 +89,21 @@ def test_a_worker_of_a_process_pool_does_not_keep_a_closed_journal(path: Path) -
     assert (lives.stdout, lives.stderr) == ("True\n", "")
 
 
-@contextmanager
-def _owner_with_a_child(path: Path) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, IGNORE_FORKS, "-c", OWNER, path],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as owner:
-        assert owner.stdout is not None
-        try:
-            assert owner.stdout.readline() == "open\n"
-            yield owner
-        finally:
-            owner.kill()
+def _owner_with_a_child(path: Path) -> Process:
+    owner = Process(IGNORE_FORKS, "-c", OWNER, path)
+    assert owner.read_line() == "open"
+    return owner
 
 
-def _end_child(owner: subprocess.Popen[str]) -> None:
+def _end_child(owner: Process) -> None:
     """Let the child end, and see that it had lived until now."""
-    assert owner.stdin is not None
-    assert owner.stdout is not None
-    owner.stdin.close()
-    assert owner.stdout.readline() == "the child ends\n"
+    owner.close_input()
+    assert owner.read_line() == "the child ends"
 
 
 def test_a_child_of_a_dead_owner_does_not_keep_the_journal(path: Path) -> None:
     with _owner_with_a_child(path) as owner:
         owner.kill()
-        owner.wait()
         assert asyncio.run(_owns(path))
         _end_child(owner)
 

@@ -1,34 +1,20 @@
 """One owner at a time; and what happens when somebody else holds SQLite's own lock."""
 
 import asyncio
-import signal
 import sqlite3
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
 import pytest
 from faults import Disk, once_available
+from killing import start_worker
+from world import echoing
 
-import durable
-from durable import Engine, JournalUnavailableError, Step
+from durable import Engine, JournalUnavailableError
 from durable.journal import sqlite
-
-ROOT = Path(__file__).parent.parent
-
-
-@durable.action
-async def echo(text: str) -> str:
-    return text
-
-
-@durable.workflow
-async def echoing(_step: Step, text: str) -> str:
-    return await echo(text)
 
 
 async def _owns(path: Path) -> bool:
@@ -46,31 +32,6 @@ async def test_a_second_engine_in_the_process_does_not_own_the_journal(path: Pat
     assert await _owns(path)
 
 
-HOLDER = """
-import asyncio, sys
-from pathlib import Path
-import durable
-async def main():
-    async with durable.Engine(Path(sys.argv[1])):
-        print("open", flush=True)
-        await asyncio.Event().wait()
-asyncio.run(main())
-"""
-
-
-@contextmanager
-def _another_process_with(path: Path) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, path], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        try:
-            assert holder.stdout.readline() == "open\n"
-            yield holder
-        finally:
-            holder.kill()
-
-
 async def _keep(path: Path) -> str:
     async with Engine(path) as engine:
         return await engine.run(echoing("kept"), id="r")
@@ -79,11 +40,10 @@ async def _keep(path: Path) -> str:
 @pytest.mark.slow
 def test_a_journal_of_another_process_is_not_owned_until_that_dies(path: Path) -> None:
     assert asyncio.run(_keep(path)) == "kept"
-    with _another_process_with(path) as holder:
+    with start_worker(path.parent) as holder:
         for _ in range(2):
             assert not asyncio.run(_owns(path))
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
+        holder.kill()
         assert asyncio.run(_owns(path))
         assert asyncio.run(_keep(path)) == "kept"
 

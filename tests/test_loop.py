@@ -8,7 +8,7 @@ import gc
 import signal
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -21,18 +21,6 @@ from durable.core import closing
 from durable.core import loop as loop_module
 from durable.core.loop import TurnTooLongError, WorkflowLoop
 from durable.core.tasks import PATH_CHARS_MAX
-
-
-@pytest.fixture
-def host() -> Host:
-    return Host()
-
-
-@pytest.fixture
-def loop(host: Host) -> Iterator[WorkflowLoop]:
-    loop = new_loop(host)
-    yield loop
-    loop.close()
 
 
 def test_callbacks_and_tasks_run_first_come_first_served(loop: WorkflowLoop) -> None:

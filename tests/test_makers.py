@@ -8,30 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from bare_loop import Host, current, new_loop, nothing, run
+from bare_loop import Host, current, nothing, run
 
 import durable
 from durable import Engine, RunFailed, Step
 from durable.core.errors import NonDeterminismError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from anyio.abc import TaskStatus
 
     from durable.core.loop import WorkflowLoop
-
-
-@pytest.fixture
-def host() -> Host:
-    return Host()
-
-
-@pytest.fixture
-def loop(host: Host) -> Iterator[WorkflowLoop]:
-    loop = new_loop(host)
-    yield loop
-    loop.close()
 
 
 # --- refused -------------------------------------------------------------------------------------

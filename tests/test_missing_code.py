@@ -41,17 +41,6 @@ async def napping_v1(step: Step, text: str) -> str:
 Forget = Callable[[Any], None]
 
 
-@pytest.fixture
-def forget(monkeypatch: pytest.MonkeyPatch) -> Forget:
-    """Take a definition out of the code, as if its module was not imported."""
-
-    def forget(definition: Any) -> None:  # noqa: ANN401
-        key = (str(definition.kind), definition.name, definition.version)
-        monkeypatch.delitem(registry._definitions, key)
-
-    return forget
-
-
 @pytest.mark.parametrize("workflow", [napping, napping_v1])
 @pytest.mark.parametrize("defined", ["while open", "in a thread", "before the next opening"])
 @pytest.mark.parametrize("delayed", [False, True])

@@ -13,7 +13,7 @@ import pytest
 from bank import ALL_KINDS, adding, all_kinds, create, hooking, opened, texts, world
 from clock import ManualClock
 from faults import MONTH_S
-from waiting import WAIT_S_MAX, until, until_step
+from waiting import WAIT_S_MAX, until, until_parked, until_step
 
 import durable
 from durable import (
@@ -238,7 +238,7 @@ async def test_the_body_gets_the_decoded_result_on_replay_too(path: Path) -> Non
         await create(engine)
         run = await engine.start(flow())
         await until(lambda: seen)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         clock.advance(MONTH_S)
         await run.result(timeout=WAIT_S_MAX)
     assert seen == [1, 1, 2]

@@ -29,6 +29,7 @@ from durable import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -48,11 +49,6 @@ world = World()
 @pytest.fixture(autouse=True)
 def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("test_on_complete.world", World())
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 def maybe_fail(name: str) -> None:
@@ -279,7 +275,7 @@ async def test_whichever_commit_fails_a_mutation_has_its_effect_once(
 
 
 async def test_code_that_is_not_there_is_waited_for_and_said(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, forget: Callable[[Any], None]
 ) -> None:
     @durable.action(name="a callback that goes away")
     async def gone(completion: Completion) -> None:
@@ -289,15 +285,14 @@ async def test_code_that_is_not_there_is_waited_for_and_said(
         run = await engine.start(job(99), id="it", on_complete=gone)
         await run.cancel()
         await until_state(run, RunState.CANCELED)
-    key = (str(gone.kind), gone.name, 0)
-    monkeypatch.delitem(registry._definitions, key)
+    forget(gone)
     async with Engine(path) as engine:
         run = engine.get("it")
         async with asyncio.timeout(WAIT_S_MAX):
             while (error := (await run.status()).callback_error) is None:
                 pass
         assert "a callback that goes away" in error.message
-    monkeypatch.setitem(registry._definitions, key, gone)
+    registry.register(gone)
     async with Engine(path) as engine:
         await until_heard(1)
         await until_paid(engine)

@@ -173,7 +173,7 @@ async def test_what_waits_behind_a_failed_commit_fails_with_it(path: Path, disk:
             asyncio.create_task(engine.start(program.everything(3), id="3", run_after=0.001)),
         ]
         joined = asyncio.create_task(engine.start(program.everything(1), id="1"))
-        await until(lambda: engine._runner and len(engine._runner._starting) == 3)
+        await until(lambda: engine._runner and len(engine._runner.starts._starting) == 3)
         disk.answers.set()
         for start in (first, joined, *behind):
             with pytest.raises(JournalUnavailableError):

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from clock import ManualClock
+from faults import MONTH_S, opened
+from waiting import WAIT_S_MAX, until_parked, until_state
 
 import durable
 from durable import (
@@ -16,6 +19,7 @@ from durable import (
     Engine,
     PayloadTooLarge,
     ReturnTypeError,
+    RunState,
     Step,
     StepKind,
     registry,
@@ -23,6 +27,7 @@ from durable import (
 from durable.parameters import Parameters, check_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from decimal import Decimal
 
 BYTES_MAX = 1_000
@@ -161,6 +166,75 @@ async def test_a_start_with_a_wrong_argument_writes_nothing(path: Path) -> None:
                 await engine.start(call)
         assert [run async for run in engine.iter_runs()] == []
         assert await engine.run(counting(Item("a", 2), by=3)) == 5
+
+
+@durable.action(name="parameters.tightened")
+async def loose(value: Any) -> str:  # noqa: ANN401
+    return f"done {value}"
+
+
+async def tight(value: int) -> str:
+    return f"done {value}"
+
+
+code: dict[str, Any] = {}
+
+
+@durable.workflow
+async def tightened(step: Step) -> str:
+    done: str = await code["action"]("text")
+    await step.sleep(MONTH_S)
+    try:
+        await code["action"]("again")
+    except ArgumentError:
+        return f"{done}, and refused from now on"
+    return done
+
+
+async def test_a_tightened_type_breaks_no_run_that_is_past_it(
+    path: Path, clock: ManualClock, forget: Callable[[Any], None]
+) -> None:
+    """A step's arguments are checked when it is issued, and not again on replay."""
+    code["action"] = loose
+    async with opened(path, clock) as engine:
+        run = await engine.start(tightened(), id="it")
+        await until_parked(engine)
+    forget(loose)
+    code["action"] = durable.action(name="parameters.tightened")(tight)
+    clock.advance(MONTH_S)
+    async with opened(path, clock) as engine:
+        run = engine.get(run.id)
+        assert await run.result(timeout=WAIT_S_MAX) == "done text, and refused from now on"
+
+
+@durable.workflow(name="parameters.narrowed")
+async def of_any(step: Step, value: Any) -> str:  # noqa: ANN401
+    await step.sleep(MONTH_S)
+    return f"done {value}"
+
+
+async def of_int(step: Step, value: int) -> str:
+    await step.sleep(MONTH_S)
+    return f"done {value}"
+
+
+async def test_a_run_whose_own_arguments_no_longer_fit_waits_for_code_that_they_fit(
+    path: Path, clock: ManualClock, forget: Callable[[Any], None]
+) -> None:
+    async with opened(path, clock) as engine:
+        await engine.start(of_any("text"), id="it")
+        await until_parked(engine)
+    forget(of_any)
+    narrowed = durable.workflow(name="parameters.narrowed")(of_int)
+    clock.advance(MONTH_S)
+    async with opened(path, clock) as engine:
+        status = await until_state(engine.get("it"), RunState.STUCK)
+        assert status.error is not None
+        assert "Expected `int`, got `str` - at `$.value`" in status.error.message
+    forget(narrowed)
+    registry.register(of_any)
+    async with opened(path, clock) as engine:
+        assert await engine.get("it").result(timeout=WAIT_S_MAX) == "done text"
 
 
 @durable.action

@@ -5,23 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
 import pytest
 from clock import ManualClock
-from faults import Disk, crashing
-from waiting import WAIT_S_MAX, until, until_step
+from faults import Disk, crashing, opened
+from waiting import WAIT_S_MAX, until, until_parked, until_step
 
 import durable
-from durable import Engine, Retry, RunState, Step, StepState
+from durable import Retry, RunState, Step, StepState
 from durable.core.execution import Execution
-from durable.runtime.settings import LIVE_RUNS_MAX
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
 
 DAY_S = 86400.0
 
@@ -35,22 +29,6 @@ may_end = asyncio.Event()
 def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
     bodies.clear()
     monkeypatch.setattr("test_parking.may_end", asyncio.Event())
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@asynccontextmanager
-async def opened(
-    path: Path, clock: ManualClock, live_runs_max: int = LIVE_RUNS_MAX
-) -> AsyncGenerator[Engine]:
-    engine = Engine(path)
-    engine._settings = msgspec.structs.replace(engine._settings, live_runs_max=live_runs_max)
-    clock.install(engine)
-    async with engine:
-        yield engine
 
 
 @durable.action
@@ -107,10 +85,6 @@ async def delayed_beside_a_running_action(step: Step) -> str:
     return await later
 
 
-async def until_parked(engine: Engine) -> None:
-    await until(lambda: engine.statistics().live_runs == 0)
-
-
 async def test_a_run_that_sleeps_for_long_leaves_memory_and_comes_back(
     path: Path, clock: ManualClock
 ) -> None:
@@ -142,6 +116,26 @@ async def test_a_run_that_sleeps_for_a_while_stays(path: Path, clock: ManualCloc
         clock.advance(30)
         assert await run.result(timeout=WAIT_S_MAX) == 2
     assert bodies["it"] == 1
+
+
+@durable.workflow
+async def catching_everything(step: Step) -> str:
+    bodies["it"] += 1
+    try:
+        await step.sleep(DAY_S)
+    except Exception:  # noqa: BLE001  as users do
+        return "woken by an exception"
+    return "slept"
+
+
+async def test_a_body_that_catches_all_exceptions_sleeps_on(path: Path, clock: ManualClock) -> None:
+    """Leaving memory is no exception in the body, so there is none for it to swallow."""
+    async with opened(path, clock) as engine:
+        run = await engine.start(catching_everything())
+        await until_parked(engine)
+        clock.advance(DAY_S)
+        assert await run.result(timeout=WAIT_S_MAX) == "slept"
+        assert bodies["it"] == 2
 
 
 async def test_a_run_in_a_long_back_off_leaves_memory_too(path: Path, clock: ManualClock) -> None:
@@ -223,7 +217,7 @@ async def test_starts_do_not_take_the_room_of_a_claim_under_way(
     async with opened(path, clock, live_runs_max=2) as engine:
         await until(lambda: disk.calls["claim"])
         starts = [asyncio.create_task(engine.start(sleeping_when_told(0))) for _ in range(3)]
-        await until(lambda: engine._runner and len(engine._runner._starting) == 3)
+        await until(lambda: engine._runner and len(engine._runner.starts._starting) == 3)
         disk.answers.set()
         runs = [engine.get(run.id) for run in [*runs, *await asyncio.gather(*starts)]]
         await until(lambda: engine.statistics().running_actions == 2)
@@ -307,7 +301,7 @@ async def test_a_run_that_leaves_memory_is_freed_without_the_garbage_collector(
         gc.disable()
         try:
             await engine.start(call())
-            await until(lambda: engine.statistics().live_runs == 0)
+            await until_parked(engine)
             await until(lambda: _executions() == before)
         finally:
             gc.enable()

@@ -1,5 +1,6 @@
 """The surface: what is exported, documented, closed, and free at import."""
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -137,3 +138,27 @@ def test_importing_it_does_nothing_else_and_loads_nothing_heavy() -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("\n", "")
+
+
+FORBIDDEN = {"pickle", "marshal", "shelve", "dill", "importlib", "runpy"}
+FORBIDDEN_CALLS = {"eval", "exec", "__import__", "import_module"}
+
+
+def test_nothing_stored_can_be_code() -> None:
+    """Nothing is unpickled, evaluated, or imported by a name: whoever can write the journal's file
+    could else run code in each process that reads it."""
+    modules = sorted((ROOT / "durable").rglob("*.py"))
+    assert len(modules) > 50
+    for module in modules:
+        for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {node.module or ""} - {"importlib.resources"}  # Its own files alone.
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+                name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+                assert name not in FORBIDDEN_CALLS, f"{module}: {name}"
+                continue
+            else:
+                continue
+            assert not {name.partition(".")[0] for name in names} & FORBIDDEN, module

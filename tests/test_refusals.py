@@ -6,30 +6,17 @@ import asyncio
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future as ThreadFuture
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
-from bare_loop import Host, begin, current, new_loop, nothing, run
+from bare_loop import Host, begin, current, nothing, run
 
 from durable.core.errors import NonDeterminismError
 from durable.core.loop import WorkflowLoop
-
-
-@pytest.fixture
-def host() -> Host:
-    return Host()
-
-
-@pytest.fixture
-def loop(host: Host) -> Iterator[WorkflowLoop]:
-    loop = new_loop(host)
-    yield loop
-    loop.close()
-
 
 REFUSED: dict[str, Callable[[], Any]] = {
     "run_in_executor": lambda: asyncio.to_thread(nothing),

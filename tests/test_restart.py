@@ -373,6 +373,54 @@ async def test_a_cancelled_run_goes_on_as_if_it_had_not_been(
         assert await numbers(run) == [0, 1, 2]
 
 
+@durable.action
+async def begun_before_or_after() -> int:
+    world.begun["it"] += 1
+    number = world.begun["it"]
+    if number == 1:
+        await world.may_end.wait()
+    return number
+
+
+async def test_an_attempt_from_before_the_restart_is_fenced_and_not_waited_for(path: Path) -> None:
+    """A cancel lets what runs finish; it finishes in a run that has gone on since."""
+
+    async def once(_step: Step) -> int:
+        return await begun_before_or_after()
+
+    async with Engine(path) as engine:
+        world.code = once
+        run = await engine.start(changing())
+        await until(lambda: world.begun["it"])
+        assert await run.cancel()
+        await run.restart(from_step=0)
+        assert await run.result(timeout=WAIT_S_MAX) == 2
+        assert engine.statistics().running_actions == 1, "the old attempt still runs"
+        ended = await run.status()
+        (step,) = [step async for step in run.steps()]
+        world.may_end.set()
+        await until(lambda: engine.statistics().running_actions == 0)
+        await engine.run(restarted(), id="another")  # A commit behind what the old one would write.
+        assert await run.status() == ended
+        assert [step async for step in run.steps()] == [step]
+        assert (step.result, step.state) == (2, StepState.COMPLETED)
+
+
+@durable.workflow
+async def restarted(step: Step) -> tuple[str, str, int]:
+    return step.run_id, step.workflow, step.generation
+
+
+async def test_a_body_knows_its_run_and_its_generation(path: Path) -> None:
+    async with Engine(path) as engine:
+        for generation in range(3):
+            run = await engine.start(restarted(), id="it")
+            expected = ("it", "test_restart:restarted", generation)
+            assert await run.result(timeout=WAIT_S_MAX) == expected
+            assert (await run.status()).generation == generation
+            await run.restart()
+
+
 async def test_a_restarted_run_can_be_cancelled_again(path: Path) -> None:
     async with Engine(path) as engine:
         run = await fail(engine, straight, "c")

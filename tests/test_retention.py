@@ -38,11 +38,6 @@ async def sleeping(step: Step) -> None:
     await step.sleep(100 * DAY_S)
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 async def until_gone(
     engine: Engine, run_id: str, meanwhile: Callable[[], None] = lambda: None
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from clock import ManualClock
 from faults import MONTH_S, crashing, opened
-from waiting import WAIT_S_MAX, until, until_state, until_step
+from waiting import WAIT_S_MAX, until_parked, until_state, until_step
 
 import durable
 from durable import RunCanceled, RunFailed, RunState, RunTimeout, Step, StepState
@@ -24,11 +24,6 @@ noted: list[str] = []
 @pytest.fixture(autouse=True)
 def _nothing_noted() -> None:
     noted.clear()
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 @durable.action
@@ -141,7 +136,7 @@ async def many(step: Step) -> None:
 async def test_all_that_the_body_waits_for_is_withdrawn(path: Path, clock: ManualClock) -> None:
     async with opened(path, clock) as engine:
         run = await engine.start(many())
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         clock.advance(HOUR_S)
         await fails_by_timeout(run)
         states = [step.state async for step in run.steps() if step.name == "sleep"]

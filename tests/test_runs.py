@@ -300,7 +300,7 @@ async def test_a_result_is_there_once_its_status_says_so(path: Path) -> None:
 async def test_a_start_under_way_has_not_ended(path: Path) -> None:
     async with Engine(path) as engine:
         start = asyncio.create_task(engine.start(ordering("a"), id="r"))
-        await until(lambda: engine._runner and engine._runner._starting)
+        await until(lambda: engine._runner and engine._runner.starts._starting)
         with pytest.raises(TimeoutError):
             await engine.get("r").result(timeout=0)
         assert await (await start).result() == 4

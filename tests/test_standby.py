@@ -14,6 +14,7 @@ from waiting import WAIT_S_MAX, until, until_state
 import durable
 from durable import Engine, JournalLockedError, RunCanceled, RunState, Step
 from durable.journal import sqlite
+from durable.journal.locks import FileLocks
 from durable.journal.ownership import OwnershipLock
 from durable.journal.writelock import WriteLock
 
@@ -177,9 +178,10 @@ async def test_an_owner_that_was_replaced_all_the_same_writes_nothing(path: Path
 def _lose_lock(engine: Engine) -> None:
     journal = engine._journal
     assert isinstance(journal, sqlite.SqliteJournal)
-    assert journal._ownership is not None
-    journal._ownership.release()
-    journal._is_worker = False  # It would have it back before the other one comes.
+    locks = journal._locks
+    assert isinstance(locks, FileLocks)
+    locks.disown()
+    locks._is_worker = False  # It would have it back before the other one comes.
 
 
 async def test_an_outage_of_a_standby_is_its_own(
@@ -208,8 +210,7 @@ async def test_a_takeover_that_fails_is_tried_again(
 
     async def fail_first(self: sqlite.SqliteJournal) -> bool:
         nonlocal failures
-        assert self._ownership is not None
-        if self._ownership.is_held and failures:
+        if self._locks.owns and failures:
             failures -= 1
             raise durable.JournalUnavailableError("no disk")
         return await take_over(self)

@@ -20,6 +20,7 @@ from durable import (
     Step,
     StepInterrupted,
     StepState,
+    Transaction,
 )
 
 AT_ONCE = Retry(max_attempts=3, initial_backoff=0)
@@ -139,6 +140,37 @@ async def test_at_most_once_a_step_that_was_only_queued_is_run(path: Path) -> No
     async with Engine(path) as engine:
         assert await engine.get("it").result(timeout=WAIT_S_MAX) == "done"
     assert len(world.attempts) == 1
+
+
+@durable.mutation
+async def hang_in_its_transaction(tx: Transaction) -> str:
+    attempt = world.begin()
+    await world.may_end.wait()
+    return f"{attempt.number} {attempt.interruptions}"
+
+
+@durable.query
+async def hang_in_its_reading(tx: Transaction) -> str:
+    attempt = world.begin()
+    await world.may_end.wait()
+    return f"{attempt.number} {attempt.interruptions}"
+
+
+@durable.workflow
+async def hanging_in_a_transaction(step: Step, *, is_query: bool) -> str:
+    return await step.run(
+        hang_in_its_reading() if is_query else hang_in_its_transaction(), retry=False
+    )
+
+
+@pytest.mark.parametrize("is_query", [False, True])
+async def test_queries_and_mutations_are_never_at_most_once(path: Path, *, is_query: bool) -> None:
+    """What they had done was rolled back, so there is no unknown outcome."""
+    call = hanging_in_a_transaction(is_query=is_query)
+    await crash_in(path, call)
+    world.may_end.set()
+    async with Engine(path) as engine:
+        assert await engine.run(call, id="it") == "1 1"
 
 
 async def test_a_step_that_is_interrupted_too_often_fails(path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import structlog
 from clock import START_MS, ManualClock
 from faults import MONTH_S, crashing, opened
-from waiting import WAIT_S_MAX, until, until_open, until_step
+from waiting import WAIT_S_MAX, until, until_open, until_parked, until_step
 
 import durable
 from durable import Engine, Step, StepState
@@ -40,11 +40,6 @@ world = World()
 @pytest.fixture(autouse=True)
 def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("test_step_times.world", World())
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 @durable.action
@@ -198,13 +193,13 @@ async def test_a_time_out_that_fired_fires_on_replay_and_its_loser_stays_withdra
         await until(lambda: world.begun)
         clock.advance(10)
         await until(lambda: world.lives)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
     world.may_end.set()  # In time it would be now.
     async with opened(path, clock) as engine:
         run = engine.get("it")
         clock.advance(MONTH_S)
         await until(lambda: world.lives[-1] == ["late", 1])
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         clock.advance(MONTH_S)
         assert await run.result(timeout=WAIT_S_MAX) == "late"
         hung = [step async for step in run.steps() if step.name == hang.name]
@@ -246,7 +241,7 @@ async def test_now_is_constant_between_awaits_and_the_same_on_replay(
         await until(lambda: world.lives)
         clock.advance(500)
         await until(lambda: len(world.lives[0]) == 6)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
     clock.advance(12345)
     async with opened(path, clock) as engine:
         clock.advance(MONTH_S)
@@ -279,7 +274,7 @@ async def test_randomness_is_the_same_on_replay_and_differs_from_run_to_run(
         for run_id in ("one", "other"):
             run = await engine.start(drawing(), id=run_id)
             await until_step(run, "sleep", StepState.RUNNING)
-            await until(lambda: engine.statistics().live_runs == 0)
+            await until_parked(engine)
             clock.advance(MONTH_S)
             await run.result(timeout=WAIT_S_MAX)
     one, one_replayed, other, other_replayed = world.lives
@@ -319,7 +314,7 @@ async def test_a_body_logs_each_event_once_however_often_it_is_replayed(
 ) -> None:
     async with crashing(path, clock) as engine:
         await engine.start(logging(), id="it")
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
     async with crashing(path, clock) as engine:
         assert await engine.run(noting()) == 1
     async with opened(path, clock) as engine:

@@ -16,7 +16,7 @@ import pytest
 from clock import ManualClock
 from faults import MONTH_S, live_and_replayed
 from odd import containing_itself, nested, unawaited
-from waiting import WAIT_S_MAX, until, until_step
+from waiting import WAIT_S_MAX, until_parked, until_step
 
 import durable
 from durable import Engine, RunFailed, Step, StepState
@@ -196,7 +196,7 @@ async def test_a_step_may_have_an_odd_name(path: Path, name: str) -> None:
     async with engine:
         run = await engine.start(named_oddly(name))
         await until_step(run, name, StepState.RUNNING)
-        await until(lambda: engine.statistics().live_runs == 0)
+        await until_parked(engine)
         clock.advance(MONTH_S)
         assert await run.result(timeout=WAIT_S_MAX) == 1
         assert [step.name async for step in run.steps()] == [name, name]

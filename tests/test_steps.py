@@ -55,11 +55,6 @@ def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("test_steps.world", World())
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 @durable.action
 async def fail() -> None:
     raise ValueError(world.begin().number)

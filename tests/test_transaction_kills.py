@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import sqlite3
-import subprocess
-import sys
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import pytest
+from killing import JOURNAL, kill_over_and_over, say_opened
 
 import durable
 from durable import Engine, Step, Transaction
 
-OPENED: Final = "opened"
 RUNS: Final = 6
 MUTATIONS: Final = 40
-DEATHS_MIN: Final = 8
-LIVES_MAX: Final = 30
-LIFE_S_MAX: Final = 60
-CHILD: Final = "import asyncio, sys, test_transaction_kills as t; asyncio.run(t.live(sys.argv[1]))"
+KILLS: Final = 8
 
 TABLES: Final = """
 CREATE TABLE IF NOT EXISTS entry (
@@ -66,10 +59,10 @@ async def putting(step: Step) -> int:
     return await total(step.run_id)
 
 
-async def live(path: str) -> None:
+async def live() -> None:
     """The child: start the runs together with their rows, or go on with them; see their end."""
-    async with Engine(Path(path)) as engine:
-        print(OPENED, flush=True)  # noqa: T201  the parent reads it
+    async with Engine(JOURNAL) as engine:
+        say_opened()
         for n in range(RUNS):
             async with engine.transaction() as tx:
                 await tx.execute(TABLES)
@@ -78,30 +71,6 @@ async def live(path: str) -> None:
                     await tx.execute(INSERT, f"run-{n}", -1, "order", 0)
                     await engine.start(putting(), id=f"run-{n}", tx=tx)
         await asyncio.gather(*(engine.get(f"run-{n}").result() for n in range(RUNS)))
-
-
-def play(path: Path, kill_after_s: float | None) -> bool:
-    """Let a child live; return whether it came to its end before it was killed."""
-    tests = Path(__file__).parent
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tests), str(tests.parent)))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    try:
-        if child.stdout.readline().strip() == OPENED and kill_after_s is not None:
-            time.sleep(kill_after_s)  # The moment of the kill is what this is about.
-            child.kill()
-        _, errors = child.communicate(timeout=LIFE_S_MAX)
-    finally:
-        child.kill()
-        child.communicate()
-    assert child.returncode in (0, -9), errors
-    assert "Traceback" not in errors, errors
-    return child.returncode == 0
 
 
 def check_image(path: Path) -> int:
@@ -126,11 +95,11 @@ def check_image(path: Path) -> int:
 @pytest.mark.parametrize("seed", range(2))
 def test_a_killed_process_leaves_no_half_and_each_effect_comes_once(path: Path, seed: int) -> None:
     draw = random.Random(seed)  # noqa: S311  no secret
-    deaths, counts = 0, set[int]()
-    while not play(path, draw.uniform(0.0, 0.05) if deaths < DEATHS_MIN else None):
-        deaths += 1
-        assert deaths < LIVES_MAX
-        counts.add(check_image(path))
+    counts = set[int]()
+    kills_after_s = (draw.uniform(0.0, 0.05) for _ in range(KILLS))
+    deaths = kill_over_and_over(
+        __name__, path.parent, kills_after_s, lambda: counts.add(check_image(path))
+    )
     assert deaths > 3, "it was killed too late to show anything"
     assert len(counts) > 1, "it was always killed at one place"
     failing = len([n for n in range(MUTATIONS) if n % 7 == 3])

@@ -12,6 +12,7 @@ from clock import ManualClock
 from faults import Disk, Fault, leaving_nothing, once_available, opened
 from journals import execute_outside
 from waiting import WAIT_S_MAX, until, until_open, until_state
+from world import held, world
 
 import durable
 from durable import (
@@ -34,26 +35,7 @@ if TYPE_CHECKING:
 WATCHERS = 1_000
 
 
-class Gate:
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.open = asyncio.Event()
-
-
-gate = Gate()
 engines: list[Engine] = []
-
-
-@pytest.fixture(autouse=True)
-def _new_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "gate", Gate())
-
-
-@durable.action
-async def held(name: str) -> str:
-    gate.reached.set()
-    await gate.open.wait()
-    return name
 
 
 @durable.action(retry=Retry(2, initial_backoff=60, jitter=False))
@@ -61,11 +43,6 @@ async def flaky() -> int:
     if durable.attempt().number == 1:
         raise LookupError
     return durable.attempt().number
-
-
-@durable.workflow
-async def holding(_step: Step) -> str:
-    return await held("a")
 
 
 @durable.workflow
@@ -112,13 +89,13 @@ async def to_the_end(statuses: AsyncIterator[RunStatus]) -> list[RunStatus]:
 
 async def test_it_shows_where_the_run_stands_then_each_change_then_the_end(path: Path) -> None:
     async with Engine(path) as engine:
-        run = await engine.start(holding(), id="r")
-        await gate.reached.wait()
+        run = await engine.start(held("a"), id="r")
+        await world.reached.wait()
         statuses = run.watch()
         first = await following(statuses)
-        assert shown(first) == ("running", [("held", "running", 1)])
+        assert shown(first) == ("running", [("gated", "running", 1)])
         assert first == await run.status()
-        gate.open.set()
+        world.may_end.set()
         rest = await to_the_end(statuses)
         assert rest[-1] == await run.status()
         assert (rest[-1].state, rest[-1].result) == (RunState.COMPLETED, "a")
@@ -153,10 +130,10 @@ async def test_changes_that_are_not_asked_for_are_shown_as_one(path: Path) -> No
         run = await engine.start(counting(0), run_after=1000)
         statuses = run.watch()
         assert (await following(statuses)).state is RunState.PENDING
-        other = await engine.start(holding())
+        other = await engine.start(held("a"))
         mine = other.watch()
         await following(mine)
-        gate.open.set()
+        world.may_end.set()
         await other.result()
         await until_state(other, RunState.COMPLETED)
         assert [status.state for status in await to_the_end(mine)] == [RunState.COMPLETED]
@@ -177,15 +154,15 @@ async def test_no_watcher_misses_the_end_whenever_it_comes(path: Path, count: in
 
 async def test_the_first_status_is_no_older_than_what_the_watcher_knows(path: Path) -> None:
     async with Engine(path) as engine:
-        run = await engine.start(holding())
-        await gate.reached.wait()
+        run = await engine.start(held("a"))
+        await world.reached.wait()
         others = [run.watch() for _ in range(2)]
         for each in others:
             await following(each)
         await run.cancel()  # Acknowledged once it is in the journal; the others are to be told.
         assert (await following(run.watch())).state is RunState.CANCELED
         assert (await to_the_end(others[0]))[-1].state is RunState.CANCELED
-        gate.open.set()
+        world.may_end.set()
 
 
 async def test_an_unknown_run_is_not_found(path: Path) -> None:
@@ -201,8 +178,8 @@ async def test_an_unknown_run_is_not_found(path: Path) -> None:
 
 async def test_a_run_that_is_removed_ends_the_iteration(path: Path) -> None:
     async with Engine(path) as engine:
-        run = await engine.start(holding())
-        await gate.reached.wait()
+        run = await engine.start(held("a"))
+        await world.reached.wait()
         statuses = run.watch()
         await following(statuses)
         assert await run.cleanup(force=True)
@@ -212,13 +189,13 @@ async def test_a_run_that_is_removed_ends_the_iteration(path: Path) -> None:
 async def test_the_end_is_shown_even_if_the_run_is_removed_right_after(path: Path) -> None:
     async with Engine(path) as engine:
         for _ in range(20):
-            gate.reached.clear()
-            gate.open.clear()
-            run = await engine.start(holding())
-            await gate.reached.wait()
+            world.reached.clear()
+            world.may_end.clear()
+            run = await engine.start(held("a"))
+            await world.reached.wait()
             statuses = run.watch()
             await following(statuses)
-            gate.open.set()
+            world.may_end.set()
             await run.result()
             assert await run.cleanup()
             seen = await to_the_end(statuses)
@@ -249,13 +226,13 @@ async def test_many_watchers_cost_one_read_a_change(
 
     monkeypatch.setattr(SqliteJournal, "load_statuses", counted)
     async with Engine(path) as engine:
-        run = await engine.start(holding())
-        await gate.reached.wait()
+        run = await engine.start(held("a"))
+        await world.reached.wait()
         watchers = [run.watch() for _ in range(WATCHERS)]
         firsts = await asyncio.gather(*map(following, watchers))
         assert len({shown(status)[0] for status in firsts}) == 1
         assert reads <= 2
-        gate.open.set()
+        world.may_end.set()
         ends = await asyncio.gather(*map(to_the_end, watchers))
         assert all(statuses[-1].state is RunState.COMPLETED for statuses in ends)
         assert reads <= 4
@@ -288,19 +265,19 @@ async def test_closing_the_engine_ends_it_with_an_error(path: Path) -> None:
 
 async def test_a_run_that_ends_while_the_engine_drains_is_seen_to_end(path: Path) -> None:
     async with Engine(path) as engine:
-        run = await engine.start(holding())
-        await gate.reached.wait()
+        run = await engine.start(held("a"))
+        await world.reached.wait()
         statuses = run.watch()
         await following(statuses)
         end = asyncio.create_task(to_the_end(statuses))
-        asyncio.get_running_loop().call_later(0.01, gate.open.set)
+        asyncio.get_running_loop().call_later(0.01, world.may_end.set)
     assert (await end)[-1].state is RunState.COMPLETED
 
 
 async def test_a_watcher_that_is_cancelled_loses_nothing(path: Path) -> None:
     async with Engine(path) as engine:
-        run = await engine.start(holding())
-        await gate.reached.wait()
+        run = await engine.start(held("a"))
+        await world.reached.wait()
         statuses = run.watch()
         await following(statuses)
         for _ in range(3):
@@ -309,7 +286,7 @@ async def test_a_watcher_that_is_cancelled_loses_nothing(path: Path) -> None:
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-        gate.open.set()
+        world.may_end.set()
         await run.result()
         assert (await to_the_end(statuses))[-1].state is RunState.COMPLETED
 
@@ -363,13 +340,13 @@ async def test_an_outage_of_the_journal_is_waited_out(
     disk = Disk()
     disk.install(monkeypatch)
     async with Engine(path) as engine:
-        run = await engine.start(holding(), id="r")
-        await gate.reached.wait()
+        run = await engine.start(held("a"), id="r")
+        await world.reached.wait()
         statuses = run.watch()
         await following(statuses)
         waiting = asyncio.create_task(to_the_end(statuses))
         disk.broken = fault
-        gate.open.set()
+        world.may_end.set()
         await until(lambda: disk.outages)
         late = asyncio.create_task(to_the_end(run.watch()))
         with pytest.raises(JournalUnavailableError):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Generator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from clock import ManualClock
+from clock import START_MS, ManualClock
 from faults import opened
 from floor import (
     ACTIONS,
@@ -33,11 +34,6 @@ def _new_floor() -> Generator[None]:
     floor.clear()
     yield
     floor.clear()
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 @durable.workflow
@@ -92,6 +88,22 @@ async def test_a_running_async_action_is_cancelled_and_its_slot_free_when_it_has
         assert await run.result(timeout=WAIT_S_MAX) == "last"
         assert floor.at_work_max == 1
         assert (await states_of(run))["slow"] == ("canceled", 1)
+
+
+async def test_what_was_withdrawn_has_ended_and_what_is_open_has_not(
+    path: Path, clock: ManualClock
+) -> None:
+    async with opened(path, clock) as engine:
+        run = await engine.start(giving_up(["slow"]))
+        await until(lambda: floor.at_work == {"slow"})
+        assert [step.finished_at async for step in run.steps()] == [None] * 3
+        clock.advance(10)
+        floor.gates["slow"].set()
+        await run.result(timeout=WAIT_S_MAX)
+        steps = [step async for step in run.steps()]
+        withdrawn = [step.finished_at for step in steps if step.state is StepState.CANCELED]
+        assert withdrawn == [datetime.fromtimestamp(START_MS / 1000 + 10, UTC)] * 2
+        assert None not in [step.finished_at for step in steps]
 
 
 async def test_a_running_sync_action_finishes_and_is_dropped(

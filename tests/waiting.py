@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from durable import Run, RunState, RunStatus, StepInfo, StepState
+    from clock import ManualClock
+
+    from durable import Engine, Run, RunState, RunStatus, StepInfo, StepState
 
 WAIT_S_MAX = 10
 """No wait of a test takes longer than this."""
@@ -36,6 +38,15 @@ async def until_open(run: Run[Any]) -> None:
     async with asyncio.timeout(WAIT_S_MAX):
         while not (await run.status()).running:
             pass
+
+
+async def until_parked(engine: Engine, clock: ManualClock | None = None) -> None:
+    """Wait until no run is in memory; if need be, let time pass until none is."""
+    async with asyncio.timeout(WAIT_S_MAX):
+        while engine.statistics().live_runs:
+            if clock is not None:
+                clock.advance(1)
+            await asyncio.sleep(0)
 
 
 async def until_state(run: Run[Any], state: RunState) -> RunStatus:

@@ -1,6 +1,6 @@
-"""A worker process: ``python worker_program.py JOURNAL EFFECTS``. Web servers have several.
+"""A worker process, in the directory of its journal. Web servers have several.
 
-It says "open" once its engine is, and works, or stands by, until it is killed or told to end.
+It says so once its engine is open, and works, or stands by, until it is killed or told to end.
 """
 
 from __future__ import annotations
@@ -8,24 +8,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from pathlib import Path
+
+from killing import JOURNAL, note, say_opened
 
 import durable
 from durable import Engine, Step
 
-EFFECTS = "DURABLE_TEST_EFFECTS"
-
-
-def note(text: str) -> None:
-    """Append a line, whole, that no crash of the process takes back."""
-    fd = os.open(os.environ[EFFECTS], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, f"{os.getpid()} {text}\n".encode())
-    os.close(fd)
-
 
 @durable.action(name="effect")
 async def effect(run: str, number: int) -> int:
-    note(f"{run}/{number}")
+    note(f"{os.getpid()} {run}/{number}")
     await asyncio.sleep(0.002)
     return number
 
@@ -45,11 +37,10 @@ async def waiting(step: Step) -> None:
 
 
 async def main() -> None:
-    async with Engine(Path(sys.argv[1]), drain_timeout=1):
-        print("open", flush=True)  # noqa: T201
+    async with Engine(JOURNAL, drain_timeout=1):
+        say_opened()
         await asyncio.to_thread(sys.stdin.readline)
 
 
 if __name__ == "__main__":
-    os.environ[EFFECTS] = sys.argv[2]
     asyncio.run(main())

@@ -93,6 +93,8 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
             before. A run that waits for one, and that nobody works on, is due by that; and, if a
             guest has sent it, one that the owner works on.
         sent_before: The commit tells here which of the events, by id, had been sent already.
+        is_behind: The commit tells here that something was asked of the run, or sent to it, that
+            its owner has not heard of yet: what was sent now is to be heard after that.
         consumed: The ids of events, each with the number of the step that has it now.
         restart: Nothing of it happens if the run has another generation, or is not over.
         dropped_from: Steps with this number and above are to be no more.
@@ -111,6 +113,7 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     is_gentle: bool = False
     events: tuple[EventRecord, ...] = ()
     sent_before: tuple[str, ...] = ()
+    is_behind: bool = False
     consumed: tuple[tuple[str, int], ...] = ()
     restart: Restart | None = None
     dropped_from: int | None = None
@@ -265,6 +268,8 @@ class Journal(Protocol):
     async def claim(self, now_ms: int, limit: int) -> Claim:
         """Claim up to ``limit`` runs that are due, and read their histories.
 
+        Those too, beyond the limit, that this owner works on and of which something was asked.
+
         Raises:
             JournalError: The outcome is unknown: claims are found again by ``reopen``.
         """
@@ -349,6 +354,15 @@ class Journal(Protocol):
 
     async def write_within(self, scope: Scope, change: Change) -> RunRecord | None:
         """Write a change as a part of a writing transaction; return who has the id of a start.
+
+        Raises:
+            TransactionError: It is over.
+            JournalError: The storage failed: nothing of the transaction is committed.
+        """
+        ...
+
+    async def read_within(self, scope: Scope, run_id: str) -> RunRecord | None:
+        """Return the run, as that writing transaction sees it.
 
         Raises:
             TransactionError: It is over.

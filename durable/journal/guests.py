@@ -18,8 +18,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol, final
 
 from durable.core.errors import JournalError
+from durable.journal import commits, fence, writes
 from durable.journal import guard as sql
-from durable.journal import writes
 from durable.journal.guard import Guard, Mode
 from durable.journal.scopes import GuestConnection, Scope, roll_back
 from durable.journal.whole import to_its_end
@@ -199,7 +199,7 @@ class Writing:
                 epoch = self._host.epoch
                 db.execute(sql.BEGIN_IMMEDIATE)
                 if epoch is not None:
-                    writes.check_fence(db, epoch)
+                    fence.check_fence(db, epoch)
                 db.execute(sql.SAVEPOINT)
             except BaseException:
                 roll_back(db)
@@ -276,7 +276,7 @@ def _set_up(db: sqlite3.Connection, idle: Mode) -> Guard:
     if idle is Mode.CLOSED:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA temp_store = MEMORY")
-        writes.prepare_commits(db)
+        commits.prepare_commits(db)
     return Guard(db, idle)
 
 

@@ -33,13 +33,13 @@ CREATE TABLE durable_run (
     epoch          INTEGER
 ) STRICT;
 
-CREATE INDEX durable_run_due      ON durable_run (wake_at_ms) WHERE wake_at_ms IS NOT NULL;
-CREATE INDEX durable_run_claimed  ON durable_run (epoch)      WHERE epoch IS NOT NULL;
+CREATE INDEX durable_run_due      ON durable_run (wake_at_ms)        WHERE wake_at_ms IS NOT NULL;
+CREATE INDEX durable_run_claimed  ON durable_run (epoch, wake_at_ms) WHERE epoch IS NOT NULL;
 CREATE INDEX durable_run_name     ON durable_run (name);
 CREATE INDEX durable_run_state    ON durable_run (state);
 CREATE INDEX durable_run_finished ON durable_run (finished_at_ms)
     WHERE finished_at_ms IS NOT NULL AND parent_id IS NULL;
-CREATE INDEX durable_run_children ON durable_run (parent_id)  WHERE parent_id IS NOT NULL;
+CREATE INDEX durable_run_children ON durable_run (parent_id)         WHERE parent_id IS NOT NULL;
 
 -- One row a step, from its issue on. position: the place of its outcome among the deliveries to the
 -- body; NULL until it was delivered.

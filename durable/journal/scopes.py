@@ -233,12 +233,20 @@ class Scope:
     async def write(self, change: Change, epoch: int | None) -> RunRecord | None:
         """Write a change of the journal as a part of the transaction; return who has the id."""
 
-        def write(db: sqlite3.Connection, guard: Guard) -> RunRecord | None:
-            with guard.own():
-                rows = writes.rows_of([change], epoch)
-                return writes.commit(db, [change], rows, epoch).get(change.run_id)
+        def write(db: sqlite3.Connection) -> RunRecord | None:
+            rows = writes.rows_of([change], epoch)
+            return writes.commit(db, [change], rows, epoch).get(change.run_id)
 
-        return await self._ask(write)
+        return await self.read(write)
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Read the journal as the transaction sees it."""
+
+        def own(db: sqlite3.Connection, guard: Guard) -> T:
+            with guard.own():
+                return work(db)
+
+        return await self._ask(own)
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def run(db: sqlite3.Connection, guard: Guard) -> T:

@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import sqlite3
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -29,18 +28,15 @@ from durable.core.errors import (
     JournalCorruptError,
     JournalError,
     JournalUnavailableError,
-    JournalVersionError,
 )
+from durable.journal import claims, commits, fence, reads, writes
 from durable.journal import guard as sql
-from durable.journal import reads, writes
 from durable.journal.guard import Guard, Mode
 from durable.journal.guests import Guests
-from durable.journal.lookout import Lookout
-from durable.journal.ownership import OwnershipLock
-from durable.journal.rows import probes
+from durable.journal.locks import Alone, FileLocks, Locks
+from durable.journal.schema import is_journal, make_tables
 from durable.journal.scopes import refuse_in_transaction
 from durable.journal.whole import to_its_end
-from durable.journal.writelock import WriteLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +48,6 @@ if TYPE_CHECKING:
     from durable.journal.scopes import Scope
 
 T = TypeVar("T")
-
-SCHEMA_VERSION = 1
 
 BUSY_TIMEOUT_S = 10
 """How long a statement waits for another connection's lock, such as a backup's."""
@@ -76,10 +70,8 @@ class SqliteJournal:
     """
 
     def __init__(self, path: Path | None, *, is_worker: bool = True) -> None:
-        self._path = self._real_path = path
-        self._ownership: OwnershipLock | None = None
-        self._write_lock: WriteLock | None = None
-        self._lookout: Lookout | None = None
+        self._path = path
+        self._locks: Locks = Alone()
         self._is_worker = is_worker
         self._is_owner = False
         self._writer: aiosqlite.Connection | None = None
@@ -116,23 +108,23 @@ class SqliteJournal:
             if self._path is not None:
                 # The path is fixed once, whatever the working directory becomes.
                 self._path = await anyio.to_thread.run_sync(_check_path, self._path)
-                await anyio.to_thread.run_sync(self._take_locks, self._path)
+                self._locks = await anyio.to_thread.run_sync(self._take_locks, self._path)
             await self._connect()
         except BaseException:
             await self.close()
             raise
 
-    def _take_locks(self, path: Path) -> None:
-        # Beside the file itself, whatever links lead to it.
-        self._real_path = path = path.resolve()
-        self._ownership = OwnershipLock(path)
-        self._write_lock = WriteLock(path, BUSY_TIMEOUT_S, self._ownership.holder)
-        if not self._is_worker or not self._ownership.try_acquire():
-            self._write_lock.be_guest()
+    def _take_locks(self, path: Path) -> Locks:
+        locks = FileLocks(path.resolve(), BUSY_TIMEOUT_S, is_worker=self._is_worker)
+        try:
+            locks.take()
+        except BaseException:
+            locks.close()
+            raise
+        return locks
 
     async def take_over(self) -> bool:
-        ownership = self._ownership
-        if ownership is None or self._is_owner or not ownership.is_held:
+        if self._is_owner or not self._locks.owns:
             return False
         await self._become_what_is_due()
         return self._is_owner
@@ -141,41 +133,20 @@ class SqliteJournal:
         """Be the owner, if the lock is held, else a guest."""
         self._is_owner = await self._write(self._set_up)
         if self._is_owner:
-            await anyio.to_thread.run_sync(self._settle_in)
-
-    def _settle_in(self) -> None:
-        if self._write_lock is not None:
-            self._write_lock.be_owner()
+            await anyio.to_thread.run_sync(self._locks.settle_in)
 
     def watch(self, tell: Callable[[], None]) -> None:
-        if self._real_path is not None:
-            assert self._write_lock is not None
-            is_busy = self._write_lock.is_kept
-            self._lookout = Lookout(self._real_path, is_busy, self._look, tell)
-
-    def _look(self) -> bool | None:
-        """See what the others do: in the thread of the lookout."""
-        ownership, write_lock = self._ownership, self._write_lock
-        assert ownership is not None
-        assert write_lock is not None
-        with contextlib.suppress(JournalError):  # A lock file cannot be made: nobody has it either.
-            if write_lock.look():
-                return None
-            return self._is_worker and not ownership.is_held and ownership.try_acquire()
-        return False
+        self._locks.watch(tell)
 
     async def release_dead_claims(self) -> bool:
-        ownership = self._ownership
-        if ownership is None or self._is_owner:
-            return False
-        if not await anyio.to_thread.run_sync(ownership.try_acquire):
+        if self._is_owner or not await anyio.to_thread.run_sync(self._locks.try_own):
             return False
         if self._is_worker:
             return await self.take_over()
         try:
-            await self._write(writes.end_ownership)
+            await self._write(fence.end_ownership)
         finally:
-            ownership.release()
+            self._locks.disown()
         return True
 
     async def reopen(self) -> None:
@@ -197,25 +168,16 @@ class SqliteJournal:
         await self._connect()
 
     async def close(self) -> None:
-        lookout, self._lookout = self._lookout, None
-        if lookout is not None:
-            await anyio.to_thread.run_sync(lookout.stop)
+        await anyio.to_thread.run_sync(self._locks.stop_watching)
         await self._disconnect()
         self._is_owner = False
-        await anyio.to_thread.run_sync(self._give_locks_back)
-
-    def _give_locks_back(self) -> None:
-        if self._write_lock is not None:
-            self._write_lock.close()
-        if self._ownership is not None:
-            self._ownership.release()
-        self._write_lock = self._ownership = None
+        await anyio.to_thread.run_sync(self._locks.close)
 
     async def _connect(self) -> None:
         self._writer = await self._open_connection()
         await self._call(self._writer, self._locked(partial(_set_up_writer, name=self._name)))
         await self._become_what_is_due()
-        await self._call(self._writer, writes.prepare_commits)
+        await self._call(self._writer, commits.prepare_commits)
         if self._path is None:
             self._reader = self._writer
         else:
@@ -247,20 +209,20 @@ class SqliteJournal:
 
     def _set_up(self, db: sqlite3.Connection) -> bool:
         """Make the tables, if there are none, and become the owner, if the lock is held."""
-        if not _is_journal(db, self._name):
-            _run_script(db, files("durable.journal").joinpath("schema.sql").read_text("utf-8"))
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        if self._ownership is not None and not self._ownership.is_held:
+        if not is_journal(db, self._name):
+            make_tables(db)
+        if not self._locks.owns:
             return False
-        self._epoch = writes.new_epoch(db, self._epoch)
-        db.execute(writes.RELEASE_CLAIMS)
-        db.execute(writes.RETRY_STUCK)
+        self._epoch = fence.new_epoch(db, self._epoch)
+        db.execute(fence.RELEASE_CLAIMS)
+        db.execute(fence.RETRY_STUCK)
         return True
 
     # --- the contract ----------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change]) -> dict[str, RunRecord]:
         under_way: SimpleQueue[None] = SimpleQueue()
+        locks = self._locks
 
         def work(db: sqlite3.Connection) -> dict[str, RunRecord]:
             try:
@@ -269,10 +231,11 @@ class SqliteJournal:
                 rows = writes.rows_of(changes, epoch)
             finally:
                 under_way.put(None)
-            if self._write_lock is None:
+            locks.hold()
+            try:
                 return writes.commit(db, changes, rows, epoch)
-            with self._write_lock:
-                return writes.commit(db, changes, rows, epoch)
+            finally:
+                locks.release()
 
         asyncio.get_running_loop().call_soon(_let_begin, under_way)
         return await self._call(self._writer, work)
@@ -285,8 +248,8 @@ class SqliteJournal:
 
     async def claim(self, now_ms: int, limit: int) -> Claim:
         def work(db: sqlite3.Connection) -> Claim:
-            writes.check_fence(db, self._epoch)
-            return writes.claim_due(db, now_ms, limit, self._epoch)
+            fence.check_fence(db, self._epoch)
+            return claims.claim_due(db, now_ms, limit, self._epoch)
 
         return await self._write(work)
 
@@ -339,13 +302,14 @@ class SqliteJournal:
 
     def _locked(self, work: Callable[[sqlite3.Connection], T]) -> Callable[[sqlite3.Connection], T]:
         """Return what does ``work`` while nobody else writes."""
-        write_lock = self._write_lock
-        if write_lock is None:
-            return work
+        locks = self._locks
 
         def locked(db: sqlite3.Connection) -> T:
-            with write_lock:
+            locks.hold()
+            try:
                 return work(db)
+            finally:
+                locks.release()
 
         return locked
 
@@ -365,13 +329,14 @@ class SqliteJournal:
     async def write_within(self, scope: Scope, change: Change) -> RunRecord | None:
         return await scope.write(change, self.epoch)
 
+    async def read_within(self, scope: Scope, run_id: str) -> RunRecord | None:
+        return await scope.read(partial(reads.read_run, run_id=run_id))
+
     def hold_writing(self) -> None:
-        if self._write_lock is not None:
-            self._write_lock.acquire()
+        self._locks.hold()
 
     def release_writing(self) -> None:
-        if self._write_lock is not None:
-            self._write_lock.release()
+        self._locks.release()
 
     def reading(self) -> AbstractAsyncContextManager[Scope]:
         self._check_connected(self._writer)
@@ -473,7 +438,7 @@ def _check_path(path: Path) -> Path:
 
 def _set_up_writer(db: sqlite3.Connection, name: str) -> None:
     # Before the first write: a file that is no journal of ours stays as it is.
-    _is_journal(db, name)
+    is_journal(db, name)
     db.execute("PRAGMA journal_mode = WAL").fetchone()
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA temp_store = MEMORY")
@@ -516,47 +481,3 @@ def _roll_back(db: sqlite3.Connection) -> None:
     if db.in_transaction:
         with contextlib.suppress(sqlite3.Error):
             db.execute(sql.ROLLBACK)
-
-
-def _is_journal(db: sqlite3.Connection, name: str) -> bool:
-    """Return whether the database has a journal of this code's version; ``False`` if it has none.
-
-    Raises:
-        JournalVersionError: It is newer.
-        JournalCorruptError: The file is another application's, or its tables are not the schema's.
-    """
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    is_journal = ("durable_run",) in tables
-    if version > SCHEMA_VERSION and (is_journal or not tables):
-        msg = (
-            f"{name} has schema version {version}; this durable knows {SCHEMA_VERSION}. Install "
-            "the newer durable that wrote it."
-        )
-        raise JournalVersionError(msg)
-    if version != 0 and not is_journal:
-        msg = (
-            f"{name}: the database has user_version {version} but no journal in it: it belongs to "
-            "another application. Give the journal a file of its own."
-        )
-        raise JournalCorruptError(msg)
-    for probe in probes() if is_journal else ():
-        try:
-            db.execute(probe)
-        except sqlite3.OperationalError as exc:
-            msg = (
-                f"{name}: its durable tables are not those of a journal ({exc}). Check the path, "
-                "or restore the file from a backup."
-            )
-            raise JournalCorruptError(msg) from exc
-    return is_journal
-
-
-def _run_script(db: sqlite3.Connection, script: str) -> None:
-    # executescript() would commit the transaction that is open.
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            db.execute(statement)
-            statement = ""

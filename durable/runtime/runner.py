@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import anyio
 import anyio.lowlevel
@@ -18,9 +18,7 @@ from durable.core.codec import one_line
 from durable.core.errors import (
     EngineClosedError,
     NonDeterminismError,
-    RunConflictError,
 )
-from durable.core.history import shorten
 from durable.core.transitions import make_stuck
 from durable.journal.base import Change, Parked
 from durable.runtime.children import Children
@@ -33,21 +31,21 @@ from durable.runtime.pump import Pump
 from durable.runtime.retention import Retention
 from durable.runtime.sends import Sends
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
+from durable.runtime.starts import Starts
 from durable.runtime.transactions import Transactions, unavailable
-from durable.runtime.waiting import Ends, Turns, Waiters
+from durable.runtime.waiting import Ends
 from durable.runtime.watching import Watching
 from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Iterable
 
     from anyio.abc import TaskGroup
 
     from durable.core.errors import JournalError
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Claim, Journal
-    from durable.journal.scopes import Scope
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.live import WorkflowSpec
@@ -94,13 +92,12 @@ class Runner:
         self._catalog = catalog
         self._live: dict[str, LiveRun] = {}
         self._claiming_count = 0
-        self._starting: dict[str, bool] = {}
-        self._start_waiters = Waiters()
-        self._ids = Turns()
         self.ends = Ends(journal, self)
         self.control = Control(journal, self)
         self.wake = EarliestAlarm(self.alarms, self.writer.ask_claim)
         self.neighbours = Neighbours(journal, self)
+        self.starts = Starts(journal, self)
+        self.wait_while_starting = self.starts.wait_while_starting
         self.children = Children(self)
         self.sends = Sends(journal, self)
         self.look_up_event = self.sends.look_up
@@ -178,8 +175,7 @@ class Runner:
             live.drop()
         self._live.clear()
         self.pump.clear()
-        self._starting.clear()
-        self._start_waiters.fail_all(self._closed_error)
+        self.starts.fail_all(self._closed_error)
         self.ends.fail_all(self._closed_error)
         self.control.fail_all(self._closed_error)
         self.neighbours.stop()
@@ -209,106 +205,16 @@ class Runner:
         await self.neighbours.wait()
         self.check_open()
 
-    # --- starting --------------------------------------------------------------------------------
-
-    async def start(
-        self, record: RunRecord, spec: WorkflowSpec, *, wake_at_ms: int | None, is_id_given: bool
-    ) -> None:
-        """Commit a new run, and work on it, or let it sleep until ``wake_at_ms``.
-
-        Raises:
-            RunConflictError: The id belongs to a run with another workflow or arguments.
-            JournalUnavailableError: The outcome is unknown.
-            EngineClosedError: The engine is closing.
-        """
-        if not is_id_given:
-            self._submit_start(record, spec, wake_at_ms)
-        else:
-            # One after another: what one has looked for must not be started by another meanwhile.
-            async with self._ids.hold(record.run_id):
-                if await self._is_there(record):
-                    return
-                self._submit_start(record, spec, wake_at_ms)
-        # A cancelled caller stops waiting; the start goes on, its outcome is in the journal.
-        taken_by = await self._wait_until_started(record.run_id)
-        if taken_by is not None:
-            _check_same(taken_by, record)
-
-    def run(
-        self, record: RunRecord, spec: WorkflowSpec, *, wake_at_ms: int | None
-    ) -> Coroutine[Any, Any, RunRecord | None]:
-        """Do what ``start`` does for a run with a new id; return what waits for its end."""
-        self._submit_start(record, spec, wake_at_ms, waits_for_end=True)
-        return self.ends.wait(record.run_id)
-
-    async def start_within(
-        self, scope: Scope, record: RunRecord, *, wake_at_ms: int | None
-    ) -> None:
-        """Make a new run a part of a caller's transaction: it is claimed after that's commit.
-
-        Raises:
-            TransactionError: The transaction is over, another engine's, or a query's.
-            RunConflictError: The id belongs to a run with another workflow or arguments.
-            JournalUnavailableError: The storage failed; nothing of the transaction is committed.
-        """
-        self.transactions.check_own(scope)
-        due_ms = self._due_ms(wake_at_ms)
-        change = Change(run_id=record.run_id, run=record, is_start=True, parked=Parked(due_ms))
-        taken_by = await self._journal.write_within(scope, change)
-        if taken_by is None:
-            scope.after.append((self.wake.set, due_ms))
-        else:
-            _check_same(taken_by, record)
-
-    def _submit_start(
-        self,
-        record: RunRecord,
-        spec: WorkflowSpec,
-        wake_at_ms: int | None,
-        *,
-        waits_for_end: bool = False,
-    ) -> None:
-        self.check_open()
-        self._starting[record.run_id] = waits_for_end
-        if wake_at_ms is None and self.room > 0:
-            live = LiveRun(self, spec, record, [], is_start=True)
-            self._live[record.run_id] = live
-            self.schedule(live)
-        else:
-            parked = Parked(self._due_ms(wake_at_ms))
-            change = Change(run_id=record.run_id, run=record, is_start=True, parked=parked)
-            self.writer.submit(change, self, [])
-
-    def _due_ms(self, wake_at_ms: int | None) -> int:
-        if wake_at_ms is not None:
-            return wake_at_ms
-        # Another process may have another clock: due by any.
-        return self.clock.now_ms() if self.is_owner else 0
-
-    async def _wait_until_started(self, run_id: str) -> RunRecord | None:
-        """Return who has the id, once the start that is under way is committed."""
-        acked = self._start_waiters.join(run_id)
-        try:
-            return await acked
-        finally:
-            self._start_waiters.leave(run_id, acked)
-
-    async def _is_there(self, record: RunRecord) -> bool:
-        """Return whether the run exists, once a start of it that is under way is committed."""
-        found: RunRecord | None = None
-        while record.run_id in self._starting:
-            found = await self._wait_until_started(record.run_id)
-        if found is None:
-            live = self._live.get(record.run_id)
-            found = live.record if live else await self._journal.load_run(record.run_id)
-        if found is not None:
-            _check_same(found, record)
-        return found is not None
-
     def check_open(self) -> None:
         self.check_working()
         if self.writer.outage is not None:
             raise unavailable(self.writer.outage)
+
+    def begin(self, record: RunRecord, spec: WorkflowSpec) -> None:
+        """Work on a new run, whose start is committed with its first turn."""
+        live = LiveRun(self, spec, record, [], is_start=True)
+        self._live[record.run_id] = live
+        self.schedule(live)
 
     def on_start_committed(self, live: LiveRun, taken_by: RunRecord | None) -> None:
         if taken_by is not None:
@@ -316,24 +222,14 @@ class Runner:
             self._claim_if_room()
             if live.is_wanted_again:
                 self._claim_again(taken_by.run_id)
-        self._acknowledge(live.record.run_id, taken_by)
+        self.starts.acknowledge(live.record.run_id, taken_by)
 
     def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:  # noqa: ARG002
-        """A run that is not in memory was started, or parked."""
-        if change.is_start:
-            self._acknowledge(change.run_id, taken_by)
-        if taken_by is None and change.parked is not None and change.parked.wake_at_ms is not None:
+        """A run that is not in memory was parked, or asked for something."""
+        if change.parked is not None and change.parked.wake_at_ms is not None:
             self.wake.set(change.parked.wake_at_ms)
         if change.is_wake:
             self.writer.ask_claim()
-
-    def _acknowledge(self, run_id: str, taken_by: RunRecord | None) -> None:
-        if self._starting.pop(run_id) and taken_by is not None:
-            self.ends.fail(run_id, lambda: _conflict(taken_by))
-        self._start_waiters.tell(run_id, taken_by)
-        if not self.is_owner:
-            # It may have ended by now, which nobody would tell.
-            self.neighbours.look_again()
 
     # --- waiting for the end ---------------------------------------------------------------------
 
@@ -349,12 +245,8 @@ class Runner:
     def live(self, run_id: str) -> LiveRun | None:
         return self._live.get(run_id)
 
-    async def wait_while_starting(self, run_id: str) -> None:
-        while run_id in self._starting:
-            await self._wait_until_started(run_id)
-
     def is_here(self, run_id: str) -> bool:
-        return run_id in self._live or run_id in self._starting
+        return run_id in self._live or self.starts.is_under_way(run_id)
 
     # --- bodies ----------------------------------------------------------------------------------
 
@@ -428,7 +320,9 @@ class Runner:
         coming_count = self._claiming_count + self.children.promised_count
         return self.settings.live_runs_max - len(self._live) - coming_count
 
-    def reserve_claim(self) -> int:
+    def reserve_claim(self) -> int | None:
+        if not self.is_owner:
+            return None
         self._claiming_count = 0  # There is one claim at a time.
         self._claiming_count = max(0, min(self.room, self.settings.claim_runs_max))
         return self._claiming_count
@@ -449,10 +343,11 @@ class Runner:
         self._orphans.withdraw_unwanted(claim, self._live, is_more_due=is_more_due)
         for record, steps in claim.runs:
             self._work_on(record, steps, claim)
-        if is_more_due and self.room > 0:
+        if not is_more_due:
+            if next_ms is not None:
+                self.wake.set(next_ms)
+        elif self.room > 0:  # Else, when a run has left memory.
             self.writer.ask_claim()
-        elif next_ms is not None:
-            self.wake.set(next_ms)
 
     def _work_on(self, record: RunRecord, steps: list[StepRecord], claim: Claim) -> None:
         if record.state.is_final:  # In a damaged journal only: nothing is due of it.
@@ -552,11 +447,7 @@ class Runner:
         self._live.clear()
         self.children.clear()
         self._claiming_count = 0
-        for run_id, waits_for_end in self._starting.items():
-            if waits_for_end:
-                self.ends.fail(run_id, lambda: unavailable(error))
-        self._starting.clear()
-        self._start_waiters.fail_all(lambda: unavailable(error))
+        self.starts.on_outage(error)
         self.control.fail_all(lambda: unavailable(error))
         self.sends.fail_all(lambda: unavailable(error))
         self.transactions.on_outage(error)
@@ -576,17 +467,3 @@ def _sole_error(exc: BaseException) -> BaseException:
         return exc
     group: BaseExceptionGroup[BaseException] = exc  # pyright: ignore[reportUnknownVariableType]
     return _sole_error(group.exceptions[0]) if len(group.exceptions) == 1 else group
-
-
-def _conflict(taken_by: RunRecord) -> RunConflictError:
-    return RunConflictError(f"the new id {taken_by.run_id!r} is taken: ask again")
-
-
-def _check_same(found: RunRecord, wanted: RunRecord) -> None:
-    if (found.name, found.args) != (wanted.name, wanted.args):
-        msg = (
-            f"the id {wanted.run_id!r} belongs to a run of {found.name!r} with arguments "
-            f"{shorten(found.args)}; this start is of {wanted.name!r} with "
-            f"{shorten(wanted.args)}. Use another id, or the same arguments."
-        )
-        raise RunConflictError(msg)

@@ -5,6 +5,7 @@ Rules:
 - The journal decides: an event is kept unless its run is over, and one that was created is sent
   once. A run that nobody works on is made due in the same commit, if it waits for the event.
 - What is in the journal is handed to a run that is in memory; one that is being claimed reads it.
+  So does one that others have sent something to, which comes first.
 - Who sends to a run that is in memory and goes on knows that it is kept. Anyone else looks.
 - Of several processes that send what was created before, the commit tells each if it was late.
 """
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
 
     from durable.core.records import EventRecord, RunRecord
     from durable.journal.base import Journal
+    from durable.journal.scopes import Scope
     from durable.runtime.clock import Clock
     from durable.runtime.live import LiveRun
     from durable.runtime.mailbox import Lookup
     from durable.runtime.open_steps import Effects
+    from durable.runtime.transactions import Transactions
     from durable.runtime.writer import Writer
 
 LOOK_AGAIN_S = 1.0
@@ -48,6 +51,7 @@ class SendsHost(Protocol):
 
     clock: Clock
     writer: Writer
+    transactions: Transactions
 
     def check_open(self) -> None:
         """Raise when the engine is closing, or its journal out."""
@@ -102,6 +106,24 @@ class Sends:
             if is_certain or await self._is_kept(event):
                 return True
 
+    async def store_within(self, scope: Scope, event: EventRecord) -> bool | None:
+        """Make an event a part of a caller's transaction; return what ``store`` does.
+
+        No run's end is committed before the transaction is over, which decides what is kept.
+
+        Raises:
+            TransactionError: The transaction is over, another engine's, or a query's.
+            JournalUnavailableError: The storage failed; nothing of the transaction is committed.
+        """
+        self._host.transactions.check_own(scope)
+        run = await self._journal.read_within(scope, event.run_id)
+        if run is None or run.state.is_final:
+            return None if run is None else False
+        change = Change(run_id=event.run_id, events=(event,))
+        await self._journal.write_within(scope, change)
+        scope.after.append((self._hand_over, change))
+        return True
+
     async def _is_kept(self, event: EventRecord) -> bool:
         found = await self._journal.load_event(event.event_id)
         return found is not None and found.sent_at_ms == event.sent_at_ms
@@ -148,19 +170,23 @@ class Sends:
             self._acks.leave(event_id, waiter)
 
     def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:  # noqa: ARG002
-        """Events are in the journal, unless their run is over."""
-        for event in change.events:
-            self._submitted.discard(event.event_id)
-            if event.event_id in change.sent_before:  # By another process, just now.
-                self._acks.fail(event.event_id, partial(_sent_before, event))
-                continue
-            if event.sent_at_ms is not None:
-                live = self._host.live(event.run_id)
-                if live is None:
-                    self._host.writer.ask_claim()
-                else:
-                    live.take_event(event)
-            self._acks.tell(event.event_id, None)
+        """An event is in the journal, unless its run is over."""
+        (event,) = change.events
+        self._submitted.discard(event.event_id)
+        if event.event_id in change.sent_before:  # By another process, just now.
+            self._acks.fail(event.event_id, partial(_sent_before, event))
+            return
+        if event.sent_at_ms is not None:
+            self._hand_over(change)
+        self._acks.tell(event.event_id, None)
+
+    def _hand_over(self, change: Change) -> None:
+        """Give the run what was sent to it and is in the journal."""
+        live = self._host.live(change.run_id)
+        if live is None or change.is_behind:
+            self._host.writer.ask_claim()  # That shows all that was sent, in order.
+        else:
+            live.take_event(change.events[0])
 
     def look_up(self, lookup: Lookup) -> None:
         """Read an event in the journal for a run that waits for it by its id."""

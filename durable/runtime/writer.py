@@ -42,8 +42,8 @@ class WriterHost(Protocol):
 
     watching: Watching
 
-    def reserve_claim(self) -> int:
-        """Keep room for the runs of a claim; return for how many."""
+    def reserve_claim(self) -> int | None:
+        """Keep room for the runs of a claim; return for how many; ``None`` for no claim at all."""
         ...
 
     def now_ms(self) -> int:
@@ -187,7 +187,7 @@ class Writer:
         if self._is_claim_asked:
             self._is_claim_asked = False
             limit = self._host.reserve_claim()
-            if limit > 0 and not self._is_stopping:
+            if limit is not None and not self._is_stopping:
                 self._host.on_claimed(await self._journal.claim(self._host.now_ms(), limit))
         if self.guests is not None and self.guests.is_waiting:
             await self.guests.take_turn()

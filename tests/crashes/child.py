@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 JOURNAL: Final = "journal.db"
 OPENING: Final = "opening"
+"""What it says before it opens the first of its journals."""
+
 STARTERS: Final = 4
 SHARED_RUNS: Final = 20
 IMPORTED_LATE: Final = ("durable.runtime.runner", "structlog")

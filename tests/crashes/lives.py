@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, final
 
 import msgspec
 from invariants import Ledger, Rules, check_live
+from killing import KILLED, Process
 
 from crashes import load
-from crashes.child import JOURNAL, OPENING, Options
+from crashes.child import JOURNAL, Options
 from crashes.effects import read_effects
 from crashes.image import Image, read_image
 
-ROOT: Final = Path(__file__).parents[2]
 LIFE_S_MAX: Final = 300
 """A child that should end by itself and does not: far more than any takes."""
 
-
-ERROR_CHARS_MAX: Final = 4_000
 VIOLATIONS_SHOWN_MAX: Final = 10
 LAST_LIFE: Final = "last"
-
-
-class ChildError(Exception):
-    """A child did not do what it is there for; its standard error is in the message."""
 
 
 @final
@@ -38,48 +27,23 @@ class Child:
     """A process that plays a role, on one journal or on several."""
 
     def __init__(self, role: str, life: str, options: Options, *directories: Path) -> None:
-        arguments = [role, life, msgspec.json.encode(options).decode(), *map(str, directories)]
-        path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-        self._what = f"{role} {life} on {', '.join(map(str, directories))}"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "crashes.child", *arguments],
-            env={**os.environ, "PYTHONPATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        encoded = msgspec.json.encode(options).decode()
+        self._process = Process("-m", "crashes.child", role, life, encoded, *directories)
 
     def kill(self, after_s: float) -> None:
         """Kill it so long after it said that it opens the journal."""
-        assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() == OPENING:
-            time.sleep(after_s)  # The moment of the kill is what this is about.
-            self._process.kill()
-        self._end(killed=True)
+        with self._process as process:
+            process.kill_after(after_s)
+            assert process.wait(LIFE_S_MAX) == KILLED, f"{process} is not killed"
 
     def wait(self) -> None:
         """Let it come to its end."""
-        self._end(killed=False)
+        assert not self.wait_or_killed(), f"{self._process} is killed"
 
     def wait_or_killed(self) -> bool:
         """Let it come to its end, or to its crash point; return whether it was killed there."""
-        return self._end(killed=None)
-
-    def _end(self, *, killed: bool | None) -> bool:
-        try:
-            _, errors = self._process.communicate(timeout=LIFE_S_MAX)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            _, errors = self._process.communicate()
-            msg = f"{self._what} does not end.\n{errors[:ERROR_CHARS_MAX]}"
-            raise ChildError(msg) from None
-        was_killed = self._process.returncode == -signal.SIGKILL
-        is_right = self._process.returncode in (0, -signal.SIGKILL) and killed in (None, was_killed)
-        # A traceback is in the log of a run that got stuck, or of a task that was forgotten.
-        if not is_right or "Traceback" in errors:
-            status = self._process.returncode
-            raise ChildError(f"{self._what}: status {status}\n{errors[:ERROR_CHARS_MAX]}")
-        return was_killed
+        with self._process as process:
+            return process.wait(LIFE_S_MAX) == KILLED
 
 
 @final

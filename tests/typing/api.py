@@ -244,6 +244,10 @@ async def events(engine: Engine, run: Run[Any]) -> None:
     assert_type(await run.send_event("approval"), EventId)
     event_id = await engine.create_event("r", approval)
     assert_type(event_id, EventId)
+    async with engine.transaction() as tx:
+        assert_type(await engine.send_event("r", approval, Receipt("o", 1), tx=tx), EventId)
+        assert_type(await engine.send_event("r", approval, error="no", tx=tx), EventId)
+        assert_type(await run.send_event("approval", tx=tx), EventId)
     assert_type(await engine.send_event_id(event_id, 5), None)
     assert_type(await engine.send_event_id(event_id, error="no"), None)
     assert_type(EventId.parse(str(event_id)), EventId)
