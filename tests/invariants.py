@@ -187,9 +187,9 @@ def check_final(life: Life, ledger: Ledger) -> Iterator[str]:
     for step_id, step in life.before.steps.items():
         after = life.after.steps.get(step_id)
         if step.is_final and after != step:
-            # The outcome of a mutation is recorded before it is delivered.
-            is_late = step.kind == "mutation" and step.position is None
-            if after is None or not is_late or after != step._replace(position=after.position):
+            # What was asked, and what a mutation has done, is recorded before it is delivered.
+            is_late = step.kind in ("mutation", "cancel") and step.position is None
+            if after is None or not is_late or after != _delivered(step, after):
                 yield f"{step} has become {after}"
     for effect in life.effects:
         if isinstance(effect, Seen):
@@ -198,6 +198,11 @@ def check_final(life: Life, ledger: Ledger) -> Iterator[str]:
                 yield f"{effect}, but the journal has {recorded}"
             if ledger.seen.setdefault(effect.run_id, effect) != effect:
                 yield f"one reader got {effect}, another {ledger.seen[effect.run_id]}"
+
+
+def _delivered(step: StepRow, after: StepRow) -> StepRow:
+    result = after.result if step.kind == "cancel" else step.result
+    return step._replace(position=after.position, result=result)
 
 
 def _is_outcome(seen: Seen, run: RunRow) -> bool:

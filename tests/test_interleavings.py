@@ -79,6 +79,14 @@ async def asking(step: Step, nap_s: float) -> list[str]:
 
 
 @durable.workflow
+async def asking_once(step: Step) -> str:
+    try:
+        return str(await step.wait_event("it", timeout=PARKED))
+    except TimeoutError:
+        return "late"
+
+
+@durable.workflow
 async def calling(_step: Step) -> int:
     return await working()
 
@@ -187,7 +195,7 @@ async def test_cancel_and_completion(
     scenario = partial(cancel_and_completion, workflow=workflow, interrupt=interrupt)
     found = await explore(tmp_path, scenario)
     assert was_seen(found, "completed, cancels: [False, False]", "[True, False]", "[False, True]")
-    assert found.schedules >= 1
+    assert found.schedules >= 50
 
 
 @pytest.mark.slow
@@ -198,7 +206,7 @@ async def test_cancel_and_completion_and_crash(
     scenario = partial(cancel_and_completion, workflow=workflow, crashes=True)
     found = await explore(tmp_path, scenario)
     assert was_seen(found, "completed, cancels: [False", "canceled, cancels: [True", "unknown")
-    assert found.schedules >= 1
+    assert found.schedules >= 50
 
 
 # --- event and wait and time-out and cancel -------------------------------------------------------
@@ -270,7 +278,7 @@ async def test_event_and_wait_and_timeout(tmp_path: Path) -> None:
     scenario = partial(event_and_wait, waits=True, passes=True, nap_s=MEMORY)
     found = await explore(tmp_path, scenario)
     assert was_seen(found, "in time", "late")
-    assert found.schedules >= 1
+    assert found.schedules >= 25
 
 
 @pytest.mark.slow
@@ -278,7 +286,7 @@ async def test_event_and_wait_and_cancel(tmp_path: Path) -> None:
     scenario = partial(event_and_wait, waits=True, cancels=True, nap_s=MEMORY)
     found = await explore(tmp_path, scenario)
     assert was_seen(found, "in time completed", "refused canceled", "kept canceled")
-    assert found.schedules >= 1
+    assert found.schedules >= 200
 
 
 @pytest.mark.slow
@@ -286,14 +294,14 @@ async def test_event_and_timeout_and_cancel(tmp_path: Path) -> None:
     scenario = partial(event_and_wait, passes=True, cancels=True)
     found = await explore(tmp_path, scenario)
     assert was_seen(found, "in time completed", "late completed", "refused", "kept canceled")
-    assert found.schedules >= 1
+    assert found.schedules >= 300
 
 
 @pytest.mark.slow
 async def test_event_and_timeout_of_a_run_that_left_memory(tmp_path: Path) -> None:
     found = await explore(tmp_path, partial(event_and_wait, passes=True, nap_s=PARKED))
     assert was_seen(found, "in time", "late")
-    assert found.schedules >= 1
+    assert found.schedules >= 100
 
 
 @pytest.mark.slow
@@ -303,7 +311,7 @@ async def test_event_and_cancel_of_a_run_that_left_memory(tmp_path: Path, first:
     found = await explore(tmp_path, scenario, first=first)
     assert was_seen(found, "in time completed", "kept canceled")
     assert was_seen(found, "refused canceled") or first == "send"
-    assert found.schedules >= 1
+    assert found.schedules >= {"send": 600, "cancel": 400}[first]
 
 
 @pytest.mark.slow
@@ -311,7 +319,44 @@ async def test_event_and_timeout_and_crash(tmp_path: Path) -> None:
     scenario = partial(event_and_wait, passes=True, crashes=True)
     found = await explore(tmp_path, scenario)
     assert was_seen(found, "in time", "late", "unknown ['in time', 'sent']", "again")
-    assert found.schedules >= 1
+    assert found.schedules >= 250
+
+
+async def timeout_and_cancel(stage: Stage, *, crashes: bool) -> str:
+    """The end of the wait is the end of the run, which is not in memory when it comes."""
+    engine = await stage.open()
+    await engine.start(asking_once(), id=RUN)
+    await stage.settle()
+    stage.clock.advance(60)
+    await stage.settle()
+    assert not stage.is_live(RUN)
+    stage.act("time passes", partial(stage.clock.advance, PARKED))
+    asked = stage.act("cancel", lambda: stage.engine.cancel(RUN))
+    if crashes:
+        stage.act_crash()
+    await stage.interleave(at_once=not crashes)
+    status, _ = await see_end(stage)
+    return await check_cancels(status.state, asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crashes", [False, True], ids=["alive", "crashing"])
+async def test_timeout_and_cancel_of_a_run_that_left_memory(
+    tmp_path: Path, *, crashes: bool
+) -> None:
+    found = await explore(tmp_path, partial(timeout_and_cancel, crashes=crashes))
+    assert was_seen(found, "completed, cancels: [False]", "canceled, cancels: [True]")
+    assert found.schedules >= (250 if crashes else 35)
+
+
+@pytest.mark.slow
+async def test_the_schedules_that_are_left_out_come_to_nothing_else(tmp_path: Path) -> None:
+    scenario = partial(timeout_and_cancel, crashes=False)
+    reduced = await explore(tmp_path, scenario)
+    complete = await explore(tmp_path, scenario, is_reduced=False)
+    assert set(complete.outcomes) == set(reduced.outcomes)
+    assert complete.schedules > reduced.schedules > 1
+    assert complete.covered == 0
 
 
 # --- child completion and parent cancel -----------------------------------------------------------
@@ -364,7 +409,7 @@ async def test_child_completion_and_parent_cancel(tmp_path: Path, *, is_sliced: 
         "parent canceled, child canceled",
         "parent failed, child canceled",
     )
-    assert found.schedules >= 1
+    assert found.schedules >= (250 if is_sliced else 180)
 
 
 @pytest.mark.slow
@@ -376,7 +421,7 @@ async def test_child_completion_and_parent_cancel_and_crash(tmp_path: Path) -> N
         "parent canceled, child completed",
         "parent canceled, child canceled",
     )
-    assert found.schedules >= 1
+    assert found.schedules >= 100
 
 
 # --- restart and late result ----------------------------------------------------------------------
@@ -422,14 +467,14 @@ async def test_restart_and_late_result(tmp_path: Path) -> None:
     found = await explore(tmp_path, restart_and_late_result)
     assert was_seen(found, "refused canceled", "restarted completed True side by side")
     assert was_seen(found, "restarted canceled", "refused completed", "restarted completed False")
-    assert found.schedules >= 1
+    assert found.schedules >= 350
 
 
 @pytest.mark.slow
 async def test_restart_and_late_result_and_crash(tmp_path: Path) -> None:
     found = await explore(tmp_path, partial(restart_and_late_result, crashes=True))
     assert was_seen(found, "refused", "restarted completed True")
-    assert found.schedules >= 1
+    assert found.schedules >= 100
 
 
 # --- cleanup and late result ----------------------------------------------------------------------
@@ -475,7 +520,7 @@ async def test_cleanup_and_late_result(tmp_path: Path, *, force: bool) -> None:
     assert was_seen(found, "removed, cancel: True", "removed, cancel: False")
     if not force:
         assert was_seen(found, "kept completed", "kept canceled")
-    assert found.schedules >= 1
+    assert found.schedules >= (400 if force else 300)
 
 
 # --- set_max_parallelism and recovery -------------------------------------------------------------
@@ -527,4 +572,4 @@ async def parallelism_and_recovery(stage: Stage, *, opened_with: int) -> str:
 async def test_parallelism_and_recovery(tmp_path: Path, opened_with: int) -> None:
     found = await explore(tmp_path, partial(parallelism_and_recovery, opened_with=opened_with))
     assert was_seen(found, "at 0: ", "at 3: abc")
-    assert found.schedules >= 1
+    assert found.schedules >= (25 if opened_with == 0 else 60)

@@ -559,9 +559,10 @@ class LiveRun:
         settled = self._steps.resume(
             commands, self.interrupted, now_ms, change, after, is_ending=is_ending
         )
-        self._deliveries.extend((step, UNSET) for step in settled)
         if self._cancel is not None:
+            # First: who asked for it was told so already, and the outcomes might end the run.
             self._deliveries.append((self._cancel, UNSET))
+        self._deliveries.extend((step, UNSET) for step in settled)
         self._steps.announce_events()
         self._park_if_idle(now_ms, change)
         self.submit(change, after)
