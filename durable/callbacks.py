@@ -6,13 +6,14 @@ again by another step, after as long a wait.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, final
 
 import msgspec
 from msgspec.structs import replace
 
 from durable import registry
-from durable.completion import Completion
+from durable.completion import Canceled, Completion
 from durable.core.callbacks import ON_COMPLETE, Callback
 from durable.core.codec import EncodeError, decode_plain, encode
 from durable.core.commands import Stuck
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from durable.core.retry import Retry
 
 FOR_EVER = 2**31 - 1
+NO_BOUND = 2**62
+"""A completion has the run's result and its context, which are bounded by themselves."""
+
+_ANY_END = Completion(run_id="run", name="workflow", outcome=Canceled())
+
 BACKOFF_S_MAX = 60.0
 """The longest wait between two calls."""
 
@@ -38,11 +44,13 @@ def encode_callback(on_complete: Definition[Any, Any] | None) -> str | None:
     """Return what a run's row has of its ``on_complete``.
 
     Raises:
-        TypeError: It is no action, mutation or workflow, or takes more than one argument.
+        TypeError: It is no action, mutation or workflow, or does not take a ``Completion``.
     """
-    if on_complete is None:
-        return None
-    given: Any = on_complete
+    return None if on_complete is None else _encode(on_complete)
+
+
+@functools.cache  # Definitions are for ever.
+def _encode(given: Any) -> str:  # noqa: ANN401  the caller may have given anything
     if not isinstance(given, (Action, Mutation, Workflow)):
         msg = f"on_complete= is an action, a mutation or a workflow, without a call, not {given!r}"
         raise TypeError(msg)
@@ -51,8 +59,21 @@ def encode_callback(on_complete: Definition[Any, Any] | None) -> str | None:
     except TypeError as exc:
         msg = f"on_complete={given.__name__} has to take one argument, a Completion: {exc}"
         raise TypeError(msg) from None
+    why = _why_unfit(given)
+    if why is not None:
+        msg = f"on_complete={given.__name__} has to take a Completion: {why}"
+        raise TypeError(msg)
     callback = Callback(given.kind, given.name, given.version, next(iter(arguments)))
     return msgspec.json.encode(callback).decode()
+
+
+def _why_unfit(definition: Any) -> str | None:  # noqa: ANN401  a definition
+    """Return why a definition does not take a ``Completion``; ``None`` if it does."""
+    try:
+        definition.parameters.encode(definition(_ANY_END).arguments, NO_BOUND)
+    except (ArgumentError, TypeError) as exc:
+        return str(exc)
+    return None
 
 
 def encode_context(context: object, payload_max: int) -> str | None:
@@ -108,11 +129,14 @@ class BoundCallback:
     def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
         args = decode_plain(execution.run.args)
         kind, name = args["kind"], args["name"]
-        if registry.find(StepKind(kind), name) is None:
-            msg = (
-                f"the code has no {kind} {name!r}, which is owed the end of run "
-                f"{args['completion']['run_id']!r}. Import the module that defines it."
-            )
+        definition = registry.find(StepKind(kind), name)
+        owed = f"{kind} {name!r}, which is owed the end of run {args['completion']['run_id']!r}"
+        if definition is None:
+            msg = f"the code has no {owed}. Import the module that defines it."
+            raise Stuck(msg)
+        why = _why_unfit(definition)
+        if why is not None:
+            msg = f"the code has {owed}, but it does not take a Completion: {why}"
             raise Stuck(msg)
         coroutine: Coroutine[Any, Any, object] = self._bound.open(execution)
         return coroutine

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from durable import registry
 from durable.bounding import bounded
-from durable.callbacks import BoundCallback, call_back
+from durable.callbacks import NO_BOUND, BoundCallback, call_back
 from durable.core.callbacks import ON_COMPLETE
 from durable.core.codec import DecodeError, decode_plain
 from durable.core.commands import Stuck
@@ -65,10 +65,12 @@ class Catalog:
     def __init__(self, defaults: Defaults) -> None:
         self._defaults = defaults
         self._bound: dict[Workflow[Any, Any], BoundWorkflow] = {}
+        unbounded = defaults._replace(payload_max=NO_BOUND)
+        self._callback = BoundCallback(BoundWorkflow(call_back, unbounded))
 
     def find(self, name: str, version: int) -> BoundWorkflow | BoundCallback | None:
         if name == ON_COMPLETE:
-            return BoundCallback(self.bind(call_back))
+            return self._callback
         workflow = registry.find(StepKind.WORKFLOW, name, version)
         return None if workflow is None else self.bind(workflow)
 

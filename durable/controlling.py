@@ -90,8 +90,11 @@ class Controlling(Opened):
     async def resume(self, run_id: str) -> bool:
         """Try a ``stuck`` run again with the code as it is now; return once that is committed.
 
+        Of a run that is over, what is owed its end is tried again, if that is stuck:
+        ``RunStatus.callback_error`` says so.
+
         Returns:
-            ``False`` when the run is not stuck.
+            ``False`` when it is not stuck.
 
         Raises:
             RunNotFoundError: There is no such run.

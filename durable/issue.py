@@ -94,6 +94,7 @@ class Environment:
             args=args,
             compares_args=not options.unstable_args,
             due_ms=due_ms,
+            is_absolute=options.at_ms is not None,
             work=self._make_step(definition, options),
         )
         return execution.issue(command)

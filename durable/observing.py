@@ -38,11 +38,12 @@ class Observing(Opened):
         """Iterate over what becomes of a run: where it stands now, and again after every change.
 
         A change is whatever ``status`` shows. Changes that follow each other faster than they are
-        asked for are shown as one. The final status is shown always, and is the last. A run that is
-        removed before it has ended ends the iteration, too. An outage of the storage is waited out.
+        asked for are shown as one. The final status is shown always, and is the last. An outage of
+        the storage is waited out.
 
         Raises:
-            RunNotFoundError: At the first item: there is no such run.
+            RunNotFoundError: There is no such run, or it was removed before its final status was
+                shown.
             JournalUnavailableError: The storage fails, though the engine can still write.
             JournalCorruptError: A row of it is damaged; the message names it.
             EngineClosedError: The engine is closed, or was closed before the run had ended.
@@ -161,9 +162,7 @@ class _Watch:
             found = await self._watcher.next()
             if found is None:
                 self._end()
-                if self._shown is None:
-                    raise run_not_found(self._run_id)
-                raise StopAsyncIteration
+                raise run_not_found(self._run_id)
             # Its own for each watcher: the values in it can be changed.
             status = run_status(*found)
             if status.state.is_final:

@@ -255,7 +255,7 @@ def check_size(text: str, payload_max: int, what: str) -> None:
     """
     if len(text.encode()) > payload_max:
         msg = (
-            f"{what} take {len(text.encode()):,} bytes, more than Engine(max_payload="
+            f"{what}: {len(text.encode()):,} bytes are more than Engine(max_payload="
             f"{payload_max:,}). Store large values elsewhere and pass a reference."
         )
         raise PayloadTooLarge(msg)

@@ -198,7 +198,7 @@ class Step:
         """
         delay_s = max(seconds(delay, "delay"), 0.0)
         due_ms = self._execution.time_ms() + milliseconds(delay_s)
-        await self._sleep(due_ms, name, {"seconds": delay_s})
+        await self._sleep(due_ms, name, {"seconds": delay_s}, is_absolute=False)
 
     async def sleep_until(self, when: datetime, *, name: str | None = None) -> None:
         """Wait durably until a time.
@@ -207,9 +207,11 @@ class Step:
             when: An aware datetime; one in the past is due at once.
             name: What the step is called; ``sleep`` by default.
         """
-        await self._sleep(time_ms(when, "when"), name, {"until": when})
+        await self._sleep(time_ms(when, "when"), name, {"until": when}, is_absolute=True)
 
-    async def _sleep(self, due_ms: int, name: str | None, args: dict[str, object]) -> None:
+    async def _sleep(
+        self, due_ms: int, name: str | None, args: dict[str, object], *, is_absolute: bool
+    ) -> None:
         execution = self._in_body()
         command = Command(
             StepKind.SLEEP,
@@ -219,6 +221,7 @@ class Step:
             # The due time was fixed: a changed delay concerns the sleeps to come.
             compares_args=False,
             due_ms=min(due_ms, DUE_MS_MAX),
+            is_absolute=is_absolute,
         )
         await execution.issue(command)
 

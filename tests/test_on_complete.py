@@ -299,6 +299,68 @@ async def test_code_that_is_not_there_is_waited_for_and_said(
         assert (await engine.status("it")).callback_error is None
 
 
+@pytest.mark.parametrize("by", ["owner", "client"])
+async def test_what_does_not_take_a_completion_any_more_is_said_and_resumed(
+    path: Path, forget: Callable[[Any], None], by: str
+) -> None:
+    name = f"a callback that changes {by}"
+
+    @durable.action(name=name)
+    async def before(completion: Completion) -> None:
+        raise NotImplementedError
+
+    async with crashing(path, max_parallelism=0) as engine:
+        run = await engine.start(job(99), id="it", on_complete=before)
+        await run.cancel()
+        await until_state(run, RunState.CANCELED)
+    forget(before)
+
+    @durable.action(name=name)
+    async def wrong(completion: int) -> None:
+        raise NotImplementedError
+
+    async with Engine(path) as engine, Engine(path, worker=False) as client:
+        asking = engine if by == "owner" else client
+        async with asyncio.timeout(WAIT_S_MAX):
+            while (error := (await engine.status("it")).callback_error) is None:
+                pass
+        assert "does not take a Completion" in error.message
+        forget(wrong)
+
+        @durable.action(name=name)
+        async def mended(completion: Completion) -> None:
+            world.heard.append(completion)
+
+        async with asyncio.timeout(WAIT_S_MAX):
+            while not await asking.resume("it"):
+                pass
+        await until_heard(1)
+        await until_paid(engine)
+        assert (await engine.status("it")).callback_error is None
+        assert await asking.resume("it") is False
+
+
+async def test_a_result_and_a_context_need_not_fit_into_one_value(path: Path) -> None:
+    async with Engine(path, max_payload=1_000) as engine:
+        for on_complete in (tell, tell_in_a_transaction):
+            run = await engine.start(large(900), on_complete=on_complete, context="y" * 900)
+            assert len(await run.result(timeout=WAIT_S_MAX)) == 900
+        await until_heard(2)
+        for heard in world.heard:
+            assert heard.outcome == Success("x" * 900)
+            assert heard.context == "y" * 900
+
+
+@durable.workflow
+async def large(_step: Step, size: int) -> str:
+    return "x" * size
+
+
+@durable.mutation
+async def tell_in_a_transaction(tx: Transaction, completion: Completion) -> None:
+    world.heard.append(completion)
+
+
 # --- with other calls ----------------------------------------------------------------------------
 
 
@@ -356,12 +418,18 @@ async def no_arguments() -> None: ...
 async def two_arguments(completion: Completion, more: int) -> None: ...
 
 
+@durable.action
+async def something_else(completion: int) -> None: ...
+
+
 @durable.query
 async def a_query(tx: Transaction, completion: Completion) -> None: ...
 
 
 @pytest.mark.parametrize(
-    "callback", [no_arguments, two_arguments, a_query, work(1), print, "tell"], ids=repr
+    "callback",
+    [no_arguments, two_arguments, something_else, a_query, work(1), print, "tell"],
+    ids=repr,
 )
 async def test_what_cannot_be_called_back_is_refused(
     path: Path,

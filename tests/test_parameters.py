@@ -270,7 +270,7 @@ def test_sizes_are_counted_in_bytes() -> None:
     check_size("x" * BYTES_MAX, BYTES_MAX, "it")
     check_size("\N{SNOWMAN}" * (BYTES_MAX // 3), BYTES_MAX, "it")
     for text in ("x" * (BYTES_MAX + 1), "\N{SNOWMAN}" * (BYTES_MAX // 3 + 1)):
-        with pytest.raises(PayloadTooLarge, match=r"it take 1,00. bytes, more than .*1,000"):
+        with pytest.raises(PayloadTooLarge, match=r"it: 1,00. bytes are more than .*1,000"):
             check_size(text, BYTES_MAX, "it")
 
 

@@ -234,7 +234,7 @@ async def catching(_: Step, what: str) -> str:
         ("from", "NonRetryable: the reason"),
         ("both", "NonRetryable: said"),
         ("type", "ReturnTypeError: the result of test_steps:return_wrongly: Expected `int`"),
-        ("size", "PayloadTooLarge: the result of test_steps:return_much take 2,002 bytes"),
+        ("size", "PayloadTooLarge: the result of test_steps:return_much: 2,002 bytes"),
     ],
 )
 async def test_what_would_not_help_ends_the_step_at_once(path: Path, what: str, said: str) -> None:

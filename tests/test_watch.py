@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -176,13 +177,15 @@ async def test_an_unknown_run_is_not_found(path: Path) -> None:
         assert (await to_the_end(run.watch()))[-1].state is RunState.COMPLETED
 
 
-async def test_a_run_that_is_removed_ends_the_iteration(path: Path) -> None:
+async def test_a_run_that_is_removed_before_its_end_is_not_found_any_more(path: Path) -> None:
     async with Engine(path) as engine:
         run = await engine.start(held("a"))
         await world.reached.wait()
         statuses = run.watch()
         await following(statuses)
         assert await run.cleanup(force=True)
+        with pytest.raises(RunNotFoundError, match=run.id):
+            await following(statuses)
         assert await to_the_end(statuses) == []
 
 
@@ -210,7 +213,38 @@ async def test_a_run_with_the_id_of_a_removed_one_is_watched_by_itself(path: Pat
         assert await run.cleanup(force=True)
         await engine.start(counting(1), id="r")
         assert (await to_the_end(engine.watch("r")))[-1].result == 1
-        await to_the_end(old)
+        with suppress(RunNotFoundError):  # Unless it sees the new one.
+            await to_the_end(old)
+
+
+async def test_a_watch_that_begins_while_a_removed_run_is_read_sees_the_new_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = SqliteJournal.load_statuses
+    is_held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held_when_gone(self: SqliteJournal, run_ids: list[str]) -> Any:  # noqa: ANN401
+        found = await load(self, run_ids)
+        if "r" not in found and not is_held.is_set():
+            is_held.set()
+            await go_on.wait()
+        return found
+
+    monkeypatch.setattr(SqliteJournal, "load_statuses", held_when_gone)
+    async with Engine(path) as engine:
+        run = await engine.start(napping(), id="r")
+        old = run.watch()
+        await following(old)
+        assert await run.cleanup(force=True)
+        assert engine._runner is not None
+        engine._runner.watching.look_again()
+        await is_held.wait()
+        await engine.start(counting(1), id="r")
+        new = engine.watch("r")
+        watching = asyncio.create_task(to_the_end(new))
+        await asyncio.sleep(0)
+        go_on.set()
+        assert (await watching)[-1].result == 1
 
 
 async def test_many_watchers_cost_one_read_a_change(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from durable.contrib import check_engine
 from durable.engine import Engine
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ def setup(app: web.Application, engine: Engine) -> None:
         engine: One that is not open.
 
     Raises:
+        TypeError: It is no engine.
         JournalError: When the application starts: the journal cannot be opened.
     """
+
+    check_engine(engine)
 
     async def opened(_app: web.Application) -> AsyncIterator[None]:
         async with engine:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from durable.contrib import check_engine
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
@@ -35,8 +37,11 @@ def lifespan(
             still is; its state is passed on.
 
     Raises:
+        TypeError: It is no engine.
         JournalError: When the application starts: the journal cannot be opened.
     """
+
+    check_engine(engine)
 
     @asynccontextmanager
     async def opened(app: object) -> AsyncGenerator[Any]:

@@ -46,6 +46,7 @@ class Command:
         args: The canonical JSON of the arguments.
         compares_args: Whether replay compares the arguments.
         due_ms: When a timer fires or a delayed step begins.
+        is_absolute: Whether that is a time that the user has given, and not one from its issue on.
         record: What the journal holds of it, when it was issued in an earlier life.
     """
 
@@ -55,6 +56,7 @@ class Command:
         "due_ms",
         "future",
         "handle",
+        "is_absolute",
         "is_withdrawn",
         "key",
         "kind",
@@ -73,6 +75,7 @@ class Command:
         args: str = "{}",
         compares_args: bool = True,
         due_ms: int | None = None,
+        is_absolute: bool = False,
         work: Work | None = None,
     ) -> None:
         self.kind = kind
@@ -81,6 +84,7 @@ class Command:
         self.args = args
         self.compares_args = compares_args
         self.due_ms = due_ms
+        self.is_absolute = is_absolute
         self.work = work
         self.number = -1
         self.record: StepRecord | None = None

@@ -85,6 +85,9 @@ class Execution:
         environment: What makes steps of the body's calls.
         failures: What no part of the body could catch, for the runtime to log.
         withdrawn_again: After a restart, what the body has withdrawn in its replay.
+        issued_anew: After a restart, what the body has issued in its replay that is not recorded,
+            each with the time; some of it may be withdrawn already.
+        early_end: After a restart, how the body has ended in its replay, if it has.
     """
 
     def __init__(
@@ -116,6 +119,8 @@ class Execution:
         self._root: WorkflowTask[Any] | None = None
         self.is_canceled = False
         self.withdrawn_again: Sequence[StepRecord] = ()
+        self.issued_anew: Sequence[tuple[Command, int]] = ()
+        self.early_end: Returned | Raised | None = None
 
     # --- what the runtime does -------------------------------------------------------------------
 
@@ -143,10 +148,9 @@ class Execution:
             self._take_turn(history.pop_delivery(self._open))
         if history.deliveries:
             return True
-        left_count = len(history.steps)
         history.check_end(self._open.values())
-        self._next_number -= left_count
         self.withdrawn_again = history.withdrawn_again
+        self.issued_anew = history.issued_anew
         self._history = None
         return False
 
@@ -398,11 +402,14 @@ class Execution:
             if self._outcome is None:
                 self._outcome = Raised(DeadlockError(self._describe_deadlock()))
         assert self._outcome is not None
-        if self._history is not None:
-            self._history.refuse_end(self._outcome)
         left = list(self._open.values())
         for command in left:
             command.is_withdrawn = True
+        if self._history is not None:
+            self._history.check_early_end(self._outcome)
+            self.early_end = self._outcome
+            for command in left:
+                self._history.note_withdrawn(command)
         self.close()
         return Turn([], self._withdrawn + left, patches, self._outcome)
 
@@ -413,9 +420,7 @@ class Execution:
             raise Stuck(str(refusal))
 
     def _enter(self, command: Command) -> None:
-        if self._history is not None:
-            self._history.match(command)
-        else:
+        if self._history is None or not self._history.match(command, self._now_ms):
             command.number = self._next_number
             self._next_number += 1
         self._open[command.number] = command

@@ -5,7 +5,7 @@ Each check that fails raises ``Stuck``: the code does not do what the journal sa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import TYPE_CHECKING, final
 
 from durable.core.codec import safe_text
 from durable.core.commands import Raised, Stuck
@@ -29,13 +29,14 @@ class History:
     Args:
         run_id: The run.
         steps: All that is recorded of it.
-        restarted_from: After a restart, the step from which on nothing counts. What the body did
-            after it is left over at the end of the replay, and no divergence.
+        restarted_from: After a restart, the step from which on nothing is recorded: the code may
+            be another, but for the steps before it.
 
     Attributes:
         steps: What the body has not issued again yet, by key.
         deliveries: What was handed to the body and is to be again, the next one last.
         withdrawn_again: What the body has withdrawn after a restart, as it had before.
+        issued_anew: What the body has issued after a restart that is not recorded, with the time.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class History:
         "_run_id",
         "_withdrawn_too_early",
         "deliveries",
+        "issued_anew",
         "steps",
         "withdrawn_again",
     )
@@ -53,6 +55,7 @@ class History:
         self._run_id = run_id
         self._restarted_from = restarted_from
         self.withdrawn_again: list[StepRecord] = []
+        self.issued_anew: list[tuple[Command, int]] = []
         self.steps = {step.key: step for step in steps if step.number >= 0}
         self.deliveries = [step for step in steps if step.position is not None]
         self.deliveries.sort(key=_position_of, reverse=True)
@@ -69,9 +72,16 @@ class History:
             raise Stuck(msg)
         return record
 
-    def match(self, command: Command) -> None:
-        """Give a command that the body issues again its record, which has to be of the same."""
+    def match(self, command: Command, now_ms: int) -> bool:
+        """Give a command that the body issues again its record, which has to be of the same.
+
+        Returns:
+            Whether it has one. After a restart it may be new.
+        """
         record = self.steps.pop(command.key, None)
+        if record is None and self._restarted_from is not None:
+            self.issued_anew.append((command, now_ms))
+            return False
         if record is None:
             msg = (
                 f"the code now issues {describe(command)}, which the journal does not have. "
@@ -85,18 +95,24 @@ class History:
         command.number = record.number
         command.record = record
         command.due_ms = record.due_at_ms
+        return True
 
     def note_withdrawn(self, command: Command) -> None:
         """Take note that the body does not wait for a command that it has issued again."""
-        assert command.record is not None
-        if not command.record.state.is_final:
+        record = command.record
+        if record is not None and not record.state.is_final:
             if self._restarted_from is not None:
-                self.withdrawn_again.append(command.record)
+                self.withdrawn_again.append(record)
             else:
                 self._withdrawn_too_early = self._withdrawn_too_early or command
 
-    def refuse_end(self, outcome: Returned | Raised) -> NoReturn:
-        """The body has ended before the journal has."""
+    def check_early_end(self, outcome: Returned | Raised) -> None:
+        """The body has ended: refused before the journal has.
+
+        After a restart the code may end it as soon as nothing is left of what is recorded.
+        """
+        if self._restarted_from is not None and not self.deliveries and not self.steps:
+            return
         how = "returns"
         if isinstance(outcome, Raised):
             how = f"ends with {type(outcome.error).__name__}: {safe_text(outcome.error)}"
@@ -105,10 +121,6 @@ class History:
 
     def check_end(self, open_commands: Iterable[Command]) -> None:
         """Check that the body has come to where the journal ends."""
-        from_number = self._restarted_from
-        if from_number is not None:
-            left = self.steps.items()
-            self.steps = {key: step for key, step in left if step.number < from_number}
         if self.steps:
             msg = f"{self._describe_next()} The code does not issue it any more."
             raise Stuck(msg)
@@ -119,7 +131,8 @@ class History:
             )
             raise Stuck(msg)
         for command in open_commands:
-            assert command.record is not None
+            if command.record is None:
+                continue
             if command.record.state is StepState.CANCELED:
                 msg = (
                     f"the journal says that the body withdrew {describe(command.record)}, for "

@@ -35,8 +35,8 @@ def first_dropped(run: RunRecord, steps: Sequence[StepRecord], from_number: int)
     numbers = [from_number]
     if run.restarted_from is not None:
         numbers.append(run.restarted_from)  # It has not come so far again.
-    # What was issued after the cancel, to clean up, is not issued again without it.
-    numbers += (int(step.result or 0) for step in steps if _is_delivered_cancel(step))
+    # What was issued after a cancel, to clean up, is not issued again without it.
+    numbers += (int(step.result or 0) for step in steps if _is_delivered_end(step))
     return min(numbers)
 
 
@@ -61,5 +61,7 @@ def first_position(steps: Sequence[StepRecord], from_number: int) -> int | None:
     return min(dropped, default=max(delivered))
 
 
-def _is_delivered_cancel(step: StepRecord) -> bool:
-    return step.number == CANCEL_NUMBER and step.position is not None
+def _is_delivered_end(step: StepRecord) -> bool:
+    """Whether it is a cancel, or the run's time-out, that the body was told of."""
+    is_end = step.number == CANCEL_NUMBER or step.key == TIMEOUT_KEY
+    return is_end and step.position is not None

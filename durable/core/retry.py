@@ -56,6 +56,9 @@ class Retry(msgspec.Struct, frozen=True):
     jitter: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.jitter, bool):
+            msg = f"Retry(jitter=) is True or False, not {self.jitter!r}"
+            raise TypeError(msg)
         if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
             msg = f"Retry(max_attempts=) is a whole number, not {self.max_attempts!r}"
             raise TypeError(msg)

@@ -97,7 +97,6 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
             its owner has not heard of yet: what was sent now is to be heard after that.
         consumed: The ids of events, each with the number of the step that has it now.
         restart: Nothing of it happens if the run has another generation, or is not over.
-        dropped_from: Steps with this number and above are to be no more.
     """
 
     run_id: str
@@ -116,7 +115,6 @@ class Change(msgspec.Struct, kw_only=True, gc=False):
     is_behind: bool = False
     consumed: tuple[tuple[str, int], ...] = ()
     restart: Restart | None = None
-    dropped_from: int | None = None
 
     def size(self) -> int:
         """Return about how many bytes of values it carries."""

@@ -74,7 +74,6 @@ COMMIT_PARTS = (
     "epoch",
     "starts",
     "restarts",
-    "dropped",
     "issued",
     "whole",
     "asked",
@@ -150,14 +149,18 @@ WAKE_WORKED_ON = f"""
 """
 
 # Of a restart from a step, what the body did until that step first mattered is kept. Later outcomes
-# of earlier steps are handed to it again; later steps are found to be left over when the body has
-# gone as far, and dropped then.
+# of earlier steps are handed to it again.
 RESTART = f"""
     DELETE FROM durable_step WHERE run_id IN (
         SELECT run_id FROM ({_restarts()}) WHERE from_position IS NULL
     );
     DELETE FROM durable_step
     WHERE run_id IN (SELECT run_id FROM ({_restarts()})) AND number = {CANCEL_NUMBER};
+
+    DELETE FROM durable_step
+    WHERE run_id IN (SELECT run_id FROM ({_restarts()})) AND number >= (
+        SELECT from_number FROM ({_restarts()}) AS new WHERE new.run_id = durable_step.run_id
+    );
 
     UPDATE durable_step SET position = NULL FROM ({_restarts()}) AS new
     WHERE durable_step.run_id = new.run_id AND position >= new.from_position;
@@ -184,9 +187,7 @@ RESTART = f"""
         )
     FROM ({_restarts()}) AS new
     WHERE durable_step.run_id = new.run_id AND number >= 0 AND position IS NULL
-      AND (
-          number >= new.from_number OR durable_step.state = 'canceled' OR key = '{TIMEOUT_KEY}'
-      );
+      AND (durable_step.state = 'canceled' OR key = '{TIMEOUT_KEY}');
 
     UPDATE durable_run SET
         state = 'pending', generation = new.generation, result = NULL, error = NULL,
@@ -195,15 +196,6 @@ RESTART = f"""
         restarted_from = iif(new.from_position IS NULL, NULL, new.from_number),
         callback_id = NULL
     FROM ({_restarts()}) AS new WHERE durable_run.run_id = new.run_id;
-"""
-
-DROP_STEPS = """
-    DELETE FROM durable_step
-    WHERE run_id IN (SELECT json_extract(value, '$[0]') FROM json_each(NEW.dropped))
-      AND number >= (
-        SELECT json_extract(value, '$[1]') FROM json_each(NEW.dropped)
-        WHERE json_extract(value, '$[0]') = durable_step.run_id
-      );
 """
 
 # Apart: most commits have nothing to do with these, and each statement costs, even with no rows.
@@ -222,11 +214,10 @@ RARE_TRIGGERS = (
         {WAKE_WAITING}
     END
     """,
-    "CREATE TEMP VIEW durable_restarting AS SELECT NULL AS restarts, NULL AS dropped",
+    "CREATE TEMP VIEW durable_restarting AS SELECT NULL AS restarts",
     f"""
     CREATE TEMP TRIGGER durable_restarting_apply INSTEAD OF INSERT ON durable_restarting BEGIN
         {RESTART}
-        {DROP_STEPS}
     END
     """,
     "CREATE TEMP VIEW durable_asking AS SELECT NULL AS woken",
@@ -262,8 +253,7 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     FROM json_each(NEW.starts);
 
     INSERT INTO durable_sending SELECT NEW.epoch, NEW.events WHERE NEW.events IS NOT NULL;
-    INSERT INTO durable_restarting SELECT NEW.restarts, NEW.dropped
-    WHERE coalesce(NEW.restarts, NEW.dropped) IS NOT NULL;
+    INSERT INTO durable_restarting SELECT NEW.restarts WHERE NEW.restarts IS NOT NULL;
 
     {_insert_steps("issued", ("run_id", *NEW_STEP_COLUMNS))}
     {_insert_steps("whole", WHOLE_COLUMNS)}

@@ -79,13 +79,6 @@ def rows_of(changes: Sequence[Change], epoch: int | None) -> CommitRows:
             + [_start_row(*start, epoch) for family in families for start in family.started]
         ),
         _json_rows([(each.run_id, *astuple(each.restart)) for each in changes if each.restart]),
-        _json_rows(
-            [
-                (change.run_id, change.dropped_from)
-                for change in changes
-                if change.dropped_from is not None
-            ]
-        ),
         _json_rows(issued),
         _json_rows(whole),
         # What a run has written of itself stands: it may have been told to its body already.
@@ -152,8 +145,6 @@ def _merge(changes: list[Change]) -> Change:
         merged.is_removal = merged.is_removal or change.is_removal
         merged.asked = merged.asked or change.asked
         merged.restart = merged.restart or change.restart
-        if change.dropped_from is not None:
-            merged.dropped_from = change.dropped_from
         merged.run = change.run or merged.run
         merged.parked = change.parked or merged.parked
         if change.children is not None:

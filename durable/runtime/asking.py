@@ -66,6 +66,8 @@ class Asking:
     async def resume(self, run_id: str) -> bool | None:
         """Ask for a stuck run to be tried; ``False`` when it is not, ``None`` for none."""
         record = await self._journal.load_run(run_id)
+        if record is not None and record.callback_id is not None:
+            return await self.resume(record.callback_id) or False
         if record is None or record.state is not RunState.STUCK:
             return None if record is None else False
         await self._submitting.submit(Change(run_id=run_id, is_wake=True), [])

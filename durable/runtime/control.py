@@ -161,6 +161,8 @@ class Control:
                 return await self._asking.resume(run_id)
             await self._host.wait_while_starting(run_id)
             record = await self._journal.load_run(run_id)
+            if record is not None and record.callback_id is not None:
+                return await self.resume(record.callback_id) or False
             if record is None or record.state is not RunState.STUCK:
                 return None if record is None else False
             self._host.check_open()

@@ -23,6 +23,7 @@ from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
 from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import Execution
 from durable.core.records import (
+    TIMEOUT_KEY,
     RunRecord,
     RunState,
     StepKind,
@@ -391,7 +392,8 @@ class LiveRun:
                         continue
                     step, value = received
                 step = replace(step, position=self._execution.next_position)
-                if step.number < 0:  # A restart has to know what the body did because of it.
+                if step.number < 0 or step.key == TIMEOUT_KEY:
+                    # A restart has to know what the body did because of it.
                     step = replace(step, result=str(self._execution.next_number))
                 turn = self._execution.deliver(step, value)
                 self._deliveries.popleft()
@@ -545,20 +547,31 @@ class LiveRun:
         now_ms = self._host.clock.now_ms()
         change = Change(run_id=self.record.run_id)
         after: Effects = []
-        if self.record.restarted_from is not None:
-            change.dropped_from = self._execution.next_number
-            again = self._execution.withdrawn_again
-            change.updated += (withdraw(step, now_ms) for step in again)
+        again = self._execution.withdrawn_again
+        change.updated += (withdraw(step, now_ms) for step in again)
         if self.record.state in (RunState.STUCK, RunState.PENDING):
             is_canceled = self._execution.is_canceled
             self.record = change.run = begin_run(
                 self.record, self._started_at_ms, is_canceled=is_canceled
             )
-        commands = self._execution.open_commands()
         is_ending = self._cancel is not None
+        if self._execution.early_end is not None and is_ending:
+            self._end_canceled()
+            return
+        commands = self._execution.open_commands()
         settled = self._steps.resume(
             commands, self.interrupted, now_ms, change, after, is_ending=is_ending
         )
+        for command, issued_at_ms in self._execution.issued_anew:
+            if command.due_ms is not None and not command.is_absolute:
+                command.due_ms += now_ms - issued_at_ms
+            change.issued.append(
+                self._steps.issue_anew(command, now_ms, change, after, is_ending=is_ending)
+            )
+        if self._execution.early_end is not None:
+            self._end(self._ended(self._execution.early_end, now_ms), change, now_ms, after)
+            self.submit(change, after)
+            return
         if self._cancel is not None:
             # First: who asked for it was told so already, and the outcomes might end the run.
             self._deliveries.append((self._cancel, UNSET))

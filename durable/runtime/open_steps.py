@@ -179,14 +179,7 @@ class OpenSteps:
 
     def issue(self, command: Command, now_ms: int, change: Change, after: Effects) -> StepRecord:
         """Take a new command, to be written by ``change``; return its step's record."""
-        step = StepRecord(
-            number=command.number,
-            key=command.key,
-            kind=command.kind,
-            name=command.name,
-            args=command.args,
-            due_at_ms=command.due_ms,
-        )
+        step = _new_record(command)
         if command.kind is SLEEP:
             after.append((self._set_alarm, step))
             step = start_timer(step, now_ms)
@@ -203,6 +196,20 @@ class OpenSteps:
             step = self._offer(step, work, now_ms, after)
         self._records[step.number] = step
         return step
+
+    def issue_anew(
+        self, command: Command, now_ms: int, change: Change, after: Effects, *, is_ending: bool
+    ) -> StepRecord:
+        """Take a command that a replay has found to be new; return its step's record.
+
+        It may be withdrawn by now; and nothing begins where the body is about to be cancelled.
+        """
+        if command.is_withdrawn:
+            return withdraw(_new_record(command), now_ms)
+        if is_ending and command.kind not in (SLEEP, EVENT):
+            step = self._records[command.number] = _new_record(command)
+            return step
+        return self.issue(command, now_ms, change, after)
 
     def withdraw(
         self, command: Command, now_ms: int, after: Effects, *, may_finish: bool
@@ -540,6 +547,8 @@ class OpenSteps:
         settled: list[StepRecord] = []
         ended_at = {child.run_id: child.finished_at_ms or 0 for child in self._ended.values()}
         for command in commands:
+            if command.record is None:
+                continue  # After a restart, it is issued anew.
             before = self._records[command.number] = recorded[command.number]
             if before.kind is EVENT:
                 step = self._resume_wait(before, now_ms, after)
@@ -609,6 +618,17 @@ class OpenSteps:
         """Settle what ended while the run was not in memory."""
         for job in [job for job in self._jobs.values() if job.outcome is not None]:
             self.on_outcome(job)
+
+
+def _new_record(command: Command) -> StepRecord:
+    return StepRecord(
+        number=command.number,
+        key=command.key,
+        kind=command.kind,
+        name=command.name,
+        args=command.args,
+        due_at_ms=command.due_ms,
+    )
 
 
 def _backoff_ms(job: Job, outcome: Failed) -> int | None:

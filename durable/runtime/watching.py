@@ -80,8 +80,8 @@ class Topic:
 
     def publish(self, snapshot: Snapshot | None, count: int) -> None:
         """Show what was found when a read had been asked for so often."""
-        if self.is_over:
-            return
+        if self.is_over or (snapshot is None and count < self.asked_count):
+            return  # It is read again: a run may have got the id since.
         self.is_over = snapshot is None or snapshot[0].state.is_final
         self.snapshot = snapshot
         self.read_count = count
