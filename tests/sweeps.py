@@ -54,8 +54,16 @@ RECOVERY_POINTS: Final = 7
 class QuickClock:
     """The machine's clock, made faster: one for all lives, and for all processes."""
 
+    def __init__(self) -> None:
+        self._ahead_ms = 0
+
     def now_ms(self) -> int:
-        return BASE_MS + (time.time_ns() // 1000 - BASE_MS * 1000) * SPEED // 1000
+        now_ms = BASE_MS + (time.time_ns() // 1000 - BASE_MS * 1000) * SPEED // 1000
+        return now_ms + self._ahead_ms
+
+    def set_forward(self, seconds: float) -> None:
+        """Let so much time pass at once; what waits for it notices soon."""
+        self._ahead_ms += round(seconds * 1000)
 
     def call_later(self, delay_ms: int, callback: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay_ms / 1000 / SPEED, callback)
@@ -79,9 +87,9 @@ class Flow(Protocol):
 class Life:
     """One life of the process, as its flow sees it."""
 
-    def __init__(self, engine: Engine, log: EffectLog, directory: Path) -> None:
+    def __init__(self, engine: Engine, log: EffectLog, clock: QuickClock) -> None:
         self.engine = engine
-        self.directory = directory
+        self.clock = clock
         self._log = log
 
     async def start(self, call: durable.Call[Any], run_id: str) -> Run[Any]:
@@ -182,6 +190,7 @@ class Lives:
         self.flow = flow
         self.directory = directory
         self.journal = directory / "journal.db"
+        self._clock = QuickClock()
         self._ledger = Ledger(flow.rules)
         self._count = 0
 
@@ -192,7 +201,7 @@ class Lives:
         life_log = self.directory / f"life-{self._count}.jsonl"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("durable.journal.sqlite.SqliteJournal", partial(MortalJournal, crash))
-            living = asyncio.create_task(play(self.flow, self.directory, life_log))
+            living = asyncio.create_task(play(self.flow, self.directory, life_log, self._clock))
             dying = asyncio.create_task(crash.has_come.wait())
             async with asyncio.timeout(LIFE_S_MAX):
                 await asyncio.wait([living, dying], return_when=asyncio.FIRST_COMPLETED)
@@ -213,21 +222,20 @@ class Lives:
     def examine_end(self) -> None:
         """See that nothing is left open."""
         image = self._ledger.image
-        left = list(check_live(image, QuickClock().now_ms()))
+        left = list(check_live(image, self._clock.now_ms()))
         left += [f"{step} is open" for step in image.steps.values() if not step.is_final]
         assert not left, "\n".join(left)
 
 
-async def play(flow: Flow, directory: Path, life_log: Path) -> object:
+async def play(flow: Flow, directory: Path, life_log: Path, clock: QuickClock) -> object:
     """Live once; when it is cancelled, nothing is drained."""
-    clock = QuickClock()
     log = EffectLog(life_log, clock.now_ms)
     engine = Engine(directory / "journal.db", drain_timeout=0)
     engine._clock = clock
     with pytest.MonkeyPatch.context() as patch:
         Witness(log).install(patch)
         async with engine:
-            return await flow.live(Life(engine, log, directory))
+            return await flow.live(Life(engine, log, clock))
 
 
 class Point(NamedTuple):
@@ -313,4 +321,4 @@ async def _crash_and_finish(
 async def die_at(flow: Flow, directory: Path, life: str, at: int, *, after: bool) -> None:
     """Live in this process, which kills itself at that transaction, if there are so many."""
     crash_at(at, after=after)
-    await play(flow, directory, directory / f"life-{life}.jsonl")
+    await play(flow, directory, directory / f"life-{life}.jsonl", QuickClock())
