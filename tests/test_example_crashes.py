@@ -113,7 +113,7 @@ class Approval:
         self._mails: list[tuple[str, EventId]] = []
 
     async def live(self, life: Life) -> object:
-        tasks = [asyncio.create_task(self._boss(life))]
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._boss(life))]
         try:
             runs = [
                 await life.start(self._module.expenses(*claim), claim[0]) for claim in self.claims
