@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from crashes.effects import Acked, Begun, Effect, Ended, Seen, Shown
-from crashes.image import Image, RunRow, StepRow
+from crashes.image import EventRow, Image, RunRow, StepRow
 
 from durable import Retry
 
@@ -88,6 +88,13 @@ class Ledger:
         self.deaths.update(step_id for step_id, step in image.steps.items() if _runs(step))
         self.image = image
         return violations
+
+
+def check_image(image: Image) -> list[str]:
+    """Return what is wrong with a journal, whatever has led to it."""
+    life, ledger = Life((), Image(), image), Ledger(Rules(max_parallelism=1))
+    checks = {name: CHECKS[name] for name in ("I6", "I10", "I11")}
+    return [f"{name}: {what}" for name, check in checks.items() for what in check(life, ledger)]
 
 
 def _attempt(effect: Begun | Ended) -> Attempt:
@@ -178,8 +185,12 @@ def check_final(life: Life, ledger: Ledger) -> Iterator[str]:
         if run.is_final and life.after.runs.get(run_id) != run:
             yield f"{run} has become {life.after.runs.get(run_id)}"
     for step_id, step in life.before.steps.items():
-        if step.is_final and life.after.steps.get(step_id) != step:
-            yield f"{step} has become {life.after.steps.get(step_id)}"
+        after = life.after.steps.get(step_id)
+        if step.is_final and after != step:
+            # What was asked, and what a mutation has done, is recorded before it is delivered.
+            is_late = step.kind in ("mutation", "cancel") and step.position is None
+            if after is None or not is_late or after != _delivered(step, after):
+                yield f"{step} has become {after}"
     for effect in life.effects:
         if isinstance(effect, Seen):
             recorded = life.after.runs.get(effect.run_id)
@@ -187,6 +198,11 @@ def check_final(life: Life, ledger: Ledger) -> Iterator[str]:
                 yield f"{effect}, but the journal has {recorded}"
             if ledger.seen.setdefault(effect.run_id, effect) != effect:
                 yield f"one reader got {effect}, another {ledger.seen[effect.run_id]}"
+
+
+def _delivered(step: StepRow, after: StepRow) -> StepRow:
+    result = after.result if step.kind == "cancel" else step.result
+    return step._replace(position=after.position, result=result)
 
 
 def _is_outcome(seen: Seen, run: RunRow) -> bool:
@@ -278,6 +294,40 @@ def _check_wake_time(before: RunRow, run: RunRow, steps: Sequence[StepRow]) -> I
             yield f"{before} has begun early: {run}"
 
 
+# --- I6 ------------------------------------------------------------------------------------------
+
+
+def check_events(life: Life, _: Ledger) -> Iterator[str]:
+    """Each event is consumed by one wait at most, which says so, in the order of sending."""
+    image = life.after
+    waits = {(s.run_id, s.number): s for s in image.steps.values() if s.kind == "event"}
+    consumed: Counter[StepRow] = Counter()
+    latest: dict[tuple[str, str], int] = {}
+    for event in image.events:
+        if event.run_id not in image.runs:
+            yield f"{event} is of no run"
+        if event.step_number is None:
+            continue
+        wait = waits.get((event.run_id, event.step_number))
+        if wait is None or not _has_received(wait, event):
+            yield f"{event} was consumed by {wait}"
+            continue
+        consumed[wait] += 1
+        position = wait.position or 0
+        if '"event_id"' not in wait.args:  # A wait for an id takes no turn.
+            if position < latest.get((event.run_id, event.name), 0):
+                yield f"{event} was consumed before one that was sent earlier"
+            latest[event.run_id, event.name] = position
+    for wait in waits.values():
+        if consumed[wait] > 1 or consumed[wait] < (wait.state == "completed"):
+            yield f"{wait} has received {consumed[wait]} events"
+
+
+def _has_received(wait: StepRow, event: EventRow) -> bool:
+    is_over = wait.state in ("completed", "failed")
+    return is_over and wait.event_id == event.event_id and event.sent_at_ms is not None
+
+
 # --- I9 ------------------------------------------------------------------------------------------
 
 
@@ -297,6 +347,37 @@ def check_pool(life: Life, ledger: Ledger) -> Iterator[str]:
                 running.discard(_attempt(effect))
             case _:
                 pass
+
+
+# --- I10 -----------------------------------------------------------------------------------------
+
+
+def check_children(life: Life, _: Ledger) -> Iterator[str]:
+    """One child for each call; its parent has its outcome; none goes on that nobody wants."""
+    image = life.after
+    calls = {step.child_run_id: step for step in image.steps.values() if step.child_run_id}
+    children = [run for run in image.runs.values() if run.parent_id is not None]
+    for child in children:
+        call = calls.get(child.run_id)
+        if call is None or call.run_id != child.parent_id:
+            yield f"{child} was called by {call}"
+            continue
+        outcome = (child.state, child.result)
+        if call.state == "completed" and outcome != ("completed", call.result):
+            yield f"{call}, but its child is {child}"
+        if call.state == "failed" and child.state not in ("failed", "canceled"):
+            yield f"{call}, but its child is {child}"
+        is_asked = any(step.kind == "cancel" for step in image.steps_of[child.run_id])
+        if call.state == "canceled" and not (child.is_final or is_asked):
+            yield f"{call}, and its child goes on: {child}"
+    if len(calls) != sum(bool(step.child_run_id) for step in image.steps.values()):
+        yield "two calls have one child"
+    here = {child.run_id for child in children}
+    for call in calls.values():
+        # Whose parent is over may have been removed.
+        is_needed = call.run_id in image.runs and not image.runs[call.run_id].is_final
+        if is_needed and call.child_run_id not in here:
+            yield f"{call} has no child"
 
 
 # --- I11 -----------------------------------------------------------------------------------------
@@ -326,42 +407,58 @@ def _rank(state: str) -> int:
 
 
 def _half_turns(run: RunRow, steps: Sequence[StepRow], epoch: int) -> Iterator[str]:
-    if [step.number for step in steps] != list(range(len(steps))):
+    issued = [step for step in steps if step.number >= 0]  # Others are what was asked of the run.
+    if [step.number for step in issued] != list(range(len(issued))):
         yield "numbers are not contiguous"
     positions = [step.position for step in steps if step.position is not None]
     if sorted(positions) != list(range(len(positions))):
         yield "positions are not contiguous"
-    is_open = any(not step.is_final for step in steps)
-    is_asleep = run.wake_at_ms is not None
-    is_owned = run.epoch is not None
-    has_begun, has_ended = run.started_at_ms is not None, run.finished_at_ms is not None
     if run.epoch not in (None, epoch):
         yield "an owner that is gone works on it"
-    match run.state:
-        case "pending":
-            right = not steps and not has_begun and not has_ended and is_asleep != is_owned
-        case "running":
-            right = is_open and has_begun and not has_ended and is_asleep != is_owned
-        case "completed" | "failed":
-            right = not is_open and has_begun and has_ended and not is_asleep and not is_owned
-        case _:  # Above all: stuck, because its body did not replay.
-            right = False
-    if not right:
+    if not _fits_state(run, issued):
         yield "its columns do not fit its state"
     has_outcome = (run.result is not None, run.error is not None)
     if has_outcome != (run.state == "completed", run.state == "failed"):
         yield "its outcome does not fit its state"
-    for step in steps:
+    for step in issued:
         yield from _half_steps(step)
+
+
+def _fits_state(run: RunRow, steps: Sequence[StepRow]) -> bool:
+    has_begun, has_ended = run.started_at_ms is not None, run.finished_at_ms is not None
+    is_asleep, is_owned = run.wake_at_ms is not None, run.epoch is not None
+    open_steps = [step for step in steps if not step.is_final]
+    match run.state:
+        case "pending":
+            return not steps and not has_begun and not has_ended and is_asleep != is_owned
+        case "running" | "canceling":
+            waits = any(step.position is None and step.state != "canceled" for step in steps)
+            is_left_alone = not (is_asleep or is_owned) and _needs_nobody(open_steps)
+            is_called_for = is_asleep != is_owned or is_left_alone
+            return waits and has_begun and not has_ended and is_called_for
+        case "completed" | "failed" | "canceled":
+            is_let_go = not (open_steps or is_asleep or is_owned)
+            return (has_begun or run.state == "canceled") and has_ended and is_let_go
+        case _:  # Above all: stuck, because its body did not replay.
+            return False
+
+
+def _needs_nobody(open_steps: Sequence[StepRow]) -> bool:
+    """Return whether a run with these may be in nobody's memory, and due at no time."""
+    waits = {"event", "workflow"}
+    return bool(open_steps) and all(s.kind in waits and s.due_at_ms is None for s in open_steps)
 
 
 def _half_steps(step: StepRow) -> Iterator[str]:
     has_ended, was_delivered = step.finished_at_ms is not None, step.position is not None
     if has_ended != step.is_final:
         yield f"step {step.number} has an end that does not fit its state"
-    if was_delivered != (step.state in ("completed", "failed")):
+    if was_delivered and step.state not in ("completed", "failed"):
         yield f"step {step.number} has a position that does not fit its state"
-    if step.result is not None and (step.state, step.kind) != ("completed", "action"):
+    # The outcome of a mutation is recorded before it is delivered, which a cancel may prevent.
+    if step.state in ("completed", "failed") and not (was_delivered or step.kind == "mutation"):
+        yield f"step {step.number} has an outcome that was not delivered"
+    if step.result is not None and (step.state != "completed" or step.kind == "sleep"):
         yield f"step {step.number} has a result that does not fit its state"
     if step.state == "failed" and step.error is None:
         yield f"step {step.number} has failed without an error"
@@ -385,8 +482,10 @@ CHECKS: Final[Mapping[str, Callable[[Life, Ledger], Iterator[str]]]] = {
     "I1": check_start,
     "I2": check_once,
     "I4": check_final,
+    "I6": check_events,
     "I7": check_timers,
     "I9": check_pool,
+    "I10": check_children,
     "I11": check_atomic,
 }
 """The checkers of one life; ``check_live`` is for the end of all."""

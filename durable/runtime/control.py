@@ -112,7 +112,7 @@ class Control:
             await host.wait_while_starting(run_id)
             live = host.live(run_id)
             if live is None:
-                found = await self._journal.load_status(run_id)
+                found = await self._load_status(run_id)
                 if found is None:
                     return None
                 record, steps = found
@@ -132,6 +132,21 @@ class Control:
                     return True
             else:
                 await self._wait(self._gone, run_id)
+
+    async def _load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
+        """Return what the journal has of a run that is not in memory, and its open steps.
+
+        If it was there meanwhile, and has left, that may be old: the run may be over by now.
+        """
+        while True:
+            self._host.check_open()
+            gone = self._gone.join(run_id)
+            try:
+                found = await self._journal.load_status(run_id)
+                if not gone.done():
+                    return found
+            finally:
+                self._gone.leave(run_id, gone)
 
     async def resume(self, run_id: str) -> bool | None:
         """Have a stuck run tried again; ``False`` when it is not, ``None`` when there is none.

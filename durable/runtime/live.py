@@ -572,9 +572,10 @@ class LiveRun:
             self._end(self._ended(self._execution.early_end, now_ms), change, now_ms, after)
             self.submit(change, after)
             return
-        self._deliveries.extend((step, UNSET) for step in settled)
         if self._cancel is not None:
+            # First: who asked for it was told so already, and the outcomes might end the run.
             self._deliveries.append((self._cancel, UNSET))
+        self._deliveries.extend((step, UNSET) for step in settled)
         self._steps.announce_events()
         self._park_if_idle(now_ms, change)
         self.submit(change, after)

@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 @final
 class Waiters:
-    """The waiters for one thing, by run."""
+    """The waiters for one thing, by run, in the order in which they joined."""
 
     def __init__(self) -> None:
-        self._by_run: dict[str, set[Waiter]] = {}
+        self._by_run: dict[str, dict[Waiter, None]] = {}
 
     def join(self, run_id: str) -> Waiter:
         """Be among the waiters of a run. Whoever joins has to ``leave``, told or not."""
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        self._by_run.setdefault(run_id, set()).add(waiter)
+        self._by_run.setdefault(run_id, {})[waiter] = None
         return waiter
 
     def leave(self, run_id: str, waiter: Waiter) -> None:
         """Wait no more."""
         waiters = self._by_run.get(run_id)
         if waiters is not None:
-            waiters.discard(waiter)
+            waiters.pop(waiter, None)
             if not waiters:
                 del self._by_run[run_id]
 

@@ -27,6 +27,7 @@ class RunRow(NamedTuple):
     finished_at_ms: int | None
     wake_at_ms: int | None
     epoch: int | None
+    parent_id: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -51,10 +52,22 @@ class StepRow(NamedTuple):
     result: str | None
     error: str | None
     child_run_id: str | None = None
+    event_id: str | None = None
 
     @property
     def is_final(self) -> bool:
         return self.state in FINAL_STEP
+
+
+@final
+class EventRow(NamedTuple):
+    """In a table, they are in the order of sending."""
+
+    event_id: str
+    run_id: str
+    name: str
+    sent_at_ms: int | None
+    step_number: int | None
 
 
 @final
@@ -63,12 +76,18 @@ class Image:
 
     Attributes:
         epoch: The last owner's; 0 before the first.
+        events: In the order of sending.
     """
 
     def __init__(
-        self, epoch: int = 0, runs: tuple[RunRow, ...] = (), steps: tuple[StepRow, ...] = ()
+        self,
+        epoch: int = 0,
+        runs: tuple[RunRow, ...] = (),
+        steps: tuple[StepRow, ...] = (),
+        events: tuple[EventRow, ...] = (),
     ) -> None:
         self.epoch = epoch
+        self.events = events
         self.runs = {run.run_id: run for run in runs}
         self.steps = {(step.run_id, step.key): step for step in steps}
         self.steps_of: defaultdict[str, list[StepRow]] = defaultdict(list)
@@ -84,8 +103,13 @@ def read_image(journal: Path) -> Image:
             part = journal.with_name(journal.name + suffix)
             if part.exists():
                 shutil.copyfile(part, copy.with_name(part.name))
-        with closing(sqlite3.connect(copy)) as db:
-            return _read(db)
+        return read_file(copy)
+
+
+def read_file(journal: Path) -> Image:
+    """Read the file itself, as one more that has it open."""
+    with closing(sqlite3.connect(journal)) as db:
+        return _read(db)
 
 
 def _read(db: sqlite3.Connection) -> Image:
@@ -94,4 +118,10 @@ def _read(db: sqlite3.Connection) -> Image:
     (epoch,) = db.execute("SELECT epoch FROM durable_owner").fetchone()
     runs = db.execute(f"SELECT {', '.join(RunRow._fields)} FROM durable_run")  # noqa: S608
     steps = db.execute(f"SELECT {', '.join(StepRow._fields)} FROM durable_step")  # noqa: S608
-    return Image(epoch, tuple(map(RunRow._make, runs)), tuple(map(StepRow._make, steps)))
+    events = db.execute(f"SELECT {', '.join(EventRow._fields)} FROM durable_event ORDER BY seq")  # noqa: S608
+    return Image(
+        epoch,
+        tuple(map(RunRow._make, runs)),
+        tuple(map(StepRow._make, steps)),
+        tuple(map(EventRow._make, events)),
+    )
