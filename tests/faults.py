@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from durable import Call, JournalError
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
-    from durable.journal.guests import Writing
+    from durable.journal.connections import Writing
     from durable.journal.scopes import Scope
 
 T = TypeVar("T")

@@ -670,7 +670,7 @@ async def test_a_full_disk_is_the_journal_s_failure_not_the_step_s(path: Path) -
 
 def _limit(tx: Transaction) -> None:
     """Let the database not grow any more."""
-    guard, raw = tx._scope._guest._guard, tx.connection._conn
+    guard, raw = tx._scope._app._guard, tx.connection._conn
     with guard.own():
         (count,) = raw.execute("PRAGMA page_count").fetchone()
         raw.execute(f"PRAGMA max_page_count = {count}")

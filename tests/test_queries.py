@@ -24,7 +24,7 @@ from durable import (
     Transaction,
     TransactionError,
 )
-from durable.journal.guests import QUERIES_MAX
+from durable.journal.connections import QUERIES_MAX
 
 if TYPE_CHECKING:
     from pathlib import Path

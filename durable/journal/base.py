@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from durable.journal.guests import Writing
+    from durable.journal.connections import Writing
     from durable.journal.scopes import Scope
 
 

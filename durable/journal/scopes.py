@@ -67,7 +67,7 @@ def refuse_in_transaction(journal: object) -> None:
 
 
 @final
-class GuestConnection:
+class AppConnection:
     """A connection that the application's own statements run on."""
 
     def __init__(
@@ -174,8 +174,8 @@ class Scope:
         after: What is to be called once the transaction is committed.
     """
 
-    def __init__(self, guest: GuestConnection, owner: object, *, is_reading: bool) -> None:
-        self._guest = guest
+    def __init__(self, app: AppConnection, owner: object, *, is_reading: bool) -> None:
+        self._app = app
         self._owner = owner
         self._end: str | None = None
         self._is_void = False
@@ -188,7 +188,7 @@ class Scope:
     @property
     def is_cut_off(self) -> bool:
         """Whether its connection was closed."""
-        return self._guest.is_closed
+        return self._app.is_closed
 
     # --- for its caller --------------------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class Scope:
     def connection(self) -> aiosqlite.Connection:
         """The driver's own connection, which shows only what the scope may do."""
         self.check_open()
-        return self._guest.connection
+        return self._app.connection
 
     @property
     def is_open(self) -> bool:
@@ -278,7 +278,7 @@ class Scope:
 
         self._asked_count += 1
         try:
-            return await self._guest.run(ask)
+            return await self._app.run(ask)
         except JournalCorruptError:
             raise  # Opening the journal again would not mend the application's table.
         except JournalError as exc:
@@ -303,7 +303,7 @@ class Scope:
         """
         if self._done_count == self._asked_count:
             return True
-        last = asyncio.ensure_future(self._guest.run(_nothing))  # In line behind them.
+        last = asyncio.ensure_future(self._app.run(_nothing))  # In line behind them.
         last.add_done_callback(_forget)
         await asyncio.wait({last}, timeout=max(timeout_s, 0.0))
         return last.done()
@@ -313,7 +313,7 @@ class Scope:
         self.close()
         self._is_void = True
         if self._done_count < self._asked_count:
-            self._guest.interrupt()
+            self._app.interrupt()
 
 
 CLOSED = (

@@ -31,8 +31,8 @@ from durable.core.errors import (
 )
 from durable.journal import claims, commits, fence, reads, writes
 from durable.journal import guard as sql
+from durable.journal.connections import AppConnections
 from durable.journal.guard import Guard, Mode
-from durable.journal.guests import Guests
 from durable.journal.locks import Alone, FileLocks, Locks
 from durable.journal.schema import is_journal, make_tables
 from durable.journal.scopes import refuse_in_transaction
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
-    from durable.journal.guests import Writing
+    from durable.journal.connections import Writing
     from durable.journal.scopes import Scope
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class SqliteJournal:
         self._is_owner = False
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
-        self._guests = Guests(self)
+        self._apps = AppConnections(self)
         self._epoch = 0
         self._file: tuple[int, int] | None = None
 
@@ -199,13 +199,13 @@ class SqliteJournal:
         return connection
 
     async def _disconnect(self) -> None:
-        connections = {self._reader, self._writer, *self._guests.take_connections()} - {None}
+        connections = {self._reader, self._writer, *self._apps.take_connections()} - {None}
         self._reader = self._writer = None
         for connection in connections:
             assert connection is not None
             with contextlib.suppress(sqlite3.Error):
                 await connection.close()
-        self._guests.let_go()
+        self._apps.let_go()
 
     def _set_up(self, db: sqlite3.Connection) -> bool:
         """Make the tables, if there are none, and become the owner, if the lock is held."""
@@ -292,9 +292,9 @@ class SqliteJournal:
         return await self._read(partial(reads.read_steps, query=query))
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        while self._path is None and not self._guests.quiet.is_set():
+        while self._path is None and not self._apps.quiet.is_set():
             refuse_in_transaction(self)
-            await self._guests.quiet.wait()
+            await self._apps.quiet.wait()
         return await self._call(self._reader, partial(_snapshot, work=work))
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -321,7 +321,7 @@ class SqliteJournal:
 
     async def begin(self) -> Writing:
         self._check_connected(self._writer)
-        return await self._guests.begin(self, Mode.OWN if self._path is None else Mode.CLOSED)
+        return await self._apps.begin(self, Mode.OWN if self._path is None else Mode.CLOSED)
 
     async def commit_writing(self, writing: Writing, changes: Sequence[Change]) -> None:
         await writing.commit(changes)
@@ -340,9 +340,9 @@ class SqliteJournal:
 
     def reading(self) -> AbstractAsyncContextManager[Scope]:
         self._check_connected(self._writer)
-        return self._guests.reading(self)
+        return self._apps.reading(self)
 
-    async def connect_guest(
+    async def connect_app(
         self, set_up: Callable[[sqlite3.Connection], Guard]
     ) -> tuple[aiosqlite.Connection, Guard]:
         if self._path is None:

@@ -27,7 +27,7 @@ from durable.runtime.settings import TRANSACTION_S_MAX
 
 if TYPE_CHECKING:
     from durable.journal.base import Change, Journal
-    from durable.journal.guests import Writing
+    from durable.journal.connections import Writing
     from durable.journal.scopes import Scope
     from durable.runtime.job import Job, Succeeded
 

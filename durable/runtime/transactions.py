@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from durable.journal.base import Change, Journal
-    from durable.journal.guests import Writing
+    from durable.journal.connections import Writing
     from durable.journal.scopes import Scope
     from durable.runtime.job import Job
     from durable.runtime.workpool import Workpool
@@ -71,7 +71,7 @@ class _Turn:
 
 @final
 class Transactions:
-    """The guests of one engine's writer."""
+    """Who writes between the commits of one engine's writer."""
 
     def __init__(self, journal: Journal, writer: Writer, pool: Workpool) -> None:
         self._journal = journal
@@ -83,7 +83,7 @@ class Transactions:
         self._restored = asyncio.Event()
         self._restored.set()
         self.is_paused = False
-        writer.guests = self
+        writer.others = self
 
     # --- what is asked ---------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class Submitter(Protocol):
         ...
 
 
-class Guests(Protocol):
+class OtherWriting(Protocol):
     """Those whose own transactions take turns with the commits."""
 
     @property
@@ -93,7 +93,7 @@ class Writer:
     """The one that commits.
 
     Attributes:
-        guests: Who else writes, if anybody.
+        others: Who else writes, if anybody.
     """
 
     def __init__(self, journal: Journal, host: WriterHost) -> None:
@@ -108,7 +108,7 @@ class Writer:
         self._idle: asyncio.Event = asyncio.Event()
         self._reopen_delay_s = REOPEN_DELAY_MIN_S
         self._failure: JournalError | None = None
-        self.guests: Guests | None = None
+        self.others: OtherWriting | None = None
         self.outage: JournalError | None = None
         self.commits_count = 0
 
@@ -125,7 +125,7 @@ class Writer:
         self._wake.set()
 
     def wake(self) -> None:
-        """A guest waits for its turn."""
+        """Somebody else waits for a turn."""
         self._wake.set()
 
     def fail(self, error: JournalError) -> None:
@@ -135,12 +135,12 @@ class Writer:
             self._wake.set()
 
     @property
-    def _is_guest_waiting(self) -> bool:
-        return self.guests is not None and self.guests.is_waiting
+    def _is_other_waiting(self) -> bool:
+        return self.others is not None and self.others.is_waiting
 
     async def wait_until_idle(self) -> None:
         """Return when nothing is pending or under way."""
-        while self._pending or self._is_busy or self._is_guest_waiting:
+        while self._pending or self._is_busy or self._is_other_waiting:
             self._idle.clear()
             await self._idle.wait()
 
@@ -153,7 +153,7 @@ class Writer:
         """Commit and claim until stopped."""
         while True:
             if not (
-                self._pending or self._is_claim_asked or self._failure or self._is_guest_waiting
+                self._pending or self._is_claim_asked or self._failure or self._is_other_waiting
             ):
                 self._idle.set()
                 self._previous_count = 0
@@ -189,8 +189,8 @@ class Writer:
             limit = self._host.reserve_claim()
             if limit is not None and not self._is_stopping:
                 self._host.on_claimed(await self._journal.claim(self._host.now_ms(), limit))
-        if self.guests is not None and self.guests.is_waiting:
-            await self.guests.take_turn()
+        if self.others is not None and self.others.is_waiting:
+            await self.others.take_turn()
 
     def _take_batch(self) -> list[tuple[Change, Submitter, Effects]]:
         pending = self._pending

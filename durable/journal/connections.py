@@ -21,7 +21,7 @@ from durable.core.errors import JournalError
 from durable.journal import commits, fence, writes
 from durable.journal import guard as sql
 from durable.journal.guard import Guard, Mode
-from durable.journal.scopes import GuestConnection, Scope, roll_back
+from durable.journal.scopes import AppConnection, Scope, roll_back
 from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ QUERIES_MAX = 4
 """How many queries run at once: each has a connection, and so a thread."""
 
 
-class GuestsHost(Protocol):
-    """What the connections of guests need from the journal."""
+class AppConnectionsHost(Protocol):
+    """What the application's connections need from the journal."""
 
     @property
     def epoch(self) -> int | None:
@@ -60,7 +60,7 @@ class GuestsHost(Protocol):
         """Raise ``JournalUnavailableError`` unless the file is the one that was opened."""
         ...
 
-    async def connect_guest(
+    async def connect_app(
         self, set_up: Callable[[sqlite3.Connection], Guard]
     ) -> tuple[aiosqlite.Connection, Guard]:
         """Open a connection; of a journal in memory, return the only one."""
@@ -72,18 +72,18 @@ class GuestsHost(Protocol):
 
 
 @final
-class Guests:
-    """The connections of one journal's guests.
+class AppConnections:
+    """The connections that the application has of one journal.
 
     Attributes:
         quiet: Set while no writing transaction is open.
     """
 
-    def __init__(self, host: GuestsHost) -> None:
+    def __init__(self, host: AppConnectionsHost) -> None:
         self._host = host
-        self._writer: GuestConnection | None = None
-        self._all: list[GuestConnection] = []
-        self._idle: list[GuestConnection] = []
+        self._writer: AppConnection | None = None
+        self._all: list[AppConnection] = []
+        self._idle: list[AppConnection] = []
         self._places = asyncio.Semaphore(QUERIES_MAX)
         self._turn = _WritingTurn(host)
         self.quiet = asyncio.Event()
@@ -109,28 +109,28 @@ class Guests:
             JournalError: The storage failed.
         """
         async with self._places:
-            guest = await to_its_end(self._take_reader())
-            scope = Scope(guest, owner, is_reading=True)
+            app = await to_its_end(self._take_reader())
+            scope = Scope(app, owner, is_reading=True)
             try:
-                await guest.begin(_begin_reading, Mode.READING)
+                await app.begin(_begin_reading, Mode.READING)
                 yield scope
             finally:
                 scope.void()
-                await to_its_end(self._give_back(guest))
+                await to_its_end(self._give_back(app))
 
-    async def _take_reader(self) -> GuestConnection:
+    async def _take_reader(self) -> AppConnection:
         return self._idle.pop() if self._idle else await self._open(Mode.CLOSED)
 
-    async def _give_back(self, guest: GuestConnection) -> None:
+    async def _give_back(self, app: AppConnection) -> None:
         with contextlib.suppress(JournalError):
-            await guest.end(_nothing, _no_more)
-            self._idle.append(guest)
+            await app.end(_nothing, _no_more)
+            self._idle.append(app)
 
-    async def _open(self, idle: Mode) -> GuestConnection:
-        connection, guard = await self._host.connect_guest(lambda db: _set_up(db, idle))
-        guest = GuestConnection(connection, guard, self._host.translate)
-        self._all.append(guest)
-        return guest
+    async def _open(self, idle: Mode) -> AppConnection:
+        connection, guard = await self._host.connect_app(lambda db: _set_up(db, idle))
+        app = AppConnection(connection, guard, self._host.translate)
+        self._all.append(app)
+        return app
 
     def let_go(self) -> None:
         """The connections are closed: no transaction is open any more."""
@@ -138,7 +138,7 @@ class Guests:
 
     def take_connections(self) -> list[aiosqlite.Connection]:
         """Forget all connections, and return them to be closed."""
-        taken = [guest.connection for guest in self._all]
+        taken = [app.connection for app in self._all]
         self._writer = None
         self._all.clear()
         self._idle.clear()
@@ -150,7 +150,7 @@ class Guests:
 class _WritingTurn:
     """The lock on writing, as the writing transaction has it: given back once, by any thread."""
 
-    def __init__(self, host: GuestsHost) -> None:
+    def __init__(self, host: AppConnectionsHost) -> None:
         self._host = host
         self._mutex = threading.Lock()
         self._is_held = False
@@ -176,18 +176,18 @@ class Writing:
 
     def __init__(
         self,
-        guest: GuestConnection,
-        host: GuestsHost,
+        app: AppConnection,
+        host: AppConnectionsHost,
         turn: _WritingTurn,
         quiet: asyncio.Event,
         owner: object,
     ) -> None:
-        self._guest = guest
+        self._app = app
         self._host = host
         self._turn = turn
         self._quiet = quiet
         self._owner = owner
-        self.scope = Scope(guest, owner, is_reading=False)
+        self.scope = Scope(app, owner, is_reading=False)
 
     async def begin(self) -> None:
         """Begin it."""
@@ -208,7 +208,7 @@ class Writing:
 
         self._quiet.clear()
         try:
-            await self._guest.begin(begin, Mode.WRITING)
+            await self._app.begin(begin, Mode.WRITING)
         except BaseException:
             await self.abort()
             raise
@@ -226,8 +226,8 @@ class Writing:
                 db.execute(sql.SAVEPOINT)
 
         if not is_marked or is_reading or self.scope.is_reading:
-            await self._guest.begin(mark, Mode.READING if is_reading else Mode.WRITING)
-        self.scope = Scope(self._guest, self._owner, is_reading=is_reading)
+            await self._app.begin(mark, Mode.READING if is_reading else Mode.WRITING)
+        self.scope = Scope(self._app, self._owner, is_reading=is_reading)
         return self.scope
 
     async def undo(self) -> bool:
@@ -239,7 +239,7 @@ class Writing:
             return db.in_transaction
 
         self.scope.void()
-        return await self._guest.run_own(undo)
+        return await self._app.run_own(undo)
 
     async def commit(self, changes: Sequence[Change]) -> None:
         """Write the journal's ``changes``, and commit all.
@@ -256,7 +256,7 @@ class Writing:
             db.execute(sql.COMMIT)
 
         try:
-            await self._guest.end(commit, self._turn.end)
+            await self._app.end(commit, self._turn.end)
         finally:
             self._quiet.set()
 
@@ -265,7 +265,7 @@ class Writing:
         self.scope.void()
         try:
             with contextlib.suppress(JournalError):
-                await self._guest.end(_nothing, self._turn.end)
+                await self._app.end(_nothing, self._turn.end)
         finally:
             self._quiet.set()
 
