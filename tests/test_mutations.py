@@ -421,6 +421,32 @@ async def test_a_failing_one_undoes_nothing_of_the_others(store: Path | str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["nothing", "connection", "statement"])
+async def test_one_that_fails_undoes_nothing_of_those_before_whatever_it_has_done(
+    store: Path | str, how: str
+) -> None:
+    """One without a statement has no savepoint of its own."""
+
+    async def hook(tx: Transaction) -> None:
+        if how == "connection":
+            await tx.connection.execute(INSERT, ("lost",))
+        elif how == "statement":
+            await tx.execute(INSERT, "lost")
+        raise LookupError
+
+    @durable.workflow(name=f"test_one_that_fails_undoes_nothing_of_those_before {how} {store}")
+    async def flow(step: Step) -> None:
+        calls = [bank.add("a"), bank.hooked(), bank.add("b"), bank.hooked(), bank.hooked()]
+        await asyncio.gather(*calls, bank.add("c"), return_exceptions=True)
+
+    world.hook = hook
+    async with opened(store) as engine:
+        before = engine.statistics().commits
+        await engine.run(flow())
+        assert await texts(engine) == ["a", "b", "c"]
+        assert engine.statistics().commits - before <= 4, "they share their commits"
+
+
 @pytest.mark.parametrize("is_swallowed", [False, True])
 async def test_one_that_takes_too_long_fails_and_writes_nothing(
     store: Path | str, *, is_swallowed: bool

@@ -188,6 +188,8 @@ class Writing:
         self._quiet = quiet
         self._owner = owner
         self.scope = Scope(app, owner, is_reading=False)
+        # Whether the last savepoint is nobody's yet. Of the connection's thread alone.
+        self._has_mark = False
 
     async def begin(self) -> None:
         """Begin it."""
@@ -201,6 +203,7 @@ class Writing:
                 if epoch is not None:
                     fence.check_fence(db, epoch)
                 db.execute(sql.SAVEPOINT)
+                self._has_mark = True
             except BaseException:
                 roll_back(db)
                 self._turn.end()
@@ -213,29 +216,32 @@ class Writing:
             await self.abort()
             raise
 
-    async def admit(self, *, is_reading: bool, is_marked: bool) -> Scope:
+    def admit(self, *, is_reading: bool) -> Scope:
         """Open the next part; the one before is done, or was undone.
 
-        Args:
-            is_reading: Whether it is a query's.
-            is_marked: Whether its savepoint is there: it is the first, or takes an undone one's.
+        Its savepoint is made with its first statement: each call into the connection's thread costs
+        more than a statement.
         """
 
-        def mark(db: sqlite3.Connection) -> None:
-            if not is_marked:
-                db.execute(sql.SAVEPOINT)
+        def mark(db: sqlite3.Connection, guard: Guard) -> None:
+            if not self._has_mark:
+                with guard.own():
+                    db.execute(sql.SAVEPOINT)
+            self._has_mark = False
+            guard.admit(Mode.READING if is_reading else Mode.WRITING)
 
-        if not is_marked or is_reading or self.scope.is_reading:
-            await self._app.begin(mark, Mode.READING if is_reading else Mode.WRITING)
-        self.scope = Scope(self._app, self._owner, is_reading=is_reading)
+        self.scope = Scope(self._app, self._owner, is_reading=is_reading, opening=mark)
         return self.scope
 
     async def undo(self) -> bool:
         """Undo what was written in the part that is open; whether the rest is still there."""
 
+        scope = self.scope
+
         def undo(db: sqlite3.Connection) -> bool:
-            if db.in_transaction:
+            if db.in_transaction and scope.has_begun:  # Else the savepoint is the one before's.
                 db.execute(sql.ROLLBACK_TO)
+                self._has_mark = True
             return db.in_transaction
 
         self.scope.void()

@@ -41,6 +41,8 @@ T = TypeVar("T")
 Params: TypeAlias = "Sequence[Any] | Mapping[str, Any]"
 """The values of a statement, by place or by name."""
 
+Opening: TypeAlias = "Callable[[sqlite3.Connection, Guard], None]"
+
 STORAGE_ERRORS = (
     "SQLITE_IOERR",
     "SQLITE_FULL",
@@ -102,6 +104,12 @@ class AppConnection:
             if getattr(exc, "sqlite_errorname", "").startswith((*STORAGE_ERRORS, DAMAGED)):
                 raise self._translate(exc) from exc
             raise
+
+    def post(self, work: Callable[[sqlite3.Connection, Guard], object]) -> object:
+        """Run ``work`` before what is asked for later; return what has to be kept until then."""
+        asked = self.connection._execute(work, self._raw, self._guard)  # type: ignore[no-untyped-call]  # noqa: SLF001  pyright: ignore
+        asked.send(None)  # So far that it is in line.
+        return asked
 
     async def run_own(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run what is the journal's own: all of its errors are storage errors."""
@@ -172,11 +180,18 @@ class Scope:
         failure: How the storage failed; nothing of the transaction counts then.
         is_lost: A statement has ended the transaction; nothing of it counts either.
         after: What is to be called once the transaction is committed.
+
+    Args:
+        opening: What is done on the connection's thread before its first statement, if it has one.
     """
 
-    def __init__(self, app: AppConnection, owner: object, *, is_reading: bool) -> None:
+    def __init__(
+        self, app: AppConnection, owner: object, *, is_reading: bool, opening: Opening | None = None
+    ) -> None:
         self._app = app
         self._owner = owner
+        self._opening = opening
+        self._posted: object = None
         self._end: str | None = None
         self._is_void = False
         self._asked_count = self._done_count = 0
@@ -196,6 +211,8 @@ class Scope:
     def connection(self) -> aiosqlite.Connection:
         """The driver's own connection, which shows only what the scope may do."""
         self.check_open()
+        if self._opening is not None and self._posted is None:
+            self._posted = self._app.post(self._open)
         return self._app.connection
 
     @property
@@ -268,6 +285,8 @@ class Scope:
                 self._check_void()
                 if not db.in_transaction:
                     raise TransactionError(LOST)
+                if self._opening is not None:
+                    self._open(db, guard)
                 return work(db, guard)
             except sqlite3.Error:
                 self._check_void()  # It was interrupted, then.
@@ -284,6 +303,16 @@ class Scope:
         except JournalError as exc:
             self.failure = self.failure or exc
             raise
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was done in it. Of the connection's thread alone."""
+        return self._opening is None
+
+    def _open(self, db: sqlite3.Connection, guard: Guard) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening(db, guard)
 
     def _check_void(self) -> None:
         if self._is_void:

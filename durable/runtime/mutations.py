@@ -173,8 +173,6 @@ class _Batch:
         self._host = host
         self._writing: Writing | None = None
         self._done: list[tuple[Job, Change, Scope]] = []
-        self._is_marked = False
-        """Whether the next mutation's savepoint is there already."""
         self._running: list[Job] = []
         """The one that runs, if one does."""
 
@@ -224,8 +222,7 @@ class _Batch:
         if change is None or isinstance(outcome, Failed):
             assert self._writing is not None
             scope.after.clear()
-            self._is_marked = await self._writing.undo()
-            if not self._is_marked:
+            if not await self._writing.undo():
                 await self._begin_again()
         self._running = []
         if change is not None:
@@ -234,9 +231,7 @@ class _Batch:
     async def _admit(self, *, is_reading: bool) -> Scope:
         if self._writing is None:
             self._writing = await self._journal.begin()
-            self._is_marked = True
-        is_marked, self._is_marked = self._is_marked, False
-        return await self._writing.admit(is_reading=is_reading, is_marked=is_marked)
+        return self._writing.admit(is_reading=is_reading)
 
     async def _begin_again(self) -> None:
         """The transaction is gone, and with it what was done before: do that once more."""
