@@ -10,6 +10,7 @@ from typing import Any
 import anyio.from_thread
 import pytest
 from gates import a_gate, passing
+from killing import Process
 from waiting import until, until_state
 from world import echoing
 
@@ -297,3 +298,41 @@ async def test_parallelism_set_before_opening_holds(
         assert gate.begun.empty()
         gate.open.set()
         assert await run.result(timeout=5) == [0, 1, 2]
+
+
+NEVER_CLOSED = """
+import asyncio, sys
+import durable
+from durable import Engine, Step
+
+@durable.mutation
+async def write(tx):
+    await tx.execute("CREATE TABLE t (x)")
+
+@durable.workflow
+async def flow(step: Step) -> str:
+    await write()
+    return "done"
+
+async def main():
+    engine = await Engine(sys.argv[1]).__aenter__()
+    print(await engine.run(flow(), id="r"))
+    await engine.start(flow(), id="more")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_never_closed_lets_the_interpreter_end(path: Path) -> None:
+    """As a crash would end it: nothing that was acknowledged is lost."""
+    with Process("-c", NEVER_CLOSED, f"sqlite:///{path}") as process:
+        assert process.read_line() == "done"
+        assert process.wait() == 0
+
+    async def look() -> None:
+        async with Engine(path) as engine:
+            assert (await engine.status("r")).result == "done"
+            assert [run.id async for run in engine.iter_runs()] == ["r", "more"]
+
+    asyncio.run(look())

@@ -192,6 +192,8 @@ class SqliteJournal:
             timeout=BUSY_TIMEOUT_S,
             cached_statements=STATEMENTS_CACHED,
         )
+        # An engine that is never closed must not keep the interpreter from ending.
+        connection._thread.daemon = True  # noqa: SLF001
         try:
             await connection
         except sqlite3.Error as exc:
