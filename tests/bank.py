@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
+INSERT = "INSERT INTO entry (text) VALUES (?)"
+
 Hook = "Callable[[Transaction], Awaitable[object]]"
 
 

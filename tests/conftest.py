@@ -6,6 +6,8 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
+import bank
+import changing
 import pytest
 import structlog  # noqa: F401  it is imported late, and asks for the working directory
 from bare_loop import Host, new_loop
@@ -36,6 +38,14 @@ def _no_blocking_calls() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _fresh_world() -> None:
     new_world()
+    bank.new_world()
+    changing.new_day()
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, path: Path) -> Path | str:
+    """Where the journal of a test is: in a file, and in memory."""
+    return path if request.param == "file" else "sqlite://"
 
 
 @pytest.fixture

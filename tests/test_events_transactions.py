@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import bank
 import pytest
-from bank import hooking, opened, querying, texts
+from bank import INSERT, hooking, opened, querying, texts
 from clock import ManualClock
 from faults import MONTH_S, Disk, Fault, crashing, once_available
 from waiting import WAIT_S_MAX, until, until_open, until_waiting
@@ -36,18 +36,7 @@ if TYPE_CHECKING:
 
 PARK_S = 2 * PARK_AFTER_MS / 1000
 PAID = Event("paid", int)
-INSERT = "INSERT INTO entry (text) VALUES (?)"
 BOTH = pytest.mark.parametrize("fault", list(Fault))
-
-
-@pytest.fixture(autouse=True)
-def _new_world() -> None:
-    bank.new_world()
-
-
-@pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, path: Path) -> Path | str:
-    return path if request.param == "file" else "sqlite://"
 
 
 @durable.workflow

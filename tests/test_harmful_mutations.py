@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import bank
 import pytest
-from bank import adding, hooking, opened, querying, texts, world
+from bank import INSERT, adding, hooking, opened, querying, texts, world
 from faults import Disk, Fault
 from waiting import WAIT_S_MAX
 
@@ -28,18 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-INSERT = "INSERT INTO entry (text) VALUES (?)"
 ENDLESS = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
-
-
-@pytest.fixture(autouse=True)
-def _new_world() -> None:
-    bank.new_world()
-
-
-@pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, path: Path) -> Path | str:
-    return path if request.param == "file" else "sqlite://"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import bank
 import pytest
-from bank import ALL_KINDS, adding, all_kinds, create, hooking, opened, texts, world
+from bank import ALL_KINDS, INSERT, adding, all_kinds, create, hooking, opened, texts, world
 from clock import ManualClock
 from faults import MONTH_S
 from waiting import WAIT_S_MAX, until, until_parked, until_step
@@ -37,18 +37,7 @@ from durable import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-INSERT = "INSERT INTO entry (text) VALUES (?)"
 OR_ROLLBACK = "INSERT OR ROLLBACK INTO entry (text) VALUES ('there')"
-
-
-@pytest.fixture(autouse=True)
-def _new_world() -> None:
-    bank.new_world()
-
-
-@pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, path: Path) -> Path | str:
-    return path if request.param == "file" else "sqlite://"
 
 
 class Refused(Exception):

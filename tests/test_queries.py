@@ -33,16 +33,6 @@ INSERT = "INSERT INTO entry (text) VALUES ('a')"
 COUNT = "SELECT count(*) FROM entry"
 
 
-@pytest.fixture(autouse=True)
-def _new_world() -> None:
-    bank.new_world()
-
-
-@pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, path: Path) -> Path | str:
-    return path if request.param == "file" else "sqlite://"
-
-
 @pytest.mark.parametrize(
     "statement",
     [

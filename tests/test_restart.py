@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from changing import HOUR_S, act, changing, complete, fail, today
 from clock import ManualClock
 from faults import Disk, Fault, once_available, opened
 from waiting import WAIT_S_MAX, until, until_open, until_state, until_step
@@ -30,45 +30,6 @@ from durable import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-Code = Callable[[Step], Coroutine[None, None, Any]]
-
-HOUR_S = 3_600.0
-
-
-class World:
-    """What actions have done, what they are to do, and the body's code of the day."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.failing: set[str] = set()
-        self.held: set[str] = set()
-        self.may_end = asyncio.Event()
-        self.code: Code | None = None
-
-
-world = World()
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_restart.world", World())
-
-
-@durable.action
-async def act(text: str) -> str:
-    world.begun[text] += 1
-    if text in world.held:
-        await world.may_end.wait()
-    if text in world.failing:
-        raise ValueError(text)
-    return text
-
-
-@durable.workflow
-async def changing(step: Step) -> Any:  # noqa: ANN401
-    assert world.code is not None
-    return await world.code(step)
-
 
 async def straight(_step: Step) -> list[str]:
     return [await act(text) for text in "abcd"]
@@ -76,25 +37,6 @@ async def straight(_step: Step) -> list[str]:
 
 async def beside(_step: Step) -> list[str]:
     return list(await asyncio.gather(*(act(text) for text in "abcd")))
-
-
-async def fail(engine: Engine, code: Code, *failing: str) -> Run[Any]:
-    world.code = code
-    world.failing |= set(failing)
-    run = await engine.start(changing())
-    with pytest.raises(RunFailed):
-        await run.result(timeout=WAIT_S_MAX)
-    world.failing.clear()
-    world.begun.clear()
-    return run
-
-
-async def complete(engine: Engine, code: Code) -> Run[Any]:
-    world.code = code
-    run = await engine.start(changing())
-    await run.result(timeout=WAIT_S_MAX)
-    world.begun.clear()
-    return run
 
 
 async def numbers(run: Run[Any]) -> list[int]:
@@ -110,7 +52,7 @@ async def test_by_default_the_step_that_failed_runs_again(path: Path) -> None:
         again = await engine.restart(run.id)
         assert again.id == run.id
         assert await again.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
-        assert world.begun == {"c": 1, "d": 1}
+        assert today.begun == {"c": 1, "d": 1}
         status = await run.status()
         assert (status.state, status.generation) == (RunState.COMPLETED, 1)
         assert await numbers(run) == [0, 1, 2, 3]
@@ -127,7 +69,7 @@ async def test_from_a_step_on_all_runs_again(
         run = await complete(engine, straight)
         await run.restart(from_step=from_step)
         assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
-        assert world.begun == Counter(begun)
+        assert today.begun == Counter(begun)
 
 
 async def test_a_name_is_that_of_the_last_step_that_has_it(path: Path) -> None:
@@ -139,7 +81,7 @@ async def test_a_name_is_that_of_the_last_step_that_has_it(path: Path) -> None:
         run = await complete(engine, named)
         await run.restart(from_step="x")
         await run.result(timeout=WAIT_S_MAX)
-        assert world.begun == {"x2": 1, "z3": 1}
+        assert today.begun == {"x2": 1, "z3": 1}
 
 
 async def test_when_all_steps_succeeded_the_body_alone_runs_again(path: Path) -> None:
@@ -155,10 +97,10 @@ async def test_when_all_steps_succeeded_the_body_alone_runs_again(path: Path) ->
 
     async with Engine(path) as engine:
         run = await fail(engine, mistaken)
-        world.code = mended
+        today.code = mended
         await run.restart()
         assert await run.result(timeout=WAIT_S_MAX) == "ab"
-        assert not world.begun
+        assert not today.begun
 
 
 async def test_a_body_without_steps_runs_again(path: Path) -> None:
@@ -170,7 +112,7 @@ async def test_a_body_without_steps_runs_again(path: Path) -> None:
 
     async with Engine(path) as engine:
         run = await fail(engine, mistaken)
-        world.code = mended
+        today.code = mended
         await run.restart()
         assert await run.result(timeout=WAIT_S_MAX) == "done"
 
@@ -181,7 +123,7 @@ async def test_from_the_beginning_the_code_may_be_another(path: Path) -> None:
 
     async with Engine(path) as engine:
         run = await complete(engine, straight)
-        world.code = other
+        today.code = other
         await run.restart(from_step=0)
         assert await run.result(timeout=WAIT_S_MAX) == "other"
         assert await numbers(run) == [0]
@@ -194,10 +136,10 @@ async def test_from_a_step_on_the_code_may_be_another(path: Path) -> None:
     async with Engine(path) as engine:
         for from_step in (2, None, act):
             run = await fail(engine, straight, "c")
-            world.code = other
+            today.code = other
             await run.restart(from_step=from_step)
             assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "mended"]
-            assert world.begun == {"mended": 1}
+            assert today.begun == {"mended": 1}
             assert await numbers(run) == [0, 1, 2]
 
 
@@ -207,14 +149,14 @@ async def test_before_that_step_it_may_not(path: Path) -> None:
 
     async with Engine(path) as engine:
         run = await fail(engine, straight, "c")
-        world.code = other
+        today.code = other
         await run.restart()
         await until_state(run, RunState.STUCK)
-        assert not world.begun
-        world.code = straight
+        assert not today.begun
+        today.code = straight
         assert await run.resume()
         assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
-        assert world.begun == {"c": 1, "d": 1}
+        assert today.begun == {"c": 1, "d": 1}
 
 
 # --- parallel steps ------------------------------------------------------------------------------
@@ -231,7 +173,7 @@ async def test_of_parallel_steps_the_earlier_ones_keep_their_outcome(
         else:
             await run.restart(from_step=from_step)
         assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
-        assert world.begun == Counter("abcd"[from_step:])
+        assert today.begun == Counter("abcd"[from_step:])
 
 
 async def test_steps_that_the_failure_withdrew_run_again(path: Path) -> None:
@@ -241,12 +183,12 @@ async def test_steps_that_the_failure_withdrew_run_again(path: Path) -> None:
         return [task.result() for task in made]
 
     async with Engine(path) as engine:
-        world.held |= {"a", "c"}
+        today.held |= {"a", "c"}
         run = await fail(engine, group, "b")
-        world.held.clear()
+        today.held.clear()
         await run.restart()
         assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c"]
-        assert world.begun == {"a": 1, "b": 1, "c": 1}
+        assert today.begun == {"a": 1, "b": 1, "c": 1}
 
 
 async def test_what_a_race_withdrew_before_stays_withdrawn(path: Path) -> None:
@@ -258,18 +200,18 @@ async def test_what_a_race_withdrew_before_stays_withdrawn(path: Path) -> None:
         return [task.result() for task in done] + [await act("end")]
 
     async with Engine(path) as engine:
-        world.held.add("slow")
+        today.held.add("slow")
         run = await fail(engine, racing, "end")
         await run.restart()
         assert await run.result(timeout=WAIT_S_MAX) == ["quick", "end"]
-        assert world.begun == {"end": 1}
+        assert today.begun == {"end": 1}
         states = {step.args["text"]: step.state async for step in run.steps()}
         assert states["slow"] is StepState.CANCELED
-        world.begun.clear()
+        today.begun.clear()
         await run.restart(from_step=1)
-        world.held.clear()
+        today.held.clear()
         await run.result(timeout=WAIT_S_MAX)
-        assert world.begun["slow"] == world.begun["quick"] == world.begun["end"] == 1
+        assert today.begun["slow"] == today.begun["quick"] == today.begun["end"] == 1
 
 
 async def test_deliveries_after_the_dropped_one_are_made_again(path: Path) -> None:
@@ -286,18 +228,18 @@ async def test_deliveries_after_the_dropped_one_are_made_again(path: Path) -> No
         return order
 
     async with Engine(path) as engine:
-        world.code = crossing
-        world.held |= {"a"}
+        today.code = crossing
+        today.held |= {"a"}
         run = await engine.start(changing())
         await until_step(run, act.name, StepState.COMPLETED)
-        await until(lambda: world.begun["b2"])
-        world.may_end.set()
+        await until(lambda: today.begun["b2"])
+        today.may_end.set()
         assert sorted(await run.result(timeout=WAIT_S_MAX)) == ["a", "a2", "b", "b2"]
-        world.begun.clear()
-        world.held.clear()
+        today.begun.clear()
+        today.held.clear()
         await run.restart(from_step=1)
         assert sorted(await run.result(timeout=WAIT_S_MAX)) == ["a", "a2", "b", "b2"]
-        assert world.begun == {"b": 1, "a2": 1, "b2": 1}
+        assert today.begun == {"b": 1, "a2": 1, "b2": 1}
         assert await numbers(run) == [0, 1, 2, 3]
 
 
@@ -312,14 +254,14 @@ async def test_a_sleep_that_runs_again_takes_its_time_again(path: Path) -> None:
 
     clock = ManualClock()
     async with opened(path, clock) as engine:
-        world.code = sleeping
-        world.failing.add("b")
+        today.code = sleeping
+        today.failing.add("b")
         run = await engine.start(changing())
         await until_step(run, "sleep", StepState.RUNNING)
         clock.advance(HOUR_S)
         with pytest.raises(RunFailed):
             await run.result(timeout=WAIT_S_MAX)
-        world.failing.clear()
+        today.failing.clear()
         clock.advance(100 * HOUR_S)
         began_ms = clock.now_ms()
         await run.restart(from_step="sleep")
@@ -359,27 +301,27 @@ async def test_a_cancelled_run_goes_on_as_if_it_had_not_been(
             await act("clean")
 
     async with Engine(path) as engine:
-        world.code = cleaning
-        world.held.add("b")
+        today.code = cleaning
+        today.held.add("b")
         run = await engine.start(changing())
-        await until(lambda: world.begun["b"])
+        await until(lambda: today.begun["b"])
         assert await run.cancel(interrupt=True)
         with pytest.raises(RunCanceled):
             await run.result(timeout=WAIT_S_MAX)
-        world.held.clear()
-        world.begun.clear()
+        today.held.clear()
+        today.begun.clear()
         await run.restart(from_step=from_step)
         assert await run.result(timeout=WAIT_S_MAX) == "b"
-        assert world.begun == Counter(["a"] * (from_step == 0) + ["b", "clean"])
+        assert today.begun == Counter(["a"] * (from_step == 0) + ["b", "clean"])
         assert await numbers(run) == [0, 1, 2]
 
 
 @durable.action
 async def begun_before_or_after() -> int:
-    world.begun["it"] += 1
-    number = world.begun["it"]
+    today.begun["it"] += 1
+    number = today.begun["it"]
     if number == 1:
-        await world.may_end.wait()
+        await today.may_end.wait()
     return number
 
 
@@ -390,16 +332,16 @@ async def test_an_attempt_from_before_the_restart_is_fenced_and_not_waited_for(p
         return await begun_before_or_after()
 
     async with Engine(path) as engine:
-        world.code = once
+        today.code = once
         run = await engine.start(changing())
-        await until(lambda: world.begun["it"])
+        await until(lambda: today.begun["it"])
         assert await run.cancel()
         await run.restart(from_step=0)
         assert await run.result(timeout=WAIT_S_MAX) == 2
         assert engine.statistics().running_actions == 1, "the old attempt still runs"
         ended = await run.status()
         (step,) = [step async for step in run.steps()]
-        world.may_end.set()
+        today.may_end.set()
         await until(lambda: engine.statistics().running_actions == 0)
         await engine.run(restarted(), id="another")  # A commit behind what the old one would write.
         assert await run.status() == ended
@@ -425,13 +367,13 @@ async def test_a_body_knows_its_run_and_its_generation(path: Path) -> None:
 async def test_a_restarted_run_can_be_cancelled_again(path: Path) -> None:
     async with Engine(path) as engine:
         run = await fail(engine, straight, "c")
-        world.held.add("c")
+        today.held.add("c")
         await run.restart()
-        await until(lambda: world.begun["c"])
+        await until(lambda: today.begun["c"])
         assert await run.cancel(interrupt=True)
         with pytest.raises(RunCanceled):
             await run.result(timeout=WAIT_S_MAX)
-        world.held.clear()
+        today.held.clear()
         await run.restart()
         assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
         assert (await run.status()).generation == 2
@@ -442,13 +384,13 @@ async def test_a_restarted_run_can_be_cancelled_again(path: Path) -> None:
 
 async def test_a_run_that_is_not_over_is_left_alone(path: Path) -> None:
     async with Engine(path) as engine:
-        world.code = straight
-        world.held.add("b")
+        today.code = straight
+        today.held.add("b")
         run = await engine.start(changing())
         await until_open(run)
         with pytest.raises(RunNotFinishedError, match="not over"):
             await run.restart(from_step=0)
-        world.may_end.set()
+        today.may_end.set()
         assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
         assert (await run.status()).generation == 0
 
@@ -481,12 +423,12 @@ async def test_a_step_is_named_by_number_name_or_definition(
 async def test_of_two_restarts_at_once_one_is_refused(path: Path) -> None:
     async with Engine(path) as engine:
         run = await fail(engine, straight, "c")
-        world.held.add("c")
+        today.held.add("c")
         restarts = await asyncio.gather(run.restart(), run.restart(), return_exceptions=True)
         assert sorted(type(each).__name__ for each in restarts) == ["Run", "RunNotFinishedError"]
-        world.may_end.set()
+        today.may_end.set()
         assert await run.result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
-        assert world.begun == {"c": 1, "d": 1}
+        assert today.begun == {"c": 1, "d": 1}
 
 
 # --- crashes -------------------------------------------------------------------------------------
@@ -511,7 +453,7 @@ async def test_a_commit_that_fails_repeats_nothing(
         ask = partial(run.result, WAIT_S_MAX)
         assert await once_available(disk, ask) == ["a", "b", "c", "d"]
         assert disk.outages == 1
-        assert world.begun["a"] == 0
+        assert today.begun["a"] == 0
         assert (await run.status()).generation == 1
 
 
@@ -520,7 +462,7 @@ async def test_a_restart_outlives_its_engine(path: Path) -> None:
         run = await fail(engine, straight, "b")
     async with Engine(path, max_parallelism=0) as engine:
         await engine.restart(run.id)
-    world.begun.clear()
+    today.begun.clear()
     async with Engine(path) as engine:
         assert await engine.get(run.id).result(timeout=WAIT_S_MAX) == ["a", "b", "c", "d"]
-        assert world.begun == {"b": 1, "c": 1, "d": 1}
+        assert today.begun == {"b": 1, "c": 1, "d": 1}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from changing import HOUR_S, act, complete, today
 from faults import opened
 from waiting import WAIT_S_MAX, until, until_open, until_parked, until_state
 
@@ -28,53 +28,10 @@ if TYPE_CHECKING:
 
     from clock import ManualClock
 
-Code = Callable[[Step], Coroutine[None, None, Any]]
-
-HOUR_S = 3_600.0
-
-
-class World:
-    """What actions have done, and the body's code of the day."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.failing: set[str] = set()
-        self.code: Code | None = None
-
-
-world = World()
-
-
-@pytest.fixture(autouse=True)
-def _new_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_restart_code.world", World())
-
-
-@durable.action
-async def act(text: str) -> str:
-    world.begun[text] += 1
-    if text in world.failing:
-        raise ValueError(text)
-    return text
-
-
-@durable.workflow
-async def changing(step: Step) -> Any:  # noqa: ANN401
-    assert world.code is not None
-    return await world.code(step)
-
 
 @durable.workflow
 async def child(_step: Step, text: str) -> str:
     return await act(text)
-
-
-async def complete(engine: Engine, code: Code) -> Run[Any]:
-    world.code = code
-    run = await engine.start(changing())
-    await run.result(timeout=WAIT_S_MAX)
-    world.begun.clear()
-    return run
 
 
 async def result(run: Run[Any]) -> Any:  # noqa: ANN401
@@ -100,13 +57,13 @@ async def test_of_parallel_steps_the_later_ones_may_be_others(path: Path) -> Non
 
     async with Engine(path) as engine:
         run = await complete(engine, beside)
-        world.code = other
+        today.code = other
         await run.restart(from_step=1)
         assert await result(run) == ["a", "y", "z", "more"]
-        assert world.begun == Counter(["y", "z", "more"])
+        assert today.begun == Counter(["y", "z", "more"])
         assert [number for number, _, _ in await states(run)] == [0, 1, 2, 3]
         assert await replays(run) == ["a", "y", "z", "more"]
-        assert sum(world.begun.values()) == 3
+        assert sum(today.begun.values()) == 3
 
 
 async def test_what_the_new_code_has_withdrawn_already_never_begins(path: Path) -> None:
@@ -118,10 +75,10 @@ async def test_what_the_new_code_has_withdrawn_already_never_begins(path: Path) 
 
     async with Engine(path) as engine:
         run = await complete(engine, beside)
-        world.code = other
+        today.code = other
         await run.restart(from_step=1)
         assert await result(run) == ["a", "after"]
-        assert world.begun == {"after": 1}
+        assert today.begun == {"after": 1}
         assert [state for _, _, state in await states(run)] == [
             "completed",
             "canceled",
@@ -137,10 +94,10 @@ async def test_the_new_code_may_end_where_the_old_went_on(path: Path) -> None:
 
     async with Engine(path) as engine:
         run = await complete(engine, beside)
-        world.code = other
+        today.code = other
         await run.restart(from_step=1)
         assert await result(run) == "a"
-        assert not world.begun
+        assert not today.begun
         assert await replays(run) == "a"
 
 
@@ -150,7 +107,7 @@ async def test_the_new_code_may_fail_where_the_old_went_on(path: Path) -> None:
 
     async with Engine(path) as engine:
         run = await complete(engine, beside)
-        world.code = other
+        today.code = other
         await run.restart(from_step=1)
         with pytest.raises(RunFailed, match="LookupError: a"):
             await result(run)
@@ -174,15 +131,15 @@ async def test_a_sleep_of_the_new_code_takes_its_time(path: Path, clock: ManualC
     async with opened(path, clock) as engine:
         run = await complete(engine, beside)
         clock.advance(10 * HOUR_S)
-        world.code = other
+        today.code = other
         await run.restart(from_step=1)
         await until_open(run)
         assert [step.number for step in (await run.status()).running] == [1, 2, 3]
         clock.advance(HOUR_S - 1)
         await until_parked(engine)
-        assert not world.begun
+        assert not today.begun
         clock.advance(1)
-        await until(lambda: world.begun)
+        await until(lambda: today.begun)
         clock.advance(9 * HOUR_S - 1)
         assert (await run.status()).state is RunState.RUNNING
         clock.advance(1)
@@ -198,7 +155,7 @@ async def test_nothing_of_the_new_code_begins_when_a_cancel_came_before(path: Pa
 
     async with Engine(path) as engine:
         run = await complete(engine, beside)
-    world.code = other
+    today.code = other
     async with Engine(path, worker=False) as client:
         await client.restart(run.id, from_step=1)
         assert [step.number async for step in client.iter_steps(run.id)] == [0]
@@ -207,7 +164,7 @@ async def test_nothing_of_the_new_code_begins_when_a_cancel_came_before(path: Pa
         run = engine.get(run.id)
         with pytest.raises(RunCanceled):
             await result(run)
-        assert world.begun in ({"undo": 1}, {})
+        assert today.begun in ({"undo": 1}, {})
         assert [step async for step in run.steps() if step.finished_at is None] == []
 
 
@@ -226,19 +183,19 @@ async def test_a_run_that_took_too_long_goes_on_before_its_clean_up(
     """Whichever step of that has failed: the time begins again, and nothing is to be undone."""
 
     async with opened(path, clock) as engine:
-        world.failing.add("undo b")
+        today.failing.add("undo b")
         run = await engine.start(bounded())
         await until_open(run)
         clock.advance(2 * HOUR_S)
         with pytest.raises(RunFailed):
             await result(run)
-        assert world.begun == Counter(["undo a", "undo b"])
-        world.failing.clear()
+        assert today.begun == Counter(["undo a", "undo b"])
+        today.failing.clear()
         await run.restart()
         await until_state(run, RunState.RUNNING)
         await run.send_event("go", "gone")
         assert await result(run) == "gone"
-        assert world.begun == Counter(["undo a", "undo b", "end"])
+        assert today.begun == Counter(["undo a", "undo b", "end"])
 
 
 @durable.workflow(timeout=HOUR_S)
@@ -264,6 +221,6 @@ async def test_a_withdrawn_step_of_the_kept_part_stays_withdrawn(path: Path) -> 
         run = await complete(engine, racing)
         await run.restart(from_step=2)
         assert await result(run) == "ab"
-        assert world.begun == {"b": 1}
+        assert today.begun == {"b": 1}
         steps = {step.number: step.state async for step in run.steps()}
         assert steps[1] is StepState.CANCELED

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import bank
 import pytest
-from bank import ALL_KINDS, adding, all_kinds, opened, querying, texts, world
+from bank import ALL_KINDS, INSERT, adding, all_kinds, opened, querying, texts, world
 from faults import Disk, Fault, crashing, each_to_fail, leaving_nothing, once_available
 from journals import execute_outside
 from waiting import WAIT_S_MAX, until
@@ -28,14 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-INSERT = "INSERT INTO entry (text) VALUES (?)"
 BOTH = pytest.mark.parametrize("fault", list(Fault))
 CRASHES = 60
-
-
-@pytest.fixture(autouse=True)
-def _new_world() -> None:
-    bank.new_world()
 
 
 async def check(engine: Engine, run_id: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import bank
 import pytest
-from bank import adding, create, opened, texts
+from bank import INSERT, adding, create, opened, texts
 from cycles import WAYS, Way, sweep
 from waiting import WAIT_S_MAX, until
 
@@ -34,19 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HOUR_S = 3600.0
-INSERT = "INSERT INTO entry (text) VALUES (?)"
 
 IN_MEMORY = "sqlite://"
-
-
-@pytest.fixture(autouse=True)
-def _new_world() -> None:
-    bank.new_world()
-
-
-@pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, path: Path) -> Path | str:
-    return path if request.param == "file" else IN_MEMORY
 
 
 @durable.workflow
