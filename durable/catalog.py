@@ -60,10 +60,14 @@ class BoundWorkflow:
 
 @final
 class Catalog:
-    """The registry, seen through one engine's defaults."""
+    """The registry, seen through one engine's defaults.
+
+    Attributes:
+        defaults: Those of the engine.
+    """
 
     def __init__(self, defaults: Defaults) -> None:
-        self._defaults = defaults
+        self.defaults = defaults
         self._bound: dict[Workflow[Any, Any], BoundWorkflow] = {}
         unbounded = defaults._replace(payload_max=NO_BOUND)
         self._callback = BoundCallback(BoundWorkflow(call_back, unbounded))
@@ -77,7 +81,7 @@ class Catalog:
     def bind(self, workflow: Workflow[Any, Any]) -> BoundWorkflow:
         bound = self._bound.get(workflow)
         if bound is None:
-            bound = self._bound[workflow] = BoundWorkflow(workflow, self._defaults)
+            bound = self._bound[workflow] = BoundWorkflow(workflow, self.defaults)
         return bound
 
 

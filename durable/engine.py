@@ -54,7 +54,7 @@ from durable.status import EngineStatistics, run_not_found
 from durable.transaction import Transaction, scope_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from datetime import datetime, timedelta
     from types import TracebackType
 
@@ -127,6 +127,7 @@ class Engine(Observing, Controlling, Sending):
             )
         )
         self._clock: Clock = SystemClock()
+        self._wrap_journal: Callable[[Journal], Journal] | None = None
         self._journal: Journal | None = None
         self._runner: Runner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -192,11 +193,14 @@ class Engine(Observing, Controlling, Sending):
         from durable.journal.sqlite import SqliteJournal  # noqa: PLC0415  late: 30 ms of sqlite3
         from durable.runtime.runner import Runner  # noqa: PLC0415  late: anyio
 
-        self._journal = journal = (
+        journal: Journal = (
             SqliteJournal(self._path)
             if self._is_worker
             else SqliteJournal(self._path, is_worker=False)
         )
+        if self._wrap_journal is not None:
+            journal = self._wrap_journal(journal)
+        self._journal = journal
         try:
             await to_its_end(journal.open())
             runner = Runner(

@@ -123,6 +123,10 @@ class SqliteJournal:
             raise
         return locks
 
+    async def sync_nothing(self) -> None:
+        """Let a power cut lose what is committed: for tests, which have none."""
+        await self._call(self._writer, _sync_nothing)
+
     async def take_over(self) -> bool:
         if self._is_owner or not self._locks.owns:
             return False
@@ -444,6 +448,10 @@ def _set_up_writer(db: sqlite3.Connection, name: str) -> None:
     db.execute("PRAGMA journal_mode = WAL").fetchone()
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA temp_store = MEMORY")
+
+
+def _sync_nothing(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA synchronous = OFF")
 
 
 def _set_up_reader(db: sqlite3.Connection) -> None:

@@ -343,7 +343,7 @@ class OpenSteps:
             self._settle(complete(step, outcome.text, now_ms), outcome.value)
             return
         assert isinstance(outcome, Failed)
-        wait_ms = _backoff_ms(job, outcome)
+        wait_ms = _backoff_ms(job, outcome, self._host.settings)
         if wait_ms is None:
             self._settle(fail(step, outcome.error, now_ms))
             return
@@ -631,8 +631,9 @@ def _new_record(command: Command) -> StepRecord:
     )
 
 
-def _backoff_ms(job: Job, outcome: Failed) -> int | None:
+def _backoff_ms(job: Job, outcome: Failed, settings: Settings) -> int | None:
     retry = job.work.retry
     if retry is None or outcome.is_final:
         return None
-    return retry.backoff_ms(job.attempt.number, random.random())  # noqa: S311  no secret
+    draw = settings.draw or random.random
+    return retry.backoff_ms(job.attempt.number, draw())
