@@ -35,7 +35,7 @@ QUIET_CYCLES: Final = 3
 off shows in the next."""
 
 BUSY_CYCLES_MAX: Final = 1_000
-"""How many cycles a task that is always ready, as one that polls is, may hold up the time."""
+"""How many cycles a task that is always at work, as one that polls is, may hold up the time."""
 
 HORIZON_MS: Final = 10 * 365 * 86_400_000
 """How far time passes by itself: a workflow that goes on for ever does not end a test."""
@@ -147,15 +147,20 @@ class Driver:
             await asyncio.sleep(0)
             if self._is_at_work():
                 quiet = 0
-            elif busy < BUSY_CYCLES_MAX and _is_any_task_ready():
+            elif busy < BUSY_CYCLES_MAX and self._is_test_at_work():
                 quiet, busy = 0, busy + 1
             else:
                 quiet += 1
 
+    def _is_test_at_work(self) -> bool:
+        """Whether somebody looks at the engine, or a task can go on by itself."""
+        return bool(self._traffic.reads_in_flight) or _is_any_task_ready()
+
     async def _wait_for_what_is_outside(self) -> None:
         """Wait for a function of a step, or a call of the journal, to end, if there are any."""
         functions = self._functions()
-        if not functions and not self._traffic.in_flight:
+        traffic = self._traffic
+        if not (functions or traffic.writes_in_flight or traffic.reads_in_flight):
             return
         self._traffic.changed.clear()
         changed = asyncio.ensure_future(self._traffic.changed.wait())
@@ -176,7 +181,7 @@ class Driver:
             return False
         due_ms = self._next_due_ms()
         return bool(
-            self._traffic.in_flight
+            self._traffic.writes_in_flight
             or self._functions()
             or not runner.pump.is_idle
             or not runner.writer.is_idle

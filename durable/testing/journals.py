@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 COMMITS: Final = ("commit", "commit_writing", "claim")
 """What writes: each of them is a point that a crash can come before, and after."""
 
-OTHERS: Final = (
-    "reopen",
-    "begin",
+READS: Final = (
     "load_run",
     "load_tree",
     "load_history",
@@ -89,7 +87,8 @@ class Traffic:
     """The calls of an engine's journal, over all its lives.
 
     Attributes:
-        in_flight: How many are under way.
+        writes_in_flight: How many are under way that the engine's work waits for.
+        reads_in_flight: How many others are: of the engine, or of those who look at it.
         changed: Set whenever one has ended.
         commits: How many there were since the crash was armed.
         crash: Where the present life is to end, if anywhere.
@@ -100,7 +99,7 @@ class Traffic:
     """
 
     def __init__(self) -> None:
-        self.in_flight = 0
+        self.writes_in_flight = self.reads_in_flight = 0
         self.changed = asyncio.Event()
         self.commits = 0
         self.crash: CrashPoint | None = None
@@ -126,14 +125,29 @@ class Traffic:
         """Return the journal, with its calls counted."""
         return WatchedJournal(journal, self)
 
-    async def call(self, do: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
+    async def read(self, do: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
+        """Do a call that only looks."""
         if self.has_crashed:
             await self._never()
-        self.in_flight += 1
+        self.reads_in_flight += 1
         try:
             result = await do()
         finally:
-            self.in_flight -= 1
+            self.reads_in_flight -= 1
+            self.changed.set()
+        if self.has_crashed:
+            await self._never()
+        return result
+
+    async def write(self, do: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
+        """Do a call that the engine's work waits for."""
+        if self.has_crashed:
+            await self._never()
+        self.writes_in_flight += 1
+        try:
+            result = await do()
+        finally:
+            self.writes_in_flight -= 1
             self.changed.set()
         if self.has_crashed:
             await self._never()
@@ -151,7 +165,7 @@ class Traffic:
             crash.what = describe_commit(changes)
             if not crash.is_after:
                 await self._crash()
-        result = await self.call(do)
+        result = await self.write(do)
         self.ledger.note(changes or ())
         if is_last:
             await self._crash()
@@ -175,8 +189,8 @@ class WatchedJournal:
     def __init__(self, inner: Any, traffic: Traffic) -> None:  # noqa: ANN401  of whatever kind
         self._inner = inner
         self._traffic = traffic
-        for name in OTHERS:
-            setattr(self, name, partial(self._call, getattr(inner, name)))
+        for name in READS:
+            setattr(self, name, partial(self._read, getattr(inner, name)))
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever the journal has
         return getattr(self._inner, name)
@@ -185,8 +199,15 @@ class WatchedJournal:
         await self._inner.open()
         await self._inner.sync_nothing()
 
-    async def _call(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:  # noqa: ANN401
-        return await self._traffic.call(partial(call, *args))
+    async def reopen(self) -> None:
+        await self._traffic.write(self._inner.reopen)
+        await self._inner.sync_nothing()
+
+    async def begin(self) -> Any:  # noqa: ANN401
+        return await self._traffic.write(self._inner.begin)
+
+    async def _read(self, call: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        return await self._traffic.read(partial(call, *args, **options))
 
     async def commit(self, changes: Sequence[Change]) -> Any:  # noqa: ANN401
         return await self._traffic.commit(partial(self._inner.commit, changes), changes)
