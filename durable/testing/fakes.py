@@ -123,7 +123,8 @@ class Steps:
         self.shuffler: random.Random | None = None
         self.asleep: set[asyncio.Task[Any] | None] = set()
         self.begun_again: list[str] = []
-        self._held: list[_Nap] = []
+        self._held: dict[int, _Nap] = {}
+        self._begun_count = 0
 
     def steer(self, definition: Definition[Any, Any]) -> Steering:
         """Return how a definition is steered.
@@ -182,6 +183,8 @@ class Steps:
         call_real: Callable[[], Coroutine[Any, Any, Any]],
     ) -> Any:  # noqa: ANN401  what the function returns
         """Do what the test wants of an attempt, in the task of the attempt."""
+        self._begun_count += 1
+        serial = self._begun_count
         steering = self._steering.get(definition) or Steering()
         number = CURRENT_ATTEMPT.get().number
         delay_ms = steering.delays_ms.get(number, steering.delays_ms.get(None, 0))
@@ -198,7 +201,7 @@ class Steps:
             return await _call_fake(steering.fake, *args)
         finally:
             if self.shuffler is not None and definition.kind == Action.kind:
-                await self._hold()
+                await self._hold(serial)
 
     # --- the test's time -------------------------------------------------------------------------
 
@@ -213,21 +216,20 @@ class Steps:
 
     # --- the order of completions ----------------------------------------------------------------
 
-    async def _hold(self) -> None:
+    async def _hold(self, serial: int) -> None:
         """Complete when it is chosen."""
-        nap = _Nap(self)
-        self._held.append(nap)
+        nap = self._held[serial] = _Nap(self)
         try:
             await nap.sleep()
         finally:
-            if nap in self._held:
-                self._held.remove(nap)
+            self._held.pop(serial, None)
 
     def complete_any(self) -> bool:
         """Let one of the attempts complete that are held; return whether there is one."""
         if self.shuffler is None or not self._held:
             return False
-        self._held.pop(self.shuffler.randrange(len(self._held))).end()
+        # By the order of their beginning: threads end in any order.
+        self._held.pop(self.shuffler.choice(sorted(self._held))).end()
         return True
 
 
