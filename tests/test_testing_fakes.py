@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -67,9 +68,9 @@ def plain_fake_charge(order: str, cents: int = 5) -> str:
 
 
 @pytest.mark.parametrize("fake", [fake_charge, plain_fake_charge, "a gift: o-1"])
-async def test_something_else_stands_in(fake: Any) -> None:
+async def test_something_else_stands_in(fake: Callable[..., str] | str) -> None:
     async with testing.engine() as env:
-        env.replace(charge, fake)
+        env.replace(charge, cast("str", fake))
         assert await env.run(checkout("o-1")) == "a gift: o-1"
         assert paid == []
 
@@ -96,10 +97,8 @@ async def test_a_replacement_ends_with_its_block() -> None:
 async def test_it_holds_in_its_environment_alone() -> None:
     async with testing.engine() as env, testing.engine() as other:
         env.replace(charge, "free")
-        assert await asyncio.gather(env.run(checkout("a")), other.run(checkout("b"))) == [
-            "free",
-            "paid 5 for b",
-        ]
+        results = await asyncio.gather(env.run(checkout("a")), other.run(checkout("b")))
+        assert results == ["free", "paid 5 for b"]  # type: ignore[comparison-overlap]
         assert [call.args for call in other.calls(charge)] == [{"order": "b"}]
 
 

@@ -99,9 +99,7 @@ SCOPE = ("-o", "asyncio_default_fixture_loop_scope=function")
         ("pytestmark = pytest.mark.asyncio", ("-o", "asyncio_mode=strict", *SCOPE)),
         ("", ("-o", "asyncio_mode=auto", *SCOPE)),
         (
-            "@pytest.fixture(scope='session')\n"
-            "def anyio_backend(): return 'asyncio'\n"
-            "pytestmark = pytest.mark.anyio",
+            "pytestmark = pytest.mark.anyio\nanyio_backend = pytest.fixture(lambda: 'asyncio')",
             ("-p", "no:asyncio"),
         ),
     ],

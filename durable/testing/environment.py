@@ -174,11 +174,14 @@ class Environment:
         run = await self.start(call, id=id)
         return await self.result(run)
 
-    async def result(self, run: Run[T] | str) -> T:
+    @overload
+    async def result(self, run: Run[T]) -> T: ...
+    @overload
+    async def result(self, run: str) -> Any: ...  # noqa: ANN401
+    async def result(self, run: Run[Any] | str) -> Any:
         """Wait for the end of a run, or of the run of that id, and return its value, as ``run``."""
         run_id = run if isinstance(run, str) else run.id
-        value: T = await self.ask(lambda engine: engine.get(run_id).result())
-        return value
+        return await self.ask(lambda engine: engine.get(run_id).result())
 
     async def ask(self, do: Callable[[Engine], Awaitable[T]]) -> T:
         """Do something with the engine: ``await env.ask(lambda engine: engine.status(run_id))``.

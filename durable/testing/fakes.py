@@ -330,10 +330,14 @@ class WatchedStep:
 
 
 async def _call_fake(fake: Any, positional: Iterable[Any], keyword: dict[str, Any]) -> Any:  # noqa: ANN401
-    is_error: bool = isinstance(fake, type) and issubclass(fake, BaseException)
-    if is_error or isinstance(fake, BaseException):
+    if _is_error(fake):
         raise fake
     if not callable(fake):
         return fake
     result: Any = fake(*positional, **keyword)
     return await result if inspect.isawaitable(result) else result
+
+
+def _is_error(fake: object) -> bool:
+    is_class = isinstance(fake, type) and issubclass(fake, BaseException)
+    return is_class or isinstance(fake, BaseException)
