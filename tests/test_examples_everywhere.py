@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 import durable
-from durable import EventAlreadySentError, EventId, OutcomeUnknown, testing
+from durable import Engine, EventAlreadySentError, EventId, OutcomeUnknown, testing
 from durable.testing import Environment
 
 EXAMPLES: Final = Path(__file__).parent.parent / "examples"
@@ -65,7 +66,7 @@ def agent() -> Case:
 
     async def approve(env: Environment, run_id: str) -> None:
         await env.run_until_idle()
-        await env.send_event(run_id, module.APPROVED, True)
+        await env.send_event(run_id, module.APPROVED, value=True)
 
     def answer(url: str, messages: Any) -> Any:  # noqa: ANN401  the model's
         return module._answer(messages)
@@ -231,13 +232,14 @@ def scheduled() -> Case:
 def signals() -> Case:
     module = example("signals")
 
+    async def send(event_id: EventId, value: str, engine: Engine) -> None:
+        await engine.send_event_id(event_id, value)
+
     async def sign(env: Environment, run_id: str) -> None:
         await env.run_until_idle()
         for name, event_id in reversed(list(module.offices.items())):
             with contextlib.suppress(EventAlreadySentError):
-                await env.ask(
-                    lambda engine, id=event_id, name=name: engine.send_event_id(id, f"by {name}")  # type: ignore[misc]
-                )
+                await env.ask(partial(send, event_id, f"by {name}"))
 
     return Case(
         module.contract(["legal", "board"]),

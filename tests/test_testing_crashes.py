@@ -1,4 +1,4 @@
-"""Crashes before and after every commit: what comes out right is let pass, what does not is named."""
+"""Crashes before and after every commit: what is right is let pass, what is not is named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from itertools import count
 from typing import Any
 
 import pytest
-
 from waiting import until
 
 import durable
