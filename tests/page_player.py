@@ -61,8 +61,8 @@ def run_command(*command: str) -> str:
 
 def run_file(name: str) -> str:
     if name.startswith("test_"):
-        options = ("-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto")
-        options += ("-p", "pytest_durable")  # As it is where durable is installed.
+        options = ["-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"]
+        options += ["-p", "pytest_durable"]  # As it is where durable is installed.
         return run_command(sys.executable, "-m", "pytest", *options, name)
     return run_command(sys.executable, name)
 

@@ -154,13 +154,13 @@ class Driver:
 
     def _is_test_at_work(self) -> bool:
         """Whether somebody looks at the engine, or a task can go on by itself."""
-        return bool(self._traffic.reads_in_flight) or _is_any_task_ready()
+        return bool(self._traffic.reads.count) or _is_any_task_ready()
 
     async def _wait_for_what_is_outside(self) -> None:
         """Wait for a function of a step, or a call of the journal, to end, if there are any."""
         functions = self._functions()
         traffic = self._traffic
-        if not (functions or traffic.writes_in_flight or traffic.reads_in_flight):
+        if not (functions or traffic.writes.count or traffic.reads.count):
             return
         self._traffic.changed.clear()
         changed = asyncio.ensure_future(self._traffic.changed.wait())
@@ -181,7 +181,7 @@ class Driver:
             return False
         due_ms = self._next_due_ms()
         return bool(
-            self._traffic.writes_in_flight
+            self._traffic.writes.count
             or self._functions()
             or not runner.pump.is_idle
             or not runner.writer.is_idle

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -28,7 +29,7 @@ from durable.status import to_datetime
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Coroutine, Generator, Iterable
 
     from durable.issue import ActionStep, TransactionStep
     from durable.journal.scopes import Scope
@@ -298,34 +299,31 @@ class WatchedStep:
         """Call a query or a mutation with its transaction and recorded arguments."""
         return self._noted(args, partial(self._step.call_in, scope, args))
 
-    def _begin(self, arguments: tuple[list[Any], dict[str, Any]]) -> StepCall:
+    @contextmanager
+    def _begin(self, arguments: tuple[list[Any], dict[str, Any]]) -> Generator[StepCall]:
+        """Take note of an attempt, from its beginning to its end."""
         positional, keyword = arguments
         named = self._definition.parameters.bind(tuple(positional), keyword)
-        return self._steps.begin(self._definition, named)
-
-    def _noted_in_thread(self, args: str, call_real: Callable[[], Any]) -> Any:  # noqa: ANN401
-        call = self._begin(recorded_arguments(self._definition, args))
+        call = self._steps.begin(self._definition, named)
         try:
-            call.result = call_real()
+            yield call
         except BaseException as exc:
             call.error = exc
             raise
         finally:
             call.is_over = True
+
+    def _noted_in_thread(self, args: str, call_real: Callable[[], Any]) -> Any:  # noqa: ANN401
+        with self._begin(recorded_arguments(self._definition, args)) as call:
+            call.result = call_real()
         return call.result
 
     async def _noted(self, args: str, call_real: Callable[[], Any]) -> Any:  # noqa: ANN401
         arguments = recorded_arguments(self._definition, args)
-        call = self._begin(arguments)
-        try:
+        with self._begin(arguments) as call:
             call.result = await self._steps.steered(
                 self._definition, self.timeout_s, arguments, call_real
             )
-        except BaseException as exc:
-            call.error = exc
-            raise
-        finally:
-            call.is_over = True
         return call.result
 
 

@@ -83,12 +83,19 @@ class Ledger:
 
 
 @final
+class InFlight:
+    """How many calls of a kind are under way."""
+
+    count = 0
+
+
+@final
 class Traffic:
     """The calls of an engine's journal, over all its lives.
 
     Attributes:
-        writes_in_flight: How many are under way that the engine's work waits for.
-        reads_in_flight: How many others are: of the engine, or of those who look at it.
+        writes: Those under way that the engine's work waits for.
+        reads: The others: of the engine, or of those who look at it.
         changed: Set whenever one has ended.
         commits: How many there were since the crash was armed.
         crash: Where the present life is to end, if anywhere.
@@ -99,7 +106,8 @@ class Traffic:
     """
 
     def __init__(self) -> None:
-        self.writes_in_flight = self.reads_in_flight = 0
+        self.writes = InFlight()
+        self.reads = InFlight()
         self.changed = asyncio.Event()
         self.commits = 0
         self.crash: CrashPoint | None = None
@@ -125,29 +133,15 @@ class Traffic:
         """Return the journal, with its calls counted."""
         return WatchedJournal(journal, self)
 
-    async def read(self, do: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
-        """Do a call that only looks."""
+    async def call(self, do: Callable[[], Awaitable[Any]], in_flight: InFlight) -> Any:  # noqa: ANN401
+        """Do a call of the journal, unless its engine has crashed."""
         if self.has_crashed:
             await self._never()
-        self.reads_in_flight += 1
+        in_flight.count += 1
         try:
             result = await do()
         finally:
-            self.reads_in_flight -= 1
-            self.changed.set()
-        if self.has_crashed:
-            await self._never()
-        return result
-
-    async def write(self, do: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
-        """Do a call that the engine's work waits for."""
-        if self.has_crashed:
-            await self._never()
-        self.writes_in_flight += 1
-        try:
-            result = await do()
-        finally:
-            self.writes_in_flight -= 1
+            in_flight.count -= 1
             self.changed.set()
         if self.has_crashed:
             await self._never()
@@ -165,7 +159,7 @@ class Traffic:
             crash.what = describe_commit(changes)
             if not crash.is_after:
                 await self._crash()
-        result = await self.write(do)
+        result = await self.call(do, self.writes)
         self.ledger.note(changes or ())
         if is_last:
             await self._crash()
@@ -200,14 +194,14 @@ class WatchedJournal:
         await self._inner.sync_nothing()
 
     async def reopen(self) -> None:
-        await self._traffic.write(self._inner.reopen)
+        await self._traffic.call(self._inner.reopen, self._traffic.writes)
         await self._inner.sync_nothing()
 
     async def begin(self) -> Any:  # noqa: ANN401
-        return await self._traffic.write(self._inner.begin)
+        return await self._traffic.call(self._inner.begin, self._traffic.writes)
 
     async def _read(self, call: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:  # noqa: ANN401
-        return await self._traffic.read(partial(call, *args, **options))
+        return await self._traffic.call(partial(call, *args, **options), self._traffic.reads)
 
     async def commit(self, changes: Sequence[Change]) -> Any:  # noqa: ANN401
         return await self._traffic.commit(partial(self._inner.commit, changes), changes)
