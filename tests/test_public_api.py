@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 import durable
-from durable import DurableError, NonDeterminismError
+from durable import DurableError, NonDeterminismError, testing
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,6 +90,16 @@ def test_options_are_given_by_name(function: object, positional: list[str]) -> N
     parameters = inspect.signature(function).parameters.values()
     by_keyword = (inspect.Parameter.KEYWORD_ONLY,)
     assert [p.name for p in parameters if p.kind not in by_keyword] == positional
+
+
+@pytest.mark.parametrize("name", testing.__all__)
+def test_every_name_of_the_test_kit_says_what_it_is(name: str) -> None:
+    value = getattr(testing, name)
+    assert value.__doc__
+    if name in ("Environment", "Replacement"):
+        for method_name, method in vars(value).items():
+            if not method_name.startswith("_") and (callable(method) or hasattr(method, "fget")):
+                assert method.__doc__, method_name
 
 
 def test_objects_with_a_state_show_it() -> None:
