@@ -12,7 +12,7 @@ import pytest
 from changing import Code, act, complete, new_day, today
 from faults import Fault, crashing, each_to_fail, once_available, opened
 from sweeps import RECOVERY_POINTS, Crash, MortalJournal
-from test_restart_code import beside, child, replays, result, states
+from test_restart_code import child, replays, result, states
 
 from durable import Engine, Step
 
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
     from durable import Run
 
 pytestmark = pytest.mark.slow
+
+
+async def losing(_step: Step) -> list[str]:
+    first, second, third = (asyncio.ensure_future(act(text)) for text in "abc")
+    done = [await first, await third]
+    second.cancel()
+    return done
+
+
+async def completed(engine: Engine) -> Run[Any]:
+    """Let a run complete whose second step is withdrawn when its third is done."""
+    today.held.add("b")
+    return await complete(engine, losing)
 
 
 async def anew(_step: Step) -> list[str]:
@@ -38,15 +51,23 @@ async def withdrawn(_step: Step) -> list[str]:
     return [first.result(), await act("after")]
 
 
+async def withdrawn_again(_step: Step) -> list[str]:
+    first, second = asyncio.ensure_future(act("a")), asyncio.ensure_future(act("b"))
+    await first
+    second.cancel()
+    return [first.result(), await act("after")]
+
+
 async def ending(_step: Step) -> list[str]:
     tasks = [asyncio.ensure_future(call) for call in (act("a"), act("never"), child("never"))]
     return [await tasks[0]]
 
 
 class Changed(NamedTuple):
-    """What a run is restarted with, after ``beside``, and what comes of it.
+    """What a run is restarted with, after ``losing``, and what comes of it.
 
     Attributes:
+        from_step: The first step that is dropped.
         begun: What its actions note.
         states: Of its steps, in order.
         children: How many runs there are under it.
@@ -54,6 +75,7 @@ class Changed(NamedTuple):
     """
 
     code: Code
+    from_step: int
     value: list[str]
     begun: list[str]
     states: list[str]
@@ -65,16 +87,21 @@ DEATHS: Final = 2
 DONE, GONE = "completed", "canceled"
 
 CHANGED: Final = {
-    "issued anew": Changed(anew, [*"ayz", "end"], [*"yz", "end"], [DONE] * 4, 1, 4),
-    "withdrawn anew": Changed(withdrawn, ["a", "after"], ["after"], [DONE, GONE, GONE, DONE], 0, 3),
-    "ended early": Changed(ending, ["a"], [], [DONE, GONE, GONE], 0, 1),
+    "issued anew": Changed(anew, 1, [*"ayz", "end"], [*"yz", "end"], [DONE] * 4, 1, 4),
+    "withdrawn anew": Changed(
+        withdrawn, 1, ["a", "after"], ["after"], [DONE, GONE, GONE, DONE], 0, 3
+    ),
+    "withdrawn again": Changed(
+        withdrawn_again, 2, ["a", "after"], ["after"], [DONE, GONE, DONE], 0, 3
+    ),
+    "ended early": Changed(ending, 1, ["a"], [], [DONE, GONE, GONE], 0, 1),
 }
 
 
-async def restarted(run: Run[Any]) -> None:
+async def restarted(run: Run[Any], from_step: int) -> None:
     """Ask for the restart, unless it was made by one whose outcome was unknown."""
     if not (await run.status()).generation:
-        await run.restart(from_step=1)
+        await run.restart(from_step=from_step)
 
 
 @pytest.mark.parametrize("fault", list(Fault))
@@ -87,10 +114,10 @@ async def test_whichever_write_fails_the_new_code_is_done_once(
     for number, disk in each_to_fail(monkeypatch, changed.commits if what == "commit" else 2):
         new_day()
         async with opened(path.with_name(f"{number}.db")) as engine:
-            run = await complete(engine, beside)
+            run = await completed(engine)
             today.code = changed.code
             disk.faults[what, disk.calls[what] + number] = fault
-            await once_available(disk, partial(restarted, run))
+            await once_available(disk, partial(restarted, run, changed.from_step))
             assert await result(run) == changed.value
             disk.faults.clear()
             await once_available(disk, partial(check, engine, run, changed))
@@ -110,12 +137,12 @@ async def check_steps(engine: Engine, run: Run[Any], changed: Changed) -> None:
     assert len([each async for each in engine.iter_runs()]) == 1 + changed.children
 
 
-async def lived(path: Path, run_id: str, crash: Crash) -> Any:  # noqa: ANN401
+async def lived(path: Path, run_id: str, from_step: int, crash: Crash) -> Any:  # noqa: ANN401
     """Restart the run, unless that was done before, and see its end; ``None`` after a crash."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("durable.journal.sqlite.SqliteJournal", partial(MortalJournal, crash))
         async with crashing(path) as engine:
-            living = asyncio.create_task(_to_the_end(engine.get(run_id)))
+            living = asyncio.create_task(_to_the_end(engine.get(run_id), from_step))
             dying = asyncio.create_task(crash.has_come.wait())
             await asyncio.wait([living, dying], return_when=asyncio.FIRST_COMPLETED)
             is_over = living.done()
@@ -125,8 +152,8 @@ async def lived(path: Path, run_id: str, crash: Crash) -> Any:  # noqa: ANN401
     return living.result() if is_over else None
 
 
-async def _to_the_end(run: Run[Any]) -> Any:  # noqa: ANN401
-    await restarted(run)
+async def _to_the_end(run: Run[Any], from_step: int) -> Any:  # noqa: ANN401
+    await restarted(run, from_step)
     return await result(run)
 
 
@@ -141,13 +168,14 @@ async def test_a_crash_around_any_commit_changes_nothing(
         new_day()
         file = path.with_name(f"{number}.db")
         async with Engine(file) as engine:
-            run_id = (await complete(engine, beside)).id
+            run_id = (await completed(engine)).id
         today.code = changed.code
         crash = Crash(number, after=after)
-        found = await lived(file, run_id, crash)
+        live = partial(lived, file, run_id, changed.from_step)
+        found = await live(crash)
         if crash.has_come.is_set():
             again = Crash(number % RECOVERY_POINTS, after=not after)
-            found = await lived(file, run_id, again) or await lived(file, run_id, Crash(None))
+            found = await live(again) or await live(Crash(None))
         assert found == changed.value
         assert set(today.begun) == set(changed.begun)
         assert max(today.begun.values(), default=1) <= DEATHS + 1
