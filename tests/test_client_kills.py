@@ -71,7 +71,7 @@ async def _write_within(client: Engine, place: str) -> None:
         await commit_writing(journal, writing, changes)
         die_if(place == AFTER)
 
-    SqliteJournal.commit_writing = commit_or_die  # type: ignore[method-assign]
+    SqliteJournal.commit_writing = commit_or_die  # type: ignore[assignment, method-assign]
     async with client.transaction() as tx:
         acts: list[Callable[[], Awaitable[object]]] = [
             lambda: tx.fetch_value("SELECT count(*) FROM entry"),
