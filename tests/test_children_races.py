@@ -12,15 +12,18 @@ from clock import ManualClock
 from cycles import at_cycle
 from families import check_families, the_child
 from faults import MONTH_S, crashing, opened
-from waiting import WAIT_S_MAX, until, until_open
+from waiting import WAIT_S_MAX, until, until_open, until_written
 from world import echo, held, new_world, world
 
 import durable
 from durable import Engine, RunCanceled, RunState, Step
+from durable.runtime.live import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from faults import Disk
 
 pytestmark = pytest.mark.slow
 
@@ -222,3 +225,47 @@ async def late_or_cancelled(step: Step) -> str:
     except RunCanceled:
         return "heard"
     return "late"
+
+
+@durable.workflow
+async def delaying(step: Step) -> str:
+    try:
+        return await step.run(held("it"), run_after=NAP_S)
+    except RunCanceled:
+        return "canceled"
+
+
+async def test_a_delayed_child_s_time_may_come_between_its_end_and_its_parent_s_turn(
+    path: Path, disk: Disk
+) -> None:
+    """Its parent is taken up again while its end is written, and other bodies have their turns."""
+    clock = ManualClock()
+    async with crashing(path, clock) as engine:
+        run = await engine.start(delaying(), id="it")
+        await until_open(run)
+        child = await the_child(engine, "it")
+    disk.answers.clear()
+    async with opened(path, clock) as engine:
+        runner: Any = engine._runner
+        on_claimed, waiting = runner.on_claimed, list[Any]()
+
+        def hold_commits(claim: Any) -> None:  # noqa: ANN401
+            disk.answers.clear()
+            on_claimed(claim)
+
+        runner.on_claimed = hold_commits
+        canceling = asyncio.create_task(engine.cancel(child.id))
+        await until(lambda: runner.writer._pending)
+        disk.answers.set()
+        await until(lambda: runner.live("it") and runner.live("it").phase is Phase.LIVE)
+        runner.schedule = waiting.append
+        disk.answers.set()
+        assert await canceling is True
+        await until_written(engine)
+        (parent,) = set(waiting)
+        clock.advance(NAP_S)
+        runner.schedule = runner.pump.schedule
+        runner.schedule(parent)
+        assert await engine.get("it").result(timeout=WAIT_S_MAX) == "canceled"
+        await check_families(engine)
+    assert not world.begun
