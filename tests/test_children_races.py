@@ -11,7 +11,7 @@ import pytest
 from clock import ManualClock
 from cycles import at_cycle
 from families import check_families, the_child
-from faults import MONTH_S, crashing, opened
+from faults import MONTH_S, FaultyJournal, crashing, leaving_nothing, opened
 from waiting import WAIT_S_MAX, until, until_open, until_written
 from world import echo, held, new_world, world
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from faults import Disk
+
+    from durable.journal.base import Claim
 
 pytestmark = pytest.mark.slow
 
@@ -236,36 +238,42 @@ async def delaying(step: Step) -> str:
 
 
 async def test_a_delayed_child_s_time_may_come_between_its_end_and_its_parent_s_turn(
-    path: Path, disk: Disk
+    path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its parent is taken up again while its end is written, and other bodies have their turns."""
-    clock = ManualClock()
+    clock, claim = ManualClock(), FaultyJournal.claim
+
+    async def claim_and_hold(journal: FaultyJournal, now_ms: int, limit: int) -> Claim:
+        found = await claim(journal, now_ms, limit)
+        disk.answers.clear()
+        return found
+
     async with crashing(path, clock) as engine:
-        run = await engine.start(delaying(), id="it")
-        await until_open(run)
+        await engine.start(delaying(), id="it")
+        await until_open(engine.get("it"))
         child = await the_child(engine, "it")
     disk.answers.clear()
-    async with opened(path, clock) as engine:
+    with monkeypatch.context() as holding:
+        holding.setattr(FaultyJournal, "claim", claim_and_hold)
+        engine = Engine(path)
+        clock.install(engine)
+        await engine.__aenter__()
         runner: Any = engine._runner
-        on_claimed, waiting = runner.on_claimed, list[Any]()
-
-        def hold_commits(claim: Any) -> None:  # noqa: ANN401
-            disk.answers.clear()
-            on_claimed(claim)
-
-        runner.on_claimed = hold_commits
         canceling = asyncio.create_task(engine.cancel(child.id))
         await until(lambda: runner.writer._pending)
         disk.answers.set()
         await until(lambda: runner.live("it") and runner.live("it").phase is Phase.LIVE)
-        runner.schedule = waiting.append
-        disk.answers.set()
-        assert await canceling is True
-        await until_written(engine)
-        (parent,) = set(waiting)
+    waiting: list[Any] = []
+    runner.schedule = waiting.append
+    disk.answers.set()
+    assert await canceling is True
+    await until_written(engine)
+    (parent,) = set(waiting)
+    async with leaving_nothing():
         clock.advance(NAP_S)
         runner.schedule = runner.pump.schedule
         runner.schedule(parent)
         assert await engine.get("it").result(timeout=WAIT_S_MAX) == "canceled"
         await check_families(engine)
+        await engine.__aexit__(None, None, None)
     assert not world.begun
