@@ -259,6 +259,32 @@ async def test_one_that_always_fails_does_not_make_the_journal_grow(
         assert len(set(counts)) == 1
 
 
+@durable.action
+async def hang(completion: Completion) -> None:
+    world.calls["hang"] += 1
+    if world.calls["hang"] < 3:
+        await asyncio.Event().wait()
+    world.heard.append(completion)
+
+
+async def test_one_that_its_process_has_died_of_too_often_is_called_again(
+    path: Path, clock: ManualClock
+) -> None:
+    for calls in (1, 2):
+        async with crashing(path, clock, max_interruptions=1) as engine:
+            await engine.start(job(1), id="it", on_complete=hang)
+            await until(lambda: world.calls["hang"] == calls)  # noqa: B023  at once
+    async with opened(path, clock, max_interruptions=1) as engine:
+        async with asyncio.timeout(WAIT_S_MAX):
+            while (error := (await engine.status("it")).callback_error) is None:
+                pass
+        assert error.type_name == "durable.StepInterrupted"
+        await let_back_off(engine)
+        assert world.calls["hang"] == 2
+        clock.advance(1)
+        assert [completion.run_id for completion in await until_heard(1)] == ["it"]
+
+
 async def steps_count(engine: Engine) -> int:
     """Return how many steps are in the journal, durable's own included."""
     journal: Any = engine._journal
