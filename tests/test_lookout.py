@@ -35,6 +35,7 @@ class Looks:
         now_ns: The time, which goes on only while the lookout waits.
         answer: What each look gives.
         is_busy: Whether each look is to be whole.
+        is_written: Whether somebody is in the middle of a commit.
         looked_s: When it has looked.
         told_s: When it has told.
     """
@@ -42,14 +43,16 @@ class Looks:
     def __init__(self, database: Path) -> None:
         self.now_ns = 1_700_000_000 * SECOND_NS + 1
         self.answer: bool | None = False
-        self.is_busy = False
+        self.is_busy = self.is_written = False
         self.looked_s: list[float] = []
         self.told_s: list[float] = []
         self._log = Path(f"{database}-wal")
         self._log.touch()
         self._acts: list[Callable[[], None]] = []
         self.write_ago(60 * SECOND_NS)
-        self._lookout = Lookout(database, lambda: self.is_busy, self._look, self._tell)
+        self._lookout = Lookout(
+            database, lambda: self.is_busy, self._look, self._tell, lambda: self.is_written
+        )
 
     @property
     def now_s(self) -> float:
@@ -120,6 +123,22 @@ def test_what_others_write_is_told_once_and_in_time(looks: Looks) -> None:
 
 def test_a_time_that_another_commit_may_have_too_is_looked_at_again(looks: Looks) -> None:
     assert looks.told_after(nothing, lambda: looks.write_ago(0), *[nothing] * 20) == [0, 1, 2]
+
+
+def test_a_commit_that_takes_long_to_reach_the_disk_is_told_when_it_can_be_read(
+    looks: Looks,
+) -> None:
+    """The file's time is that of its writing, which is told too soon."""
+
+    def write() -> None:
+        looks.write_ago(2 * TICK_NS)
+        looks.is_written = True
+
+    def end() -> None:
+        looks.is_written = False
+
+    told = looks.told_after(nothing, write, nothing, nothing, end, *[nothing] * 8)
+    assert told == [0, 1, 2, 3, 4]
 
 
 def test_where_times_are_whole_seconds_it_looks_again_for_longer(looks: Looks) -> None:
