@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import sys
 from types import CodeType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ CALLEE_BEFORE_NULL = sys.version_info >= (3, 13)
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FAST", "LOAD_DEREF")
 ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 STORES = ("STORE_FAST", "STORE_DEREF")
+IMPORTS = ("IMPORT_NAME", "IMPORT_FROM")
 CALLS = ("CALL", "CALL_KW", "CALL_FUNCTION_EX")
 
 _NOTHING = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "KW_NAMES", "NOT_TAKEN"})
@@ -78,7 +79,7 @@ def is_within(inner: Position, outer: Position) -> bool:
         return False
     first, last, begin, end = inner
     outer_first, outer_last, outer_begin, outer_end = outer
-    return (outer_first, outer_begin) <= (first, begin) and (last, end) <= (outer_last, outer_end)  # type: ignore[operator]
+    return (outer_first, outer_begin) <= (first, begin) and (last, end) <= (outer_last, outer_end)
 
 
 def instructions(code: CodeType) -> list[Instruction]:
@@ -94,19 +95,21 @@ def _simple(code: CodeType) -> Iterator[Instruction]:
         if name == "PUSH_NULL":
             is_marked = True
             continue
-        argument = each.arg or 0
+        argument, argument_value = each.arg or 0, cast("object", each.argval)
         positions = each.positions
-        place = (None, None, None, None) if positions is None else tuple(positions)
+        place: Position = (None, None, None, None) if positions is None else positions
         is_marked = is_marked or _is_call(name, argument)
         if CALLEE_BEFORE_NULL:
             is_marked = is_marked or (after is not None and after.opname == "PUSH_NULL")
-        if name.startswith(("LOAD_FAST", "STORE_FAST")) and isinstance(each.argval, tuple):
-            first, second = each.argval  # pyright: ignore[reportUnknownVariableType]
+        if name.startswith(("LOAD_FAST", "STORE_FAST")) and isinstance(argument_value, tuple):
+            first, second = cast("tuple[str, str]", argument_value)
             yield Instruction(_plain(name), first, is_call=False, arguments_count=0, place=place)
-            yield Instruction("LOAD_FAST" if "_LOAD_FAST" in name else "STORE_FAST", second, is_marked, 0, place)
+            yield Instruction(
+                "LOAD_FAST" if "_LOAD_FAST" in name else "STORE_FAST", second, is_marked, 0, place
+            )
         else:
             count = ARGUMENTS_UNKNOWN if name == "CALL_FUNCTION_EX" else argument
-            yield Instruction(_plain(name), each.argval, is_marked, count, place)
+            yield Instruction(_plain(name), argument_value, is_marked, count, place)
         # What is called is the attribute, and the mark may stand before the object that has it.
         is_marked = is_marked and after is not None and after.opname in ATTRIBUTES
 

@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import sys
 from datetime import date
-from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, ClassMethodDescriptorType, FunctionType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple
 
 from durable.core.forbidden import DATE_METHODS, FORBIDDEN, METHODS, NOW, instead_of
@@ -22,7 +22,6 @@ MODULES: Final = {name.partition(".")[0] for name in (*FORBIDDEN, *METHODS, "dat
 
 _DECORATORS: Final = {"action", "query", "mutation", "workflow"}
 _DECORATORS_MODULE: Final = "durable.definitions"
-_CLASS_METHOD: Final = type(date.__dict__["today"])
 
 _indexed: set[str] = set()
 _index: dict[int, tuple[str, object]] = {}
@@ -38,7 +37,7 @@ class Absent(NamedTuple):
 class Member(NamedTuple):
     """What a class or an object has."""
 
-    owner: object
+    owner: Any
     name: str
 
 
@@ -91,13 +90,12 @@ def forbidden(called: object) -> Forbidden | None:
     if not isinstance(called, Member):
         return None
     owner, name = called
-    if isinstance(owner, type):
-        if issubclass(owner, date) and name in DATE_METHODS:
-            # A class of the user's own may have its own clock.
-            is_own = not isinstance(inspect.getattr_static(owner, name, None), _CLASS_METHOD)
-            return None if is_own else Forbidden(f"{owner.__name__}.{name}", NOW)
-        return _forbidden_method(owner, name)
-    return _forbidden_method(type(owner), name)
+    cls: type[Any] = owner if isinstance(owner, type) else type(owner)
+    if issubclass(cls, date) and name in DATE_METHODS:
+        # A class of the user's own may have its own clock.
+        is_own = not isinstance(inspect.getattr_static(cls, name, None), ClassMethodDescriptorType)
+        return None if is_own else Forbidden(f"{cls.__name__}.{name}", NOW)
+    return _forbidden_method(cls, name)
 
 
 def _forbidden_absent(name: str) -> Forbidden | None:
@@ -141,20 +139,19 @@ def is_as_completed(called: object) -> bool:
     return called is asyncio.as_completed
 
 
-def is_of_interest(found: object) -> bool:
+def is_of_interest(found: Any) -> bool:  # noqa: ANN401  whatever a name stands for
     """Whether a body that has such a name is worth reading."""
     if isinstance(found, ModuleType):
         return found.__name__.partition(".")[0] in MODULES
     if isinstance(found, type):
+        kind: type[Any] = found
         return (
-            is_set_class(found)
-            or id(found) in _index
-            or issubclass(found, date)
-            or has_forbidden_methods(found)
+            is_set_class(kind)
+            or id(kind) in _index
+            or issubclass(kind, date)
+            or has_forbidden_methods(kind)
         )
-    return (
-        id(found) in _index
-        or (isinstance(found, BuiltinMethodType | MethodType) and forbidden(found) is not None)
-        or is_as_completed(found)
-        or has_forbidden_methods(type(found))
-    )
+    if isinstance(found, BuiltinMethodType | MethodType):
+        return forbidden(found) is not None
+    cls: type[Any] = type(found)  # pyright: ignore[reportUnknownVariableType]
+    return id(found) in _index or is_as_completed(found) or has_forbidden_methods(cls)

@@ -17,18 +17,26 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
-import re
 import warnings
 from collections import Counter
 from opcode import opmap
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from durable.bytecode import ATTRIBUTES, CALLS, LOADS, STORES, Instruction, instructions, is_within, looked_up_names
+from durable.bytecode import (
+    ATTRIBUTES,
+    CALLS,
+    IMPORTS,
+    LOADS,
+    STORES,
+    Instruction,
+    instructions,
+    is_within,
+    looked_up_names,
+)
 from durable.callees import (
     MODULES,
     UNKNOWN,
-    Member,
     attribute_of,
     forbidden,
     has_forbidden_methods,
@@ -40,7 +48,7 @@ from durable.callees import (
     update_index,
 )
 from durable.core.errors import DeterminismWarning
-from durable.core.forbidden import AS_COMPLETED, FREE_WITH_ARGUMENTS, UNORDERED
+from durable.core.forbidden import ALLOWED, AS_COMPLETED, FREE_WITH_ARGUMENTS, UNORDERED
 from durable.core.refusals import no_replay_of
 
 if TYPE_CHECKING:
@@ -50,9 +58,6 @@ if TYPE_CHECKING:
 
 HELPERS_DEPTH_MAX = 3
 """How far the functions that a body calls are followed."""
-
-ALLOWED = re.compile(r"#\s*durable:\s*allow\b")
-"""The comment that silences a line."""
 
 _BUILD_SET = opmap["BUILD_SET"]
 
@@ -295,37 +300,39 @@ class _Function:
         # What the latest instructions have found, and what names are imported from.
         self._latest: object = UNKNOWN
         self._imported: object = UNKNOWN
+        self._is_import_as = False
         self._called: dict[tuple[int, int], object] = {}
         self._sets: set[Position] = set()
         self._is_definition_next = False
 
     def read(self) -> None:
         """Note what cannot be replayed."""
-        before: Instruction | None = None
-        for each, after in zip(self._instructions, [*self._instructions[1:], None], strict=True):
+        for index, each in enumerate(self._instructions):
             name = each.name
             if name in LOADS or name in ATTRIBUTES:
-                self._load(each, after)
-            elif name == "LOAD_CONST":
-                self._load_constant(each)
+                self._load(index, each)
             elif name in CALLS:
                 self._call(each)
             elif name in STORES:
-                if each.value in self._stored_once and self._latest is not UNKNOWN:
-                    self._known[each.value] = self._latest
-                self._latest = UNKNOWN
-                self._is_definition_next = False
-            elif name in ("IMPORT_NAME", "IMPORT_FROM"):
-                self._import(each, before)
+                self._store(each)
+            elif name in IMPORTS:
+                self._import(index, each)
+            elif name == "GET_ITER":
+                self._iterate(index, each)
+            elif name == "LOAD_CONST":
+                self._load_constant(each)
             elif name == "BUILD_SET":
                 self._note_set(each)
-            elif name == "GET_ITER":
-                self._iterate(each, before)
             elif name not in _KEEPING:
                 self._latest = UNKNOWN
-            before = each
 
-    def _load(self, each: Instruction, after: Instruction | None) -> None:
+    def _store(self, each: Instruction) -> None:
+        if each.value in self._stored_once and self._latest is not UNKNOWN:
+            self._known[each.value] = self._latest
+        self._latest = UNKNOWN
+        self._is_definition_next = False
+
+    def _load(self, index: int, each: Instruction) -> None:
         if each.name in ATTRIBUTES:
             self._latest = attribute_of(self._latest, each.value)
         elif each.name in ("LOAD_GLOBAL", "LOAD_NAME"):
@@ -334,7 +341,8 @@ class _Function:
             self._latest = self._known.get(each.value, UNKNOWN)
         if is_definition(self._latest):
             self._is_definition_next = True
-        if each.is_call and not (after is not None and after.is_call and after.name in ATTRIBUTES):
+        after = self._instructions[index + 1]  # A function ends with none of these.
+        if each.is_call and not (after.is_call and after.name in ATTRIBUTES):
             self._find(each)
 
     def _find(self, each: Instruction) -> None:
@@ -374,25 +382,26 @@ class _Function:
         self._reader.read(each.value, self._known, self._calls)
         self._latest = each.value
 
-    def _import(self, each: Instruction, before: Instruction | None) -> None:
+    def _import(self, index: int, each: Instruction) -> None:
         if each.name == "IMPORT_FROM":
             self._latest = attribute_of(self._imported, each.value)
             if self._is_import_as:
                 self._imported = self._latest
             return
-        names = before.value if before is not None else None
+        level, names = (before.value for before in self._instructions[index - 2 : index])
         self._is_import_as = names is None  # import a.b as c
         name = each.value.partition(".")[0] if names is None else each.value
-        self._latest = self._imported = module_of(name) if name else UNKNOWN
+        # A relative import is of the user's own package.
+        self._latest = self._imported = module_of(name) if level == 0 else UNKNOWN
 
     def _note_set(self, each: Instruction) -> None:
         self._latest = UNKNOWN
         if each.arguments_count != 1:
             self._sets.add(each.place)
 
-    def _iterate(self, each: Instruction, before: Instruction | None) -> None:
+    def _iterate(self, index: int, each: Instruction) -> None:
         self._latest = UNKNOWN
-        assert before is not None
+        before = self._instructions[index - 1]
         is_constant = before.name == "LOAD_CONST" and type(before.value) is frozenset
         if is_constant or before.name == "SET_UPDATE" or before.place in self._sets:
             self._note("the order of a set", UNORDERED, each)

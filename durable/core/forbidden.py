@@ -5,6 +5,8 @@ All of it gives another value, or has its effect again, when the body is replaye
 
 from __future__ import annotations
 
+import re
+
 ACTION = "put it in an action"
 NOW = "step.now(), which is the run's own time"
 SLEEP = "await step.sleep() or asyncio.sleep(), which are durable"
@@ -13,6 +15,11 @@ UUID = "step.uuid4()"
 SECRET = "have an action return it (step.random is not for secrets)"  # noqa: S105
 THREAD = "use asyncio's tasks, locks and events, or an action: a plain function runs in a thread"
 EVENT = "await step.wait_event(), or an action that asks"
+
+
+def _all(instead: str, /, *names: str) -> dict[str, str]:
+    return dict.fromkeys(names, instead)
+
 
 CLOCKS = (
     *("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"),
@@ -32,71 +39,67 @@ HTTP = ("get", "post", "put", "patch", "delete", "head", "options", "request")
 
 FORBIDDEN: dict[str, dict[str, str]] = {
     "builtins": {"open": ACTION, "input": EVENT},
-    "time": dict.fromkeys((*CLOCKS, *CLOCK_WHEN_BARE), NOW) | {"sleep": SLEEP},
-    "random": dict.fromkeys((*DRAWS, "Random"), RANDOM) | {"SystemRandom": SECRET},
-    "uuid": dict.fromkeys(("uuid1", "uuid4", "uuid6", "uuid7", "uuid8"), UUID)
-    | {"getnode": ACTION},
-    "secrets": dict.fromkeys(
-        ("choice", "randbelow", "randbits", "token_bytes", "token_hex", "token_urlsafe"), SECRET
+    "time": {**_all(NOW, *CLOCKS, *CLOCK_WHEN_BARE), "sleep": SLEEP},
+    "random": {**_all(RANDOM, *DRAWS, "Random"), "SystemRandom": SECRET},
+    "uuid": {
+        **_all(UUID, "uuid1", "uuid4", "uuid6", "uuid7", "uuid8", "_generate_time_safe"),
+        "getnode": ACTION,
+    },
+    "secrets": _all(
+        *(SECRET, "choice", "randbelow", "randbits", "token_bytes", "token_hex", "token_urlsafe")
     ),
-    "os": dict.fromkeys(("urandom", "getrandom"), SECRET)
-    | dict.fromkeys(
-        (
-            *("getpid", "getppid", "getlogin", "system", "popen", "fork", "forkpty", "startfile"),
+    "os": {
+        **_all(SECRET, "urandom", "getrandom"),
+        **_all(
+            *(ACTION, "getpid", "getppid", "getlogin", "system", "popen", "fork", "forkpty"),
             *("execl", "execle", "execlp", "execlpe", "execv", "execve", "execvp", "execvpe"),
             *("spawnl", "spawnle", "spawnlp", "spawnlpe", "spawnv", "spawnve", "spawnvp"),
             *("spawnvpe", "posix_spawn", "posix_spawnp", "kill", "killpg", "wait", "waitpid"),
             *("open", "fdopen", "listdir", "scandir", "walk", "stat", "lstat", "mkdir"),
             *("makedirs", "remove", "unlink", "rename", "replace", "rmdir", "removedirs"),
             *("link", "symlink", "readlink", "truncate", "utime", "chmod", "chown", "chdir"),
+            "startfile",
         ),
-        ACTION,
+    },
+    "os.path": _all(
+        *(ACTION, "exists", "lexists", "isfile", "isdir", "getsize"),
+        *("getmtime", "getatime", "getctime"),
     ),
-    "os.path": dict.fromkeys(
-        ("exists", "lexists", "isfile", "isdir", "getmtime", "getatime", "getctime", "getsize"),
-        ACTION,
+    "subprocess": _all(
+        *(ACTION, "run", "call", "check_call", "check_output", "Popen"),
+        *("getoutput", "getstatusoutput"),
     ),
-    "subprocess": dict.fromkeys(
-        ("run", "call", "check_call", "check_output", "Popen", "getoutput", "getstatusoutput"),
-        ACTION,
+    "threading": _all(
+        *(THREAD, "Thread", "Timer", "Lock", "RLock", "Condition", "Event", "Semaphore"),
+        *("BoundedSemaphore", "Barrier"),
     ),
-    "threading": dict.fromkeys(
-        (
-            *("Thread", "Timer", "Lock", "RLock", "Condition", "Event", "Semaphore"),
-            *("BoundedSemaphore", "Barrier"),
-        ),
-        THREAD,
+    "_thread": _all(THREAD, "start_new_thread"),
+    "concurrent.futures.thread": _all(THREAD, "ThreadPoolExecutor"),
+    "concurrent.futures.process": _all(ACTION, "ProcessPoolExecutor"),
+    "multiprocessing": _all(ACTION, "Process", "Pool", "Queue", "Pipe", "Manager"),
+    "socket": _all(
+        *(ACTION, "socket", "create_connection", "create_server", "socketpair", "fromfd"),
+        *("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr"),
+        *("gethostname", "getfqdn", "getnameinfo"),
     ),
-    "_thread": dict.fromkeys(("start_new_thread", "start_new"), THREAD),
-    "concurrent.futures.thread": {"ThreadPoolExecutor": THREAD},
-    "concurrent.futures.process": {"ProcessPoolExecutor": ACTION},
-    "multiprocessing": dict.fromkeys(("Process", "Pool", "Queue", "Pipe", "Manager"), ACTION),
-    "socket": dict.fromkeys(
-        (
-            *("socket", "create_connection", "create_server", "socketpair", "fromfd"),
-            *("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr"),
-            *("gethostname", "getfqdn", "getnameinfo"),
-        ),
-        ACTION,
+    "urllib.request": _all(ACTION, "urlopen", "urlretrieve"),
+    "http.client": _all(ACTION, "HTTPConnection", "HTTPSConnection"),
+    "requests": _all(ACTION, *HTTP, "Session", "session"),
+    "httpx": _all(ACTION, *HTTP, "stream", "Client", "AsyncClient"),
+    "sqlite3": {"connect": "use a query, a mutation, or an action"},
+    "tempfile": _all(
+        *(ACTION, "mkstemp", "mkdtemp", "TemporaryFile", "NamedTemporaryFile"),
+        *("SpooledTemporaryFile", "TemporaryDirectory"),
     ),
-    "urllib.request": dict.fromkeys(("urlopen", "urlretrieve"), ACTION),
-    "http.client": dict.fromkeys(("HTTPConnection", "HTTPSConnection"), ACTION),
-    "requests": dict.fromkeys((*HTTP, "Session", "session"), ACTION),
-    "httpx": dict.fromkeys((*HTTP, "stream", "Client", "AsyncClient"), ACTION),
-    "sqlite3": {"connect": "a query, a mutation, or an action"},
-    "tempfile": dict.fromkeys(
-        (
-            *("mkstemp", "mkdtemp", "TemporaryFile", "NamedTemporaryFile"),
-            *("SpooledTemporaryFile", "TemporaryDirectory"),
-        ),
-        ACTION,
+    "shutil": _all(
+        *(ACTION, "copy", "copy2", "copyfile", "copytree", "move", "rmtree", "disk_usage", "which")
     ),
-    "shutil": dict.fromkeys(
-        ("copy", "copy2", "copyfile", "copytree", "move", "rmtree", "disk_usage", "which"), ACTION
-    ),
-    "glob": dict.fromkeys(("glob", "iglob"), ACTION),
+    "glob": _all(ACTION, "glob", "iglob"),
 }
 """What to do instead of each function, by module."""
+
+ALLOWED = re.compile(r"#\s*durable:\s*allow\b")
+"""The comment of a line that may do what is forbidden."""
 
 FREE_WITH_ARGUMENTS = {
     **{f"time.{name}": 0 for name in CLOCK_WHEN_BARE},
@@ -116,23 +119,26 @@ FILES = (
 )
 
 METHODS: dict[str, dict[str, dict[str, str]]] = {
-    "pathlib": {"Path": dict.fromkeys(FILES, ACTION)},
-    "pathlib._local": {"Path": dict.fromkeys(FILES, ACTION)},  # Where Python 3.13 has it.
-    "random": {"Random": dict.fromkeys(DRAWS, RANDOM)},
-    "requests.sessions": {"Session": dict.fromkeys(HTTP, ACTION)},
+    "pathlib": {"Path": _all(ACTION, *FILES)},
+    "pathlib._local": {"Path": _all(ACTION, *FILES)},  # Where Python 3.13 has it.
+    "random": {"Random": _all(RANDOM, *DRAWS)},
+    "requests.sessions": {"Session": _all(ACTION, *HTTP)},
     "httpx": {
-        "Client": dict.fromkeys((*HTTP, "stream", "send"), ACTION),
-        "AsyncClient": dict.fromkeys((*HTTP, "stream", "send"), ACTION),
+        "Client": _all(ACTION, *HTTP, "stream", "send"),
+        "AsyncClient": _all(ACTION, *HTTP, "stream", "send"),
     },
     "socket": {
-        "socket": dict.fromkeys(
-            ("connect", "connect_ex", "bind", "listen", "accept", "send", "sendall", "recv"), ACTION
+        "socket": _all(
+            *(ACTION, "connect", "connect_ex", "bind", "listen", "accept", "send", "sendall"),
+            "recv",
         )
     },
 }
 """What to do instead of each method, by module and class."""
 
-UNORDERED = "iterate over a list, or over sorted(...), because a set has another order in another process"
+UNORDERED = (
+    "iterate over a list, or over sorted(...), because a set has another order in another process"
+)
 AS_COMPLETED = "make tasks of them, by asyncio.create_task()"
 
 

@@ -34,7 +34,7 @@ def is_from_signal(exc: BaseException) -> bool:
     doubt, it is the host's. Source: ``RESUME`` in docs.python.org/3/library/dis.html, and in
     CPython's bytecodes.c.
     """
-    handlers = _handlers()
+    handlers = signal_handlers()
     at = exc.__traceback__
     last: TracebackType | None = None
     while at is not None:
@@ -50,7 +50,7 @@ def is_from_signal(exc: BaseException) -> bool:
     return instruction not in _RAISING
 
 
-def _handlers() -> set[CodeType]:
+def signal_handlers() -> set[CodeType]:
     """Return the code of the signal handlers that are Python functions."""
     codes: set[CodeType] = set()
     for number in signal.valid_signals():
