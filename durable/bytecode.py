@@ -93,7 +93,7 @@ def _simple(code: CodeType) -> Iterator[Instruction]:
     for each, after in zip(found, [*found[1:], None], strict=True):
         name = each.opname
         if name == "PUSH_NULL":
-            is_marked = True
+            is_marked = not CALLEE_BEFORE_NULL
             continue
         argument, argument_value = each.arg or 0, cast("object", each.argval)
         positions = each.positions
@@ -104,9 +104,10 @@ def _simple(code: CodeType) -> Iterator[Instruction]:
         if name.startswith(("LOAD_FAST", "STORE_FAST")) and isinstance(argument_value, tuple):
             first, second = cast("tuple[str, str]", argument_value)
             yield Instruction(_plain(name), first, is_call=False, arguments_count=0, place=place)
-            yield Instruction(
-                "LOAD_FAST" if "_LOAD_FAST" in name else "STORE_FAST", second, is_marked, 0, place
-            )
+            # The place is that of the first: of the second one, the line is known at most.
+            line = (place[0], place[1], None, None)
+            plain = "LOAD_FAST" if "_LOAD_FAST" in name else "STORE_FAST"
+            yield Instruction(plain, second, is_marked, 0, line)
         else:
             count = ARGUMENTS_UNKNOWN if name == "CALL_FUNCTION_EX" else argument
             yield Instruction(_plain(name), argument_value, is_marked, count, place)

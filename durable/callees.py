@@ -6,6 +6,7 @@ Nothing is executed to find out: no property, no ``__getattr__``, no import.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import inspect
 import sys
 from datetime import date
@@ -29,7 +30,7 @@ _index: dict[int, tuple[str, object]] = {}
 
 
 class Absent(NamedTuple):
-    """A module that is not imported yet, or what it has."""
+    """What is known by its dotted name alone: a module that is not imported yet, what it has."""
 
     name: str
 
@@ -66,6 +67,13 @@ def module_of(name: str) -> object:
     return sys.modules.get(name) or Absent(name)
 
 
+def builtin_of(name: str) -> object:
+    """Return what every module has."""
+    if name in FORBIDDEN["builtins"]:
+        return Absent(f"builtins.{name}")
+    return vars(builtins).get(name, UNKNOWN)
+
+
 def attribute_of(owner: object, name: str) -> object:
     """Return an attribute."""
     if owner is UNKNOWN:
@@ -74,6 +82,8 @@ def attribute_of(owner: object, name: str) -> object:
         return Absent(f"{owner.name}.{name}")
     if not isinstance(owner, ModuleType):
         return Member(owner, name)
+    if name in FORBIDDEN.get(owner.__name__, ()):
+        return Absent(f"{owner.__name__}.{name}")  # By its name: it may be patched just now.
     found = vars(owner).get(name, UNKNOWN)
     return module_of(f"{owner.__name__}.{name}") if found is UNKNOWN else found
 
@@ -101,7 +111,7 @@ def forbidden(called: object) -> Forbidden | None:
 def _forbidden_absent(name: str) -> Forbidden | None:
     module, _, function = name.rpartition(".")
     if function in FORBIDDEN.get(module, ()):
-        return Forbidden(name, instead_of(name))
+        return Forbidden(name.removeprefix("builtins."), instead_of(name))
     if module in ("datetime.datetime", "datetime.date") and function in DATE_METHODS:
         return Forbidden(name.partition(".")[2], NOW)
     return None
@@ -141,6 +151,8 @@ def is_as_completed(called: object) -> bool:
 
 def is_of_interest(found: Any) -> bool:  # noqa: ANN401  whatever a name stands for
     """Whether a body that has such a name is worth reading."""
+    if isinstance(found, Absent):
+        return True
     if isinstance(found, ModuleType):
         return found.__name__.partition(".")[0] in MODULES
     if isinstance(found, type):

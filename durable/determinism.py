@@ -14,7 +14,6 @@ Rules:
 
 from __future__ import annotations
 
-import builtins
 import functools
 import inspect
 import warnings
@@ -38,6 +37,7 @@ from durable.callees import (
     MODULES,
     UNKNOWN,
     attribute_of,
+    builtin_of,
     forbidden,
     has_forbidden_methods,
     is_as_completed,
@@ -62,6 +62,7 @@ HELPERS_DEPTH_MAX = 3
 _BUILD_SET = opmap["BUILD_SET"]
 
 _COROUTINE = inspect.CO_COROUTINE
+_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 _KEEPING = ("SWAP", "COPY", "POP_TOP", "MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE")
 """Instructions after which what was found before is still what a name gets."""
 
@@ -219,7 +220,7 @@ class _Reader:
     def resolve(self, name: str) -> object:
         """Return what a global name stands for."""
         found = self._globals.get(name, UNKNOWN)
-        return vars(builtins).get(name, UNKNOWN) if found is UNKNOWN else found
+        return builtin_of(name) if found is UNKNOWN else found
 
     def read(
         self,
@@ -301,8 +302,10 @@ class _Function:
         self._latest: object = UNKNOWN
         self._imported: object = UNKNOWN
         self._is_import_as = False
-        self._called: dict[tuple[int, int], object] = {}
+        # What is going to be called, by where it begins, if that is known.
+        self._called: dict[tuple[int, int] | None, list[object]] = {}
         self._sets: set[Position] = set()
+        self._comprehensions: set[Position] = set()
         self._is_definition_next = False
 
     def read(self) -> None:
@@ -351,15 +354,17 @@ class _Function:
         found = forbidden(called)
         if found is not None and found.name not in FREE_WITH_ARGUMENTS:
             self._note(f"{found.name}()", found.instead, each)
-        if each.start is not None:
-            self._called[each.start] = called
+        self._called.setdefault(each.start, []).append(called)
         line = each.place[0]
         if line is not None:
             self._reader.follow(called, (*self._calls, (self._code, line)))
 
     def _call(self, each: Instruction) -> None:
-        called = UNKNOWN if each.start is None else self._called.pop(each.start, UNKNOWN)
         self._latest = UNKNOWN
+        if each.place in self._comprehensions:
+            return
+        at_start = self._called.get(each.start) or self._called.get(None)
+        called = at_start.pop() if at_start and each.start is not None else UNKNOWN
         self._reader.note_call(called, _Made(each.place, self._code, self._calls))
         if is_set_class(called):
             self._sets.add(each.place)
@@ -377,6 +382,8 @@ class _Function:
         if self._is_definition_next:
             self._is_definition_next = False
             return
+        if each.value.co_name in _COMPREHENSIONS:
+            self._comprehensions.add(each.place)
         if each.value.co_name == "<setcomp>":
             self._sets.add(each.place)
         self._reader.read(each.value, self._known, self._calls)
@@ -402,7 +409,11 @@ class _Function:
     def _iterate(self, index: int, each: Instruction) -> None:
         self._latest = UNKNOWN
         before = self._instructions[index - 1]
-        is_constant = before.name == "LOAD_CONST" and type(before.value) is frozenset
+        is_constant = (
+            before.name == "LOAD_CONST"
+            and type(before.value) is frozenset
+            and len(before.value) > 1
+        )
         if is_constant or before.name == "SET_UPDATE" or before.place in self._sets:
             self._note("the order of a set", UNORDERED, each)
 
