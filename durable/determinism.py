@@ -384,7 +384,7 @@ class _Function:
             return
         if each.value.co_name in _COMPREHENSIONS:
             self._comprehensions.add(each.place)
-        if each.value.co_name == "<setcomp>":
+        if each.value.co_name == "<setcomp>" and each.start is not None:
             self._sets.add(each.place)
         self._reader.read(each.value, self._known, self._calls)
         self._latest = each.value
@@ -403,18 +403,19 @@ class _Function:
 
     def _note_set(self, each: Instruction) -> None:
         self._latest = UNKNOWN
-        if each.arguments_count != 1:
+        if each.arguments_count != 1 and each.start is not None:
             self._sets.add(each.place)
 
     def _iterate(self, index: int, each: Instruction) -> None:
         self._latest = UNKNOWN
         before = self._instructions[index - 1]
-        is_constant = (
-            before.name == "LOAD_CONST"
-            and type(before.value) is frozenset
-            and len(before.value) > 1
-        )
-        if is_constant or before.name == "SET_UPDATE" or before.place in self._sets:
+        is_set = before.name == "SET_UPDATE" or before.place in self._sets
+        if before.name == "BUILD_SET":
+            is_set = before.arguments_count > 1
+        elif before.name == "LOAD_CONST" and isinstance(before.value, frozenset):
+            values: frozenset[object] = before.value
+            is_set = len(values) > 1
+        if is_set:
             self._note("the order of a set", UNORDERED, each)
 
     def _note(self, what: str, instead: str, each: Instruction) -> None:

@@ -96,6 +96,9 @@ IMPORTERS = frozenset(
 WRAPPERS = frozenset({"random", "uuid", "secrets", "tempfile", "threading"})
 """Modules in Python that call what is watched: what they are asked for is named."""
 
+CALLERS_SHOWN_MAX = 3
+"""How many of the lines that lead to a refused call are shown, besides that of the body."""
+
 LIBRARY = os.path.dirname(os.__file__) + os.sep  # noqa: PTH120  no need for pathlib
 """Where the standard library is."""
 
@@ -252,10 +255,10 @@ def _is_allowed(frame: FrameType) -> bool:
 
 
 def _place_of(frames: list[FrameType]) -> str:
-    """Return where that is: the line that asks, and that of the body."""
+    """Return where that is: the line that asks, those that call it, and that of the body."""
     if not frames:
         return ""
-    places = dict.fromkeys((_line_of(frames[0]), _line_of(frames[-1])))
+    places = dict.fromkeys(map(_line_of, (*frames[:CALLERS_SHOWN_MAX], frames[-1])))
     return f" ({', called at '.join(places)})"
 
 
