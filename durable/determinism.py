@@ -412,9 +412,8 @@ class _Function:
         is_set = before.name == "SET_UPDATE" or before.place in self._sets
         if before.name == "BUILD_SET":
             is_set = before.arguments_count > 1
-        elif before.name == "LOAD_CONST" and isinstance(before.value, frozenset):
-            values: frozenset[object] = before.value
-            is_set = len(values) > 1
+        elif before.name == "LOAD_CONST":
+            is_set = is_set_class(before.value.__class__) and len(before.value) > 1
         if is_set:
             self._note("the order of a set", UNORDERED, each)
 

@@ -17,12 +17,11 @@ Rules:
 
 from __future__ import annotations
 
-import importlib
 import linecache
 import os
 import sys
+import threading
 from datetime import date
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from durable.core.forbidden import (
@@ -120,17 +119,21 @@ def strict_guard() -> Guard:
 
 
 def _fill_reads() -> None:
-    for module_name, names in READS.items():
-        module = importlib.import_module(module_name)
-        for name in names:
-            if hasattr(module, name):  # It is not on all systems.
-                instead = instead_of(f"{module_name}.{name}")
-                _reads[getattr(module, name)] = (f"{module_name}.{name}()", instead)
-    _seed_codes.add(sys.modules["random"].Random.seed.__code__)
+    import _thread  # noqa: PLC0415  strict engines alone
+    import random  # noqa: PLC0415
+    import time  # noqa: PLC0415
+    import uuid  # noqa: PLC0415
+
+    for module in (_thread, os, random, time, uuid):
+        for function in READS[module.__name__]:
+            if hasattr(module, function):  # It is not on all systems.
+                name = f"{module.__name__}.{function}"
+                _reads[getattr(module, function)] = (f"{name}()", instead_of(name))
+    _seed_codes.add(random.Random.seed.__code__)
 
 
 def _watch(run: Callable[[], None], refuse: Refuse) -> None:
-    thread = get_ident()
+    thread = threading.get_ident()
     outer = _refusing.get(thread)
     profile = sys.getprofile()
     is_watching = profile is None or callable(profile)
@@ -156,7 +159,7 @@ def _on_audit(event: str, args: tuple[Any, ...]) -> None:
         return
     if event not in EVENTS and (event.partition(".")[0] not in FAMILIES or event in HARMLESS):
         return
-    refuse = _refusing.get(get_ident())
+    refuse = _refusing.get(threading.get_ident())
     if refuse is not None and not (event == "open" and _is_time_zone(args[0])):
         what, instead = EVENTS.get(event) or (f"{event.partition('/')[0]}()", ACTION)
         _refuse(refuse, what, instead, sys._getframe(1))  # noqa: SLF001
@@ -183,7 +186,7 @@ def _on_call(frame: FrameType, event: str, called: Any) -> None:  # noqa: ANN401
             read = ("random.Random() without a seed", RANDOM)
         else:
             return
-    refuse = _refusing.get(get_ident())
+    refuse = _refusing.get(threading.get_ident())
     if refuse is not None:
         _refuse(refuse, *read, frame)
 
@@ -269,7 +272,6 @@ def _line_of(frame: FrameType) -> str:
 
 def _forget_thread(frames: list[FrameType]) -> None:
     """Undo what ``Thread.start`` has begun: it does so for an ``Exception`` alone."""
-    threading: Any = sys.modules["threading"]
     for frame in frames:
         if frame.f_code is threading.Thread.start.__code__:
-            threading._limbo.pop(frame.f_locals["self"], None)  # noqa: SLF001
+            threading._limbo.pop(frame.f_locals["self"], None)  # type: ignore[attr-defined]  # noqa: SLF001
