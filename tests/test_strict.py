@@ -8,6 +8,7 @@ import contextlib
 import cProfile
 import datetime as dt
 import functools
+import gc
 import glob
 import inspect
 import linecache
@@ -385,6 +386,26 @@ async def test_a_signal_handler_that_comes_in_a_bodys_turn_is_the_hosts(strict: 
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert len(heard) == 1
+
+
+@durable.workflow
+async def collecting(_step: Step) -> str:
+    gc.collect()
+    return "done"
+
+
+async def test_what_the_host_does_when_the_collector_runs_is_the_hosts(strict: Engine) -> None:
+    heard: list[float] = []
+
+    def callback(_phase: str, _info: object) -> None:
+        heard.append(time.time())
+
+    gc.callbacks.append(callback)
+    try:
+        assert await strict.run(collecting()) == "done"
+    finally:
+        gc.callbacks.remove(callback)
+    assert heard
 
 
 async def test_a_profile_function_of_the_host_goes_on_and_stays(strict: Engine) -> None:

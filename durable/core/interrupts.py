@@ -55,9 +55,15 @@ def signal_handlers() -> set[CodeType]:
     codes: set[CodeType] = set()
     for number in signal.valid_signals():
         handler: object = signal.getsignal(number)
-        while isinstance(handler, partial):
-            handler = handler.func  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
-        code = getattr(getattr(handler, "__func__", handler), "__code__", None)
+        code = code_of(handler)
         if code is not None:
             codes.add(code)
     return codes
+
+
+def code_of(callback: object) -> CodeType | None:
+    """Return the code that a callback runs, unless it is written in C."""
+    while isinstance(callback, partial):
+        callback = callback.func  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+    code: CodeType | None = getattr(getattr(callback, "__func__", callback), "__code__", None)
+    return code

@@ -9,14 +9,15 @@ Rules:
   profiler written in C, which cannot be, is left alone, and there is then no such watch.
 - Both see the calls of any code that runs in the turn, the body's or a library's: what a library
   reads comes to the body all the same.
-- Not refused: imports, logging, texts of warnings and errors, time zones, debuggers, signal
-  handlers, and lines that end with ``# durable: allow``.
+- Not refused: imports, logging, texts of warnings and errors, time zones, debuggers, handlers of
+  signals and of the collector, and lines that end with ``# durable: allow``.
 - A refusal is that of the body's loop: a body that ends with it has failed, one that swallows it is
   stuck, so nothing is lost by a profile function being dropped once it has raised.
 """
 
 from __future__ import annotations
 
+import gc
 import linecache
 import os
 import sys
@@ -36,7 +37,7 @@ from durable.core.forbidden import (
     THREAD,
     instead_of,
 )
-from durable.core.interrupts import signal_handlers
+from durable.core.interrupts import code_of, signal_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,8 +206,8 @@ def _chained(outer: Profile) -> Profile:
 def _refuse(refuse: Refuse, what: str, instead: str, frame: FrameType) -> None:
     """Refuse what a frame asks for, unless it is not the body's."""
     frames = _frames_of_turn(frame)
-    handlers = signal_handlers()
-    if any(_is_guest(each) or each.f_code in handlers for each in frames):
+    callbacks = signal_handlers().union(map(code_of, gc.callbacks))
+    if any(_is_guest(each) or each.f_code in callbacks for each in frames):
         return
     own = [each for each in frames if not _is_library(each)]
     if any(_is_allowed(each) for each in own):
