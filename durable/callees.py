@@ -112,8 +112,6 @@ def _forbidden_absent(name: str) -> Forbidden | None:
     module, _, function = name.rpartition(".")
     if function in FORBIDDEN.get(module, ()):
         return Forbidden(name.removeprefix("builtins."), instead_of(name))
-    if module in ("datetime.datetime", "datetime.date") and function in DATE_METHODS:
-        return Forbidden(name.partition(".")[2], NOW)
     return None
 
 

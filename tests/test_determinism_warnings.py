@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import subprocess
 import sys
@@ -70,6 +71,18 @@ def app(tmp_path: Path) -> App:
     return App(tmp_path)
 
 
+def import_in_a_child(path: Path, name: str, *options: str) -> str:
+    """Import a module in a fresh interpreter; return what it writes on standard error."""
+    done = subprocess.run(
+        [sys.executable, *options, "-c", f"import {name}"],
+        env={"PYTHONPATH": os.pathsep.join([str(path), *sys.path])},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return done.stderr
+
+
 # --- what is found -------------------------------------------------------------------------------
 
 SPELLED: dict[str, tuple[str, str]] = {
@@ -135,6 +148,13 @@ def test_a_call_is_found(app: App, found: str) -> None:
 )
 def test_all_spellings_are_found(app: App, top: str, lines: list[str]) -> None:
     assert app.body(*lines, top=top) == ["time.time():1"]
+
+
+def test_a_body_with_many_names_is_read_too(app: App) -> None:
+    """More than fit into one byte of an instruction."""
+    lines = [f"print(name_{number})" for number in range(300)]
+    assert app.body(*lines, "time.time()", top="import time") == ["time.time():301"]
+    assert app.body("time.time()", *lines, top="import time") == ["time.time():1"]
 
 
 def test_what_a_closure_holds_is_found(app: App) -> None:
@@ -354,14 +374,8 @@ def test_the_module_of_a_relative_import_is_no_finding(tmp_path: Path) -> None:
     )
     text = f"{HEAD}@durable.workflow\nasync def flow(step: Step):\n{body}"
     (package / "flows.py").write_text(text)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"import {package.name}.flows"],
-        env={"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}"},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stderr == ""
+    printed = import_in_a_child(tmp_path, f"{package.name}.flows", "-W", "error")
+    assert printed == ""
 
 
 # --- functions of the body's module --------------------------------------------------------------
@@ -503,14 +517,8 @@ def test_the_comment_of_a_body_in_an_archive_is_found(tmp_path: Path) -> None:
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w") as written:
         written.writestr("archived.py", f"import time\n{HEAD}{body}")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "import archived"],
-        env={"PYTHONPATH": ":".join([str(archive), *sys.path])},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stderr == ""
+    printed = import_in_a_child(archive, "archived", "-W", "error")
+    assert printed == ""
 
 
 def test_without_columns_what_needs_no_columns_is_found(tmp_path: Path) -> None:
@@ -521,14 +529,8 @@ def test_without_columns_what_needs_no_columns_is_found(tmp_path: Path) -> None:
     )
     source = f"import random, time\nfrom pathlib import Path\n{HEAD}@durable.workflow\n"
     (tmp_path / "bare.py").write_text(source + f"async def flow(step: Step):\n{lines}")
-    done = subprocess.run(
-        [sys.executable, "-X", "no_debug_ranges", "-c", "import bare"],
-        env={"PYTHONPATH": ":".join([str(tmp_path), *sys.path])},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    found = [line for line in done.stderr.splitlines() if "DeterminismWarning" in line]
+    printed = import_in_a_child(tmp_path, "bare", "-X", "no_debug_ranges")
+    found = [line for line in printed.splitlines() if "DeterminismWarning" in line]
     assert ["the order of a set" in found[0], "time.time()" in found[1]] == [True, True]
     assert len(found) == 2
 

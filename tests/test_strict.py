@@ -32,7 +32,7 @@ import warnings
 from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
+from zoneinfo import TZPATH, ZoneInfo
 
 import changing
 import msgspec
@@ -484,6 +484,49 @@ def test_a_turn_within_a_turn_has_its_own_refusals() -> None:
     os.listdir("/")  # noqa: PTH208
     assert refused == ["inner os.listdir()", "outer os.listdir()"]
     assert sys.getprofile() is None
+
+
+def frame_in(module: str, function: str) -> FrameType:
+    """Return a frame of a function of that name, in a module of that name."""
+    names: dict[str, Any] = {"__name__": module, "sys": sys}
+    exec(f"def {function}(): return sys._getframe()", names)  # noqa: S102  a test's own
+    frame: FrameType = names[function]()
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("ask", "refused"),
+    [
+        (lambda: strictness._on_call(sys._getframe(), "c_call", time.time), "time.time()"),
+        (lambda: strictness._on_call(sys._getframe(), "c_call", dt.date.today), "date.today()"),
+        (lambda: strictness._on_call(sys._getframe(), "c_call", len), None),
+        (lambda: strictness._on_call(sys._getframe(), "call", None), None),
+        (
+            lambda: strictness._on_call(frame_in("uuid", "uuid4"), "c_call", os.urandom),
+            "uuid.uuid4()",
+        ),
+        (
+            lambda: strictness._on_call(frame_in("random", "choice"), "c_call", os.urandom),
+            "random.SystemRandom()",
+        ),
+        (lambda: strictness._on_call(frame_in("logging", "log"), "c_call", time.time), None),
+        (lambda: strictness._on_audit("open", ("/no/such", "r", 0)), "open()"),
+        (lambda: strictness._on_audit("open", (f"{TZPATH[0]}/Europe/Rome", "r", 0)), None),
+        (lambda: strictness._on_audit("glob.glob/2", ("*",)), "glob.glob()"),
+        (lambda: strictness._on_audit("os.putenv", ("A", "B")), None),
+        (lambda: strictness._on_audit("import", ("time",)), None),
+    ],
+)
+def test_what_the_hooks_decide(ask: Callable[[], None], refused: str | None) -> None:
+    """Called by hand: within real hooks nothing traces, so coverage sees none of it."""
+    strict_guard()
+    found: list[str] = []
+    strictness._refusing[threading.get_ident()] = lambda what, _="": found.append(what)  # type: ignore[assignment]
+    try:
+        ask()
+    finally:
+        strictness._refusing.clear()
+    assert [what.partition(" (")[0] for what in found] == ([] if refused is None else [refused])
 
 
 def test_the_hook_is_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
