@@ -512,6 +512,7 @@ def test_a_body_without_source_is_read_too() -> None:
     assert (caught[0].filename, caught[0].lineno) == ("<stdin>", 4)
 
 
+@pytest.mark.slow
 def test_the_comment_of_a_body_in_an_archive_is_found(tmp_path: Path) -> None:
     body = "@durable.workflow\nasync def flow(step: Step): time.time()  # durable: allow\n"
     archive = tmp_path / "archive.zip"
@@ -521,6 +522,7 @@ def test_the_comment_of_a_body_in_an_archive_is_found(tmp_path: Path) -> None:
     assert printed == ""
 
 
+@pytest.mark.slow
 def test_without_columns_what_needs_no_columns_is_found(tmp_path: Path) -> None:
     lines = (
         "    for x in {step, 'a'}: pass\n"

@@ -538,6 +538,7 @@ def test_the_hook_is_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert added == []
 
 
+@pytest.mark.slow
 def test_without_a_strict_engine_there_is_no_hook() -> None:
     code = """
 import asyncio, sys
