@@ -45,6 +45,7 @@ from durable.runtime.open_steps import EVENT, OpenSteps, StepsHost
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
+    from durable.core.host import Guard
     from durable.core.records import EventRecord
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.job import JobState
@@ -77,6 +78,7 @@ class LiveHost(StepsHost, Protocol):
 
     writer: Writer
     log: EngineLog
+    guard: Guard | None
 
     def schedule(self, live: LiveRun, /) -> None:
         """Have ``live.advance`` called soon, from a plain callback."""
@@ -163,7 +165,9 @@ class LiveRun:
         self.is_told = cancel is not None and cancel.position is not None
         self._cancel: StepRecord | None = None if self.is_told else cancel
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
-        self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
+        self._execution = Execution(
+            record, steps, started_at_ms=self._started_at_ms, guard=host.guard
+        )
         self._steps = OpenSteps(record.run_id, host, self, steps, ended)
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
         # The change by which it leaves memory.
