@@ -63,6 +63,7 @@ class EngineOptions(TypedDict, total=False):
     max_interruptions: int
     worker: bool
     retention: float | timedelta | None
+    strict: bool
 
 
 @final

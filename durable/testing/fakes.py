@@ -275,6 +275,7 @@ class WatchedStep:
         self.name: str = step.name
         self.retry = step.retry
         self.is_at_most_once: bool = step.is_at_most_once
+        self.is_owed: bool = step.is_owed
         self.timeout_s: float | None = step.timeout_s
         self.is_reading: bool = getattr(step, "is_reading", False)
         self.encode_result = step.encode_result
