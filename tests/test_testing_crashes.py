@@ -142,7 +142,7 @@ async def test_a_restart_may_make_recorded_steps_again() -> None:
 @durable.workflow
 async def depends_on_chance(step: Step) -> float:
     await charge("a")
-    drawn = random.random()  # noqa: S311  just what a body must not do
+    drawn = random.random()  # noqa: S311  # durable: allow
     await charge("b")
     return drawn
 
