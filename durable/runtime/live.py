@@ -588,17 +588,17 @@ class LiveRun:
             self._execution.close()
             self._end_canceled()
             return
+        if isinstance(exc, Stuck):
+            fields: dict[str, object] = {"diff": exc.diff} if exc.diff else {}
+            error: BaseException = NonDeterminismError(stuck_message(exc))
+        else:
+            fields, error = {"exc_info": exc}, _unexpected(exc)
         self._host.log.error(
             "durable.run_stuck",
             run_id=self.record.run_id,
             workflow=self.record.name,
             reason=safe_text(exc),
-            exc_info=None if isinstance(exc, Stuck) else exc,
-        )
-        error = (
-            NonDeterminismError(f"{exc} {STUCK_HINT}")
-            if isinstance(exc, Stuck)
-            else _unexpected(exc)
+            **fields,
         )
         self.record = make_stuck(self.record, error)
         change = Change(run_id=self.record.run_id, run=self.record, is_start=self._is_start)
@@ -612,6 +612,12 @@ class LiveRun:
         self._steps.keep_running_only(after)
         change.parked = PARKED_FOR_EVER
         self.submit(change, after)
+
+
+def stuck_message(stuck: Stuck) -> str:
+    """Return what is said of a stuck run: a line that says why, and the diff below it."""
+    line = f"{stuck} {STUCK_HINT}"
+    return f"{line}\n\n{stuck.diff}" if stuck.diff else line
 
 
 def _unexpected(exc: Exception) -> DurableError:

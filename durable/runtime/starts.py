@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, final
 
+from durable.core.diff import shorten
 from durable.core.errors import RunConflictError
-from durable.core.history import shorten
 from durable.journal.base import Change, Parked
 from durable.runtime.transactions import unavailable
 from durable.runtime.waiting import Turns, Waiters
