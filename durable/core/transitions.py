@@ -24,13 +24,18 @@ SLEEP = StepKind.SLEEP
 # --- runs ----------------------------------------------------------------------------------------
 
 
-def begin_run(record: RunRecord, started_at_ms: int, *, is_canceled: bool = False) -> RunRecord:
-    """The body begins, or goes on: with code that fits again, or after a restart."""
-    state = RunState.CANCELING if is_canceled else RunState.RUNNING
-    running = advance_run(record.state, state)
+def begin_run(record: RunRecord, started_at_ms: int, begun_with: int | None) -> RunRecord:
+    """The body begins, with those versions."""
+    running = advance_run(record.state, RunState.RUNNING)
     return replace(
-        record, state=running, started_at_ms=started_at_ms, restarted_from=None, error=None
+        record, state=running, started_at_ms=started_at_ms, begun_with=begun_with, error=None
     )
+
+
+def continue_run(record: RunRecord, *, is_canceled: bool) -> RunRecord:
+    """The body goes on: with code that fits again, or after a restart."""
+    state = RunState.CANCELING if is_canceled else RunState.RUNNING
+    return replace(record, state=advance_run(record.state, state), restarted_from=None, error=None)
 
 
 def begin_cancel(record: RunRecord) -> RunRecord:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from durable.core.versions import VersionTable
     from durable.journal.connections import Writing
     from durable.journal.scopes import Scope
 
@@ -197,6 +198,11 @@ class Journal(Protocol):
     @property
     def is_owner(self) -> bool:
         """Whether this is the one that works on the runs."""
+        ...
+
+    @property
+    def versions(self) -> VersionTable:
+        """The versions that its runs were begun with, as the owner knows them."""
         ...
 
     async def open(self) -> None:

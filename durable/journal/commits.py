@@ -36,6 +36,7 @@ RUN_CHANGES = (
     "finished_at_ms",
     "restarted_from",
     "callback_id",
+    "begun_with",
     "result",
     "error",
 )

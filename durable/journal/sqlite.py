@@ -29,6 +29,7 @@ from durable.core.errors import (
     JournalError,
     JournalUnavailableError,
 )
+from durable.core.versions import VersionTable
 from durable.journal import claims, commits, fence, reads, writes
 from durable.journal import guard as sql
 from durable.journal.connections import AppConnections
@@ -36,6 +37,7 @@ from durable.journal.guard import Guard, Mode
 from durable.journal.locks import Alone, FileLocks, Locks
 from durable.journal.schema import is_journal, make_tables
 from durable.journal.scopes import refuse_in_transaction
+from durable.journal.versions import enter_versions
 from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class SqliteJournal:
         self._reader: aiosqlite.Connection | None = None
         self._apps = AppConnections(self)
         self._epoch = 0
+        self._versions = VersionTable()
         self._file: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
@@ -100,6 +103,10 @@ class SqliteJournal:
     def epoch(self) -> int | None:
         """The fencing token of what is written; a guest has none."""
         return self._epoch if self._is_owner else None
+
+    @property
+    def versions(self) -> VersionTable:
+        return self._versions
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -218,6 +225,7 @@ class SqliteJournal:
         self._epoch = fence.new_epoch(db, self._epoch)
         db.execute(fence.RELEASE_CLAIMS)
         db.execute(fence.RETRY_STUCK)
+        self._versions = enter_versions(db)
         return True
 
     # --- the contract ----------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from durable.core.transitions import (
     begin_cancel,
     begin_run,
     cancel_run,
+    continue_run,
     end_run,
     make_stuck,
     withdraw,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
     from durable.core.records import EventRecord
+    from durable.core.versions import VersionTable
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.job import JobState
     from durable.runtime.open_steps import Effects
@@ -77,6 +79,11 @@ class LiveHost(StepsHost, Protocol):
 
     writer: Writer
     log: EngineLog
+
+    @property
+    def versions(self) -> VersionTable:
+        """The versions that runs were begun with, and this process's."""
+        ...
 
     def schedule(self, live: LiveRun, /) -> None:
         """Have ``live.advance`` called soon, from a plain callback."""
@@ -376,7 +383,7 @@ class LiveRun:
             self.phase = REPLAYING
             return
         self.phase = STARTING if self._is_start else LIVE
-        self.record = begin_run(self.record, self._started_at_ms)
+        self.record = begin_run(self.record, self._started_at_ms, self._host.versions.present)
         self._commit_turn(turn, None, run=self.record)
 
     def _deliver(self, deliveries_max: int) -> None:
@@ -551,9 +558,7 @@ class LiveRun:
         change.updated += (withdraw(step, now_ms) for step in again)
         if self.record.state in (RunState.STUCK, RunState.PENDING):
             is_canceled = self._execution.is_canceled
-            self.record = change.run = begin_run(
-                self.record, self._started_at_ms, is_canceled=is_canceled
-            )
+            self.record = change.run = continue_run(self.record, is_canceled=is_canceled)
         is_ending = self._cancel is not None
         if self._execution.early_end is not None and is_ending:
             self._end_canceled()
@@ -589,8 +594,11 @@ class LiveRun:
             self._end_canceled()
             return
         if isinstance(exc, Stuck):
+            versions = self._host.versions.explain(self.record.begun_with)
             fields: dict[str, object] = {"diff": exc.diff} if exc.diff else {}
-            error: BaseException = NonDeterminismError(stuck_message(exc))
+            if versions:
+                fields["versions"] = versions
+            error: BaseException = NonDeterminismError(stuck_message(exc, versions))
         else:
             fields, error = {"exc_info": exc}, _unexpected(exc)
         self._host.log.error(
@@ -614,10 +622,14 @@ class LiveRun:
         self.submit(change, after)
 
 
-def stuck_message(stuck: Stuck) -> str:
-    """Return what is said of a stuck run: a line that says why, and the diff below it."""
-    line = f"{stuck} {STUCK_HINT}"
-    return f"{line}\n\n{stuck.diff}" if stuck.diff else line
+def stuck_message(stuck: Stuck, versions: str) -> str:
+    """Return what is said of a stuck run: a line that says why, and below it what else is known.
+
+    Args:
+        stuck: Why it is stuck.
+        versions: That it was begun with others than these, if it was.
+    """
+    return "\n\n".join(filter(None, [f"{stuck} {STUCK_HINT}", stuck.diff, versions]))
 
 
 def _unexpected(exc: Exception) -> DurableError:
