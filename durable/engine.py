@@ -40,7 +40,7 @@ from durable.current import (
     remove_open,
     running_loop,
 )
-from durable.issue import Defaults
+from durable.issue import MAX_PAYLOAD, Defaults
 from durable.journal.url import parse_url
 from durable.journal.whole import to_its_end
 from durable.observing import Observing
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_URL = "sqlite:///durable.db"
-MAX_PAYLOAD = 8 * 1024 * 1024
 
 
 @final

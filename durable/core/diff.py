@@ -31,6 +31,12 @@ ARGS_CHARS_MAX = 120
 SHOWN_BEFORE_DIFFERENCE = 40
 """How much of them is shown before the first difference."""
 
+WAYS_OUT = (
+    "Guard what has changed by step.patched(), or keep the workflow as it was and give the changed "
+    "one a new version."
+)
+"""What can be done about code that does not fit runs under way."""
+
 SAME, RECORDED, NOW, LATER = " ", "-", "+", "."
 LEGEND = '"-" is recorded, "+" is what the code does now, "." is recorded, and not reached by it.'
 
@@ -184,6 +190,17 @@ def shorten_pair(one: str, other: str, chars_max: int = SHOWN_CHARS_MAX) -> tupl
 
 def _window(text: str, start: int, chars_max: int) -> str:
     return ("[...]" if start else "") + shorten(text[start:], chars_max)
+
+
+def message_of(stuck: Stuck, way_out: str, versions: str) -> str:
+    """Return what is said of a divergence: a line that says why, and below it what else is known.
+
+    Args:
+        stuck: What it is about.
+        way_out: What can be done about it.
+        versions: That the run was begun with others than these, if it was.
+    """
+    return "\n\n".join(filter(None, [f"{stuck} {way_out}", stuck.diff, versions]))
 
 
 def describe(step: StepRecord | Command, args: str | None = None) -> str:

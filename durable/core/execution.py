@@ -74,6 +74,30 @@ class Environment(Protocol):
         ...
 
 
+class WorkflowSpec(Protocol):
+    """A workflow's definition, as what executes bodies sees it."""
+
+    def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
+        """Make the body's coroutine.
+
+        Raises:
+            Stuck: The recorded arguments do not fit the code any more.
+        """
+        ...
+
+    def check_arguments(self, execution: Execution) -> None:
+        """Raise ``Stuck`` when the recorded arguments do not fit the code any more."""
+        ...
+
+    def encode_result(self, value: object) -> str:
+        """Return the body's result as JSON. Raises what the run is to fail with."""
+        ...
+
+    def is_same_result(self, one: str, other: str) -> bool:
+        """Whether two results, as JSON, are the same value."""
+        ...
+
+
 @final
 class Execution:
     """A body, live on its own loop.

@@ -8,6 +8,7 @@ import msgspec
 
 from durable.core.callbacks import ON_COMPLETE
 from durable.core.errors import JournalCorruptError, damaged
+from durable.core.histories import RecordedRun
 from durable.journal.base import RunTree
 from durable.journal.rows import (
     EVENT_JSON,
@@ -15,11 +16,13 @@ from durable.journal.rows import (
     RUN_JSON,
     STEP_JSON,
     decode_event,
+    decode_events,
     decode_row,
     decode_run,
     decode_steps,
     text,
 )
+from durable.journal.versions import read_versions
 
 if TYPE_CHECKING:
     import sqlite3
@@ -32,6 +35,9 @@ RUN_BY_ID = f"SELECT CAST({RUN_JSON} AS BLOB) FROM durable_run WHERE run_id = ?"
 EVENT_BY_ID = f"SELECT CAST({EVENT_JSON} AS BLOB) FROM durable_event WHERE event_id = ?"
 STEPS_OF_RUN = f"""
 SELECT CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step WHERE run_id = ?
+"""
+EVENTS_OF_RUN = f"""
+SELECT CAST(json_group_array({EVENT_JSON}) AS BLOB) FROM durable_event WHERE run_id = ?
 """
 FINISHED_RUNS = """
 SELECT CAST(json_group_array(run_id) AS BLOB) FROM (
@@ -144,6 +150,17 @@ def read_history(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[S
         return None
     (data,) = db.execute(STEPS_OF_RUN, (run_id,)).fetchone()
     return run, decode_steps(run_id, data)
+
+
+def read_recorded(db: sqlite3.Connection, run_id: str) -> RecordedRun | None:
+    """Return all that is recorded of one run."""
+    found = read_history(db, run_id)
+    if found is None:
+        return None
+    run, steps = found
+    (data,) = db.execute(EVENTS_OF_RUN, (run_id,)).fetchone()
+    begun_with = None if run.begun_with is None else read_versions(db).get(run.begun_with)
+    return RecordedRun(run, steps, decode_events(run_id, data), begun_with)
 
 
 def read_finished(db: sqlite3.Connection, before_ms: int, limit: int) -> list[str]:

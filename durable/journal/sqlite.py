@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from durable.core.histories import RecordedRun
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
     from durable.journal.connections import Writing
@@ -271,6 +272,9 @@ class SqliteJournal:
 
     async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_history, run_id=run_id))
+
+    async def load_recorded(self, run_id: str) -> RecordedRun | None:
+        return await self._read(partial(reads.read_recorded, run_id=run_id))
 
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_status, run_id=run_id))

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from durable.core.callbacks import ON_COMPLETE
 from durable.core.codec import safe_text
 from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
+from durable.core.diff import message_of
 from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import Execution
 from durable.core.records import (
@@ -44,8 +45,9 @@ from durable.journal.base import Change, Parked
 from durable.runtime.open_steps import EVENT, OpenSteps, StepsHost
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Iterable
 
+    from durable.core.execution import WorkflowSpec
     from durable.core.records import EventRecord
     from durable.core.versions import VersionTable
     from durable.runtime.instrumentation import EngineLog
@@ -56,22 +58,6 @@ if TYPE_CHECKING:
 
 STUCK_HINT = "The run goes on when the engine is opened with code that fits."
 """What a stuck run's error ends with: what can be done about it."""
-
-
-class WorkflowSpec(Protocol):
-    """A workflow's definition, as the runtime sees it."""
-
-    def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
-        """Make the body's coroutine.
-
-        Raises:
-            Stuck: The recorded arguments do not fit the code any more.
-        """
-        ...
-
-    def encode_result(self, value: object) -> str:
-        """Return the body's result as JSON. Raises what the run is to fail with."""
-        ...
 
 
 class LiveHost(StepsHost, Protocol):
@@ -598,7 +584,7 @@ class LiveRun:
             fields: dict[str, object] = {"diff": exc.diff} if exc.diff else {}
             if versions:
                 fields["versions"] = versions
-            error: BaseException = NonDeterminismError(stuck_message(exc, versions))
+            error: BaseException = NonDeterminismError(message_of(exc, STUCK_HINT, versions))
         else:
             fields, error = {"exc_info": exc}, _unexpected(exc)
         self._host.log.error(
@@ -620,16 +606,6 @@ class LiveRun:
         self._steps.keep_running_only(after)
         change.parked = PARKED_FOR_EVER
         self.submit(change, after)
-
-
-def stuck_message(stuck: Stuck, versions: str) -> str:
-    """Return what is said of a stuck run: a line that says why, and below it what else is known.
-
-    Args:
-        stuck: Why it is stuck.
-        versions: That it was begun with others than these, if it was.
-    """
-    return "\n\n".join(filter(None, [f"{stuck} {STUCK_HINT}", stuck.diff, versions]))
 
 
 def _unexpected(exc: Exception) -> DurableError:
