@@ -26,6 +26,7 @@ from durable.checks import (
     check_policy,
     check_retention,
     check_timeout,
+    check_verify_replay,
 )
 from durable.controlling import Controlling
 from durable.core.errors import EngineClosedError, NoEngineError
@@ -88,6 +89,10 @@ class Engine(Observing, Controlling, Sending):
             asks for is done by the engine that works, now or when there is one.
         retention: How long a run is kept after its end, in seconds or as a ``timedelta``; by
             default for ever. Older ones are removed at the opening, and then once a minute.
+        verify_replay: Whether each body is executed again, over what is recorded of it, after each
+            of its turns, and its run is ``stuck`` when it does something else. For development: it
+            takes time that grows with the square of a run's steps, and what a body prints, it
+            prints each time. By default what ``DURABLE_VERIFY_REPLAY`` says, which is 1 or 0.
 
     Raises:
         TypeError, ValueError: A setting is not valid. Nothing was opened.
@@ -105,6 +110,7 @@ class Engine(Observing, Controlling, Sending):
         max_interruptions: int = MAX_INTERRUPTIONS,
         worker: bool = True,
         retention: float | timedelta | None = None,
+        verify_replay: bool | None = None,
     ) -> None:
         self._path = parse_url(url)
         self._is_worker = check_flag(worker, "worker=")
@@ -117,6 +123,7 @@ class Engine(Observing, Controlling, Sending):
         self._settings = Settings(
             max_interruptions=check_count(max_interruptions, "max_interruptions"),
             retention_ms=check_retention(retention),
+            verify_replay=check_verify_replay(verify_replay),
         )
         self._catalog = Catalog(
             Defaults(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from msgspec.structs import replace
 
 from durable.core.errors import OutcomeUnknown, StepInterrupted
@@ -15,6 +17,9 @@ from durable.core.records import (
     advance_run,
     advance_step,
 )
+
+if TYPE_CHECKING:
+    from durable.core.commands import Command
 
 # By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
 RUNNING = StepState.RUNNING
@@ -70,6 +75,18 @@ def make_stuck(record: RunRecord, error: BaseException) -> RunRecord:
 
 
 # --- steps ---------------------------------------------------------------------------------------
+
+
+def new_step(command: Command) -> StepRecord:
+    """The body has issued a command."""
+    return StepRecord(
+        number=command.number,
+        key=command.key,
+        kind=command.kind,
+        name=command.name,
+        args=command.args,
+        due_at_ms=command.due_ms,
+    )
 
 
 def start_timer(step: StepRecord, now_ms: int) -> StepRecord:

@@ -41,6 +41,7 @@ from durable.core.transitions import (
     make_stuck,
     withdraw,
 )
+from durable.core.verifying import Verifier
 from durable.journal.base import Change, Parked
 from durable.runtime.open_steps import EVENT, OpenSteps, StepsHost
 
@@ -156,6 +157,7 @@ class LiveRun:
         self.is_told = cancel is not None and cancel.position is not None
         self._cancel: StepRecord | None = None if self.is_told else cancel
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
+        self._verifier = Verifier(steps) if host.settings.verify_replay else None
         self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
         self._steps = OpenSteps(record.run_id, host, self, steps, ended)
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
@@ -368,6 +370,8 @@ class LiveRun:
         if self._execution.is_replaying:
             self.phase = REPLAYING
             return
+        if self._verifier is not None:
+            self._verify(self._verifier, None, turn)
         self.phase = STARTING if self._is_start else LIVE
         self.record = begin_run(self.record, self._started_at_ms, self._host.versions.present)
         self._commit_turn(turn, None, run=self.record)
@@ -389,10 +393,24 @@ class LiveRun:
                     # A restart has to know what the body did because of it.
                     step = replace(step, result=str(self._execution.next_number))
                 turn = self._execution.deliver(step, value)
+                if self._verifier is not None:
+                    self._verify(self._verifier, step, turn)
                 self._deliveries.popleft()
                 self._commit_turn(turn, step)
             else:
                 self._deliveries.popleft()
+
+    def _verify(self, verifier: Verifier, delivered: StepRecord | None, turn: Turn) -> None:
+        """Execute the body again, before what it did is committed. Raises ``Stuck``."""
+        run = replace(
+            self.record,
+            state=RunState.RUNNING,
+            started_at_ms=self._started_at_ms,
+            restarted_from=None,
+        )
+        if turn.end is not None:
+            run = self._ended(run, turn.end, self._host.clock.now_ms())
+        verifier.check(run, delivered, turn, self._spec)
 
     def _commit_turn(
         self, turn: Turn, delivered: StepRecord | None, run: RunRecord | None = None
@@ -422,7 +440,7 @@ class LiveRun:
         for command in turn.issued:
             change.issued.append(self._steps.issue(command, now_ms, change, after))
         if turn.end is not None:
-            self._end(self._ended(turn.end, now_ms), change, now_ms, after)
+            self._end(self._ended(self.record, turn.end, now_ms), change, now_ms, after)
         else:
             self._park_if_idle(now_ms, change)
         self.submit(change, after)
@@ -461,17 +479,17 @@ class LiveRun:
         self.phase = LEAVING
         change.parked = PARKED_FOR_EVER
 
-    def _ended(self, end: Returned | Raised, now_ms: int) -> RunRecord:
+    def _ended(self, record: RunRecord, end: Returned | Raised, now_ms: int) -> RunRecord:
         error = end.error if isinstance(end, Raised) else None
         if self._execution.is_canceled and isinstance(error, asyncio.CancelledError):
-            return cancel_run(self.record, now_ms)
+            return cancel_run(record, now_ms)
         result: str | None = None
         if isinstance(end, Returned):
             try:
                 result = self._spec.encode_result(end.value)
             except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
                 error = exc
-        return end_run(self.record, result=result, error=error, now_ms=now_ms)
+        return end_run(record, result=result, error=error, now_ms=now_ms)
 
     def _park_if_idle(self, now_ms: int, change: Change) -> None:
         """Let a run leave memory that has nothing to do for long, in the commit of its turn."""
@@ -559,8 +577,11 @@ class LiveRun:
             change.issued.append(
                 self._steps.issue_anew(command, now_ms, change, after, is_ending=is_ending)
             )
+        if self._verifier is not None:
+            self._verifier.note([*change.updated, *change.issued])
         if self._execution.early_end is not None:
-            self._end(self._ended(self._execution.early_end, now_ms), change, now_ms, after)
+            ended = self._ended(self.record, self._execution.early_end, now_ms)
+            self._end(ended, change, now_ms, after)
             self.submit(change, after)
             return
         if self._cancel is not None:
