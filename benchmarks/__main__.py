@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from benchmarks.bench import Bench, log_warnings_only
+from benchmarks.checking import measure_check
 from benchmarks.footprint import measure_idle, measure_import, measure_sleepers
 from benchmarks.machine import open_machine
 from benchmarks.recovery import measure_replay, measure_restart
@@ -77,6 +78,7 @@ WORKLOADS: Final = {
     "W10": Workload("2,000 runs of 3 mutations, 200 in flight", [measure_mutations]),
     "W11": Workload("one run with 1,000 children", [measure_children]),
     "W12": Workload("a run of 20 steps that 1,000 watch", [measure_watchers]),
+    "W14": Workload("checking 10,000 runs of 20 steps against the code", [measure_check]),
 }
 
 

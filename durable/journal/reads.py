@@ -45,6 +45,16 @@ SELECT CAST(json_group_array(run_id) AS BLOB) FROM (
     ORDER BY finished_at_ms LIMIT ?
 )
 """
+UNFINISHED_RUNS = """
+SELECT seq, run_id FROM durable_run WHERE finished_at_ms IS NULL AND seq > ? ORDER BY seq LIMIT ?
+"""
+DRAWN_RUNS = """
+SELECT run_id FROM durable_run WHERE finished_at_ms IS NULL ORDER BY random() LIMIT ?
+"""
+UNFINISHED_COUNTS = """
+SELECT name, version, count(*) FROM durable_run WHERE finished_at_ms IS NULL
+GROUP BY name, version ORDER BY name, version
+"""
 IDS = msgspec.json.Decoder(list[str])
 RUNS_BY_ID = f"""
 SELECT CAST({RUN_JSON} AS BLOB), run_id FROM durable_run
@@ -161,6 +171,21 @@ def read_recorded(db: sqlite3.Connection, run_id: str) -> RecordedRun | None:
     (data,) = db.execute(EVENTS_OF_RUN, (run_id,)).fetchone()
     begun_with = None if run.begun_with is None else read_versions(db).get(run.begun_with)
     return RecordedRun(run, steps, decode_events(run_id, data), begun_with)
+
+
+def read_unfinished(db: sqlite3.Connection, after: int, limit: int) -> list[tuple[int, str]]:
+    """Return runs that are not over, after a place in the order of their start: place and id."""
+    return db.execute(UNFINISHED_RUNS, (after, limit)).fetchall()
+
+
+def draw_unfinished(db: sqlite3.Connection, count: int) -> list[str]:
+    """Return the ids of so many runs that are not over, drawn at random."""
+    return [run_id for (run_id,) in db.execute(DRAWN_RUNS, (count,))]
+
+
+def count_unfinished(db: sqlite3.Connection) -> list[tuple[str, int, int]]:
+    """Return how many runs are not over, of each workflow: its name, its version, their number."""
+    return db.execute(UNFINISHED_COUNTS).fetchall()
 
 
 def read_finished(db: sqlite3.Connection, before_ms: int, limit: int) -> list[str]:

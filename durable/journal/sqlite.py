@@ -24,18 +24,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import aiosqlite
 import anyio.to_thread
 
-from durable.core.errors import (
-    JournalCorruptError,
-    JournalError,
-    JournalUnavailableError,
-)
+from durable.core.errors import JournalError, JournalUnavailableError
 from durable.core.versions import VersionTable
 from durable.journal import claims, commits, fence, reads, writes
 from durable.journal import guard as sql
 from durable.journal.connections import AppConnections
 from durable.journal.guard import Guard, Mode
 from durable.journal.locks import Alone, FileLocks, Locks
-from durable.journal.schema import is_journal, make_tables
+from durable.journal.schema import damage, is_journal, make_tables
 from durable.journal.scopes import refuse_in_transaction
 from durable.journal.versions import enter_versions
 from durable.journal.whole import to_its_end
@@ -60,8 +56,6 @@ HAND_OVER_S_MAX = 0.001
 
 STATEMENTS_CACHED = 256
 """Prepared statements kept by a connection: more than there are."""
-
-_CORRUPT = {"SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_SCHEMA"}
 
 
 @final
@@ -394,13 +388,10 @@ class SqliteJournal:
         return connection
 
     def translate(self, exc: sqlite3.Error) -> JournalError:
+        damaged = damage(exc, self._path)
+        if damaged is not None:
+            return damaged
         name = getattr(exc, "sqlite_errorname", "")
-        if name.startswith(tuple(_CORRUPT)):
-            msg = (
-                f"{self._path} is damaged, or not a journal ({exc}). Check the path, or restore "
-                "the file from a backup."
-            )
-            return JournalCorruptError(msg)
         if self._reader is None:
             msg = (
                 f"cannot open {self._name}: {exc} ({name or 'no code'}). Check the file, who may "
