@@ -65,6 +65,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     check.set_defaults(run=_check, prog=check.prog)
+    replay = commands.add_parser(
+        "replay",
+        help="time travel: execute one run's body again, here",
+        description=(
+            "Execute the body of a run again over what is recorded of it, with the code at hand: "
+            "what it prints is seen, and its breakpoints work. No step is executed and nothing is "
+            "written. Each delivery and each command is shown, with its file and line, and then "
+            "where the body waits, or how it ends. The exit status is 0 when code and journal fit "
+            "each other, 1 when they do not, 2 when that could not be found out."
+        ),
+    )
+    replay.add_argument("run_id", metavar="RUN_ID", help="the run")
+    _add_sources(replay)
+    replay.add_argument(
+        "--to-step", type=int, metavar="N", help="stop before the outcome of step N is delivered"
+    )
+    replay.add_argument(
+        "--pdb",
+        action="store_true",
+        help=(
+            "open the debugger in the body's frame there, to go on from it; without --to-step, "
+            "where the replay has ended"
+        ),
+    )
+    replay.set_defaults(run=_replay, prog=replay.prog)
     return parser
 
 
@@ -91,6 +116,18 @@ def _count(text: str) -> int:
 
 
 _count.__name__ = "number"  # What argparse calls it.
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from durable.cli.replay import run_replay  # noqa: PLC0415  late: each command is its own
+
+    return run_replay(
+        options.journal,
+        options.run_id,
+        options.code,
+        to_step=options.to_step,
+        with_debugger=options.pdb,
+    )
 
 
 def _check(options: argparse.Namespace) -> int:

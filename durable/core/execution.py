@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import math
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol
 
 from durable.core.commands import (
     DUE_MS_MAX,
@@ -98,7 +98,6 @@ class WorkflowSpec(Protocol):
         ...
 
 
-@final
 class Execution:
     """A body, live on its own loop.
 

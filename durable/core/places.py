@@ -82,7 +82,7 @@ def place_of_error(error: BaseException) -> Place | None:
     found: Place | None = None
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if _is_users(code.co_filename, None):
+        if is_users(code.co_filename, None):
             found = _place(code, traceback.tb_lineno)
         traceback = traceback.tb_next
     return found
@@ -98,7 +98,7 @@ def place_of_caller(frame: FrameType | None, last: CodeType) -> Place | None:
     for _ in range(FRAMES_MAX):
         if frame is None or frame.f_code is last:
             break
-        if _is_users(frame.f_code.co_filename, None):
+        if is_users(frame.f_code.co_filename, None):
             return place_of(frame)
         frame = frame.f_back
     return None
@@ -121,7 +121,7 @@ def _frame_of(suspended: Any) -> FrameType | None:  # noqa: ANN401  a coroutine 
 
 
 def _innermost(frames: Iterable[FrameType], package: str | None) -> FrameType | None:
-    users = [frame for frame in frames if _is_users(frame.f_code.co_filename, package)]
+    users = [frame for frame in frames if is_users(frame.f_code.co_filename, package)]
     return users[-1] if users else None
 
 
@@ -130,11 +130,11 @@ def _package_of_body(tasks: dict[str, WorkflowTask[Any]]) -> str | None:
     root = tasks.get("0")
     for frame in [] if root is None else _frames_of(root):
         if not frame.f_code.co_filename.startswith((OURS, STANDARD)):
-            return _installed_in(frame.f_code.co_filename)
+            return installed_in(frame.f_code.co_filename)
     return None
 
 
-def _is_users(file: str, package: str | None) -> bool:
+def is_users(file: str, package: str | None) -> bool:
     """Whether a file is of the user's own code: not durable's, and of no library.
 
     Args:
@@ -143,13 +143,13 @@ def _is_users(file: str, package: str | None) -> bool:
     """
     if file.startswith(OURS):
         return False
-    installed_in = _installed_in(file)
-    if installed_in is not None:
-        return installed_in == package
+    directory = installed_in(file)
+    if directory is not None:
+        return directory == package
     return not file.startswith((STANDARD, "<frozen"))
 
 
-def _installed_in(file: str) -> str | None:
+def installed_in(file: str) -> str | None:
     """Return the directory, or the file, of the installed package that a file is of, if it is."""
     parts = Path(file).parts
     for name in INSTALLED:
