@@ -146,7 +146,7 @@ async def test_definitions_that_are_missing_are_named(
     forget(sleeping)
     assert await checked(path) == 1
     said = capsys.readouterr().out
-    assert "no workflow test_check:sleeping, of which 2 runs are under way" in said
+    assert "no workflow test_check:sleeping: 2 runs under way" in said
 
 
 async def test_programs_get_an_object(
@@ -248,7 +248,7 @@ async def test_an_engine_may_work_on_it_meanwhile(
         run = await engine.start(sleeping(), id="r")
         await until_open(run)
         assert await checked(path) == 0
-        assert "1 unfinished runs" in capsys.readouterr().out
+        assert "1 unfinished run" in capsys.readouterr().out
         await engine.start(sleeping(), id="again")
         assert await checked(path) == 0
         assert "2 unfinished runs" in capsys.readouterr().out
@@ -275,7 +275,7 @@ async def test_what_a_dead_owner_has_left_is_read_with_its_log(
             await asyncio.to_thread(shutil.copyfile, f"{path}{ending}", f"{dead}{ending}")
     before = await asyncio.to_thread(files_of, dead)
     assert await checked(dead) == 0
-    assert "1 unfinished runs" in capsys.readouterr().out
+    assert "1 unfinished run" in capsys.readouterr().out
     after = await asyncio.to_thread(files_of, dead)
     after.pop("journal.db-shm", None)
     before.pop("journal.db-shm", None)
@@ -400,7 +400,7 @@ async def test_a_damaged_run_is_named_and_the_others_are_checked(
     assert await checked(path) == 2
     said = capsys.readouterr().out
     assert "'r0'" in said or '"r0"' in said
-    assert "Not all is well with 1 unfinished runs (of 2)" in said
+    assert "Not all is well with 1 unfinished run (of 2)" in said
 
 
 def test_it_is_a_program(path: Path) -> None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from clock import ManualClock
 from corpus.actions import echo
-from waiting import WAIT_S_MAX, until_open, until_state
+from waiting import WAIT_S_MAX, until_open, until_state, until_step
 
 import durable
-from durable import Engine, RunState, Step
+from durable import Engine, RunState, Step, StepState
 from durable.core import versions
 from durable.core.versions import VERSION, Versions, VersionTable, present_versions
 
@@ -112,17 +112,16 @@ async def test_a_run_keeps_what_it_was_begun_with_until_it_begins_again(
         clock.install(engine)
         async with engine:
             run = await engine.start(sleeping(), id="r")
+            await until_step(run, "sleep", StepState.RUNNING)
             if len(texts) == 1:
                 texts.append("old")
-                await until_open(run)
                 old.undo()
                 continue
-            await until_open(run)
             clock.advance(60)
             assert await run.result(WAIT_S_MAX) == "old"
             assert await begun_with(path) == {"sleeping": OLD}
             await engine.restart("r", from_step=0)
-            await until_open(run)
+            await until_step(run, "sleep", StepState.RUNNING)
             clock.advance(60)
             await run.result(WAIT_S_MAX)
             assert await begun_with(path) == {"sleeping": VERSION}

@@ -183,15 +183,15 @@ def _point(stuck: Stuck) -> tuple[object, ...]:
 def write_report(report: Report, stream: TextIO) -> None:
     """Write what was found for a reader."""
     of = "" if report.checked >= report.unfinished else f" (of {report.unfinished:,})"
-    checked = f"{report.checked:,} unfinished runs{of} of {report.journal}"
+    checked = f"{_runs(report.checked, 'unfinished ')}{of} of {report.journal}"
     stuck_count = sum(len(finding.runs) for finding in report.stuck)
     for finding in report.stuck:
         _write_finding(finding, stream)
     for missing in report.missing:
         what = _name(missing.workflow, missing.version)
         stream.write(
-            f"The code has no workflow {what}, of which {missing.count:,} runs are under way. "
-            "Name the module that defines it too, or keep its definition.\n\n"
+            f"The code has no workflow {what}: {_runs(missing.count)} under way. Name the module "
+            "that defines it too, or keep its definition.\n\n"
         )
     stream.writelines(f"{error}\n\n" for error in report.unreadable)
     if stuck_count:
@@ -208,7 +208,7 @@ def _write_finding(finding: Finding, stream: TextIO) -> None:
     if more > 0:
         shown += f" and {more:,} more"
     stream.write(
-        f"{_name(finding.workflow, finding.version)}: {len(finding.runs):,} runs: {shown}\n"
+        f"{_name(finding.workflow, finding.version)}: {_runs(len(finding.runs))}: {shown}\n"
     )
     for text in (finding.message, finding.diff, finding.versions):
         if text:
@@ -218,3 +218,7 @@ def _write_finding(finding: Finding, stream: TextIO) -> None:
 
 def _name(workflow: str, version: int) -> str:
     return f"{workflow} version {version}" if version else workflow
+
+
+def _runs(count: int, which: str = "") -> str:
+    return f"1 {which}run" if count == 1 else f"{count:,} {which}runs"
