@@ -56,6 +56,13 @@ async def parent(_step: Step) -> str:
 
 
 @durable.workflow
+async def restarted(_step: Step) -> None:
+    for text in texts:
+        await note(text)
+    await note("end")
+
+
+@durable.workflow
 async def other(step: Step, amount: int) -> None:
     await step.sleep(amount)
 
@@ -214,6 +221,20 @@ async def test_it_is_the_code_at_hand_that_counts_not_whether_a_run_is_stuck(pat
     assert await checked(path) == 0
 
 
+async def test_of_a_restarted_run_what_is_kept_counts(path: Path) -> None:
+    """From the step on that it is restarted from, the code may be another."""
+    async with Engine(path) as engine:
+        run = await engine.start(restarted(), id="r")
+        await run.result(WAIT_S_MAX)
+    async with Engine(path, worker=False) as client:
+        await client.restart("r", from_step=1)
+    assert await checked(path) == 0
+    texts[1:] = ["another"]
+    assert await checked(path) == 0
+    texts[0] = "new"
+    assert await checked(path) == 1
+
+
 async def test_what_bodies_print_is_not_shown(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +281,31 @@ async def test_a_journal_that_nobody_has_open_is_left_as_it_is(path: Path) -> No
     assert await checked(path) == 0
     assert await asyncio.to_thread(files_of, path) == before
     assert f"{path.name}-wal" not in before
+
+
+async def test_a_link_to_a_journal_is_read_with_what_is_beside_the_journal(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And odd names are names."""
+    link = tmp_path / "links" / "a #1?mode=x%20.db"
+    async with Engine(path) as engine:
+        await until_open(await engine.start(sleeping()))
+        await asyncio.to_thread(link.parent.mkdir)
+        await asyncio.to_thread(link.symlink_to, path)
+        assert await checked(link) == 0
+        assert "1 unfinished run of" in capsys.readouterr().out
+    assert await checked(link) == 0
+    assert await asyncio.to_thread(lambda: list(link.parent.iterdir())) == [link]
+
+
+async def test_a_file_s_name_is_no_part_of_an_address(tmp_path: Path) -> None:
+    odd = tmp_path / "a #1?mode=rwc%20.db"
+    await started(odd)
+    assert await checked(odd) == 0
+    assert await asyncio.to_thread(lambda: {each.name for each in tmp_path.iterdir()}) <= {
+        odd.name,
+        f"{odd.name}.lock",
+    }
 
 
 @pytest.mark.parametrize("has_index", [True, False])

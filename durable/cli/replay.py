@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, final
 
-from durable.catalog import find_workflow
+from durable.catalog import find_workflow, no_workflow
 from durable.cli.debugging import BodyDebugger, DebuggerLeft
 from durable.cli.loading import UsageError, import_code, journal_path
 from durable.core.codec import safe_text
@@ -52,11 +52,7 @@ def run_replay(
     run = recorded.run
     spec = find_workflow(run.name, run.version)
     if spec is None:
-        version = f" version {run.version}" if run.version else ""
-        msg = (
-            f"the code has no workflow {run.name!r}{version}, which run {run_id!r} is of: name the "
-            "module that defines it"
-        )
+        msg = f"{no_workflow(run)}: name the module that defines it"
         raise UsageError(msg)
     if to_step is not None and all(step.number != to_step for step in recorded.steps):
         last = max((step.number for step in recorded.steps), default=-1)

@@ -51,7 +51,8 @@ class JournalReader:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path.absolute()
+        # SQLite puts its files beside the file itself, not beside a link to it.
+        self._path = path.resolve()
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._db: sqlite3.Connection | None = None
         # Of a file that is read as it is: what it was when it was opened.

@@ -9,7 +9,7 @@ from typing import final
 
 import msgspec
 
-from durable.catalog import find_workflow
+from durable.catalog import find_workflow, no_workflow
 from durable.core.commands import Stuck
 from durable.core.diff import WAYS_OUT, message_of
 from durable.core.errors import NonDeterminismError
@@ -43,11 +43,7 @@ def replay(history: str | bytes | os.PathLike[str] | Mapping[str, object]) -> No
     run = recorded.run
     spec = find_workflow(run.name, run.version)
     if spec is None:
-        version = f" version {run.version}" if run.version else ""
-        msg = (
-            f"the code has no workflow {run.name!r}{version}, which the history of run "
-            f"{run.run_id!r} is of. Import the module that defines it."
-        )
+        msg = f"{no_workflow(run)}. Import the module that defines it."
         raise DivergenceError(msg)
     try:
         replay_run(run, recorded.steps, spec)
