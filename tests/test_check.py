@@ -303,7 +303,7 @@ async def test_a_file_s_name_is_no_part_of_an_address(tmp_path: Path) -> None:
     await started(odd)
     assert await checked(odd) == 0
     names = await asyncio.to_thread(lambda: sorted(each.name for each in tmp_path.iterdir()))
-    assert names == [odd.name, f"{odd.name}.lock", f"{odd.name}.write"]
+    assert all(name.startswith(odd.name) and not name.endswith("-wal") for name in names), names
 
 
 @pytest.mark.parametrize("has_index", [True, False])
@@ -321,9 +321,11 @@ async def test_what_a_dead_owner_has_left_is_read_with_its_log(
     assert await checked(dead) == 0
     assert "1 unfinished run" in capsys.readouterr().out
     after = await asyncio.to_thread(files_of, dead)
-    after.pop("journal.db-shm", None)
-    before.pop("journal.db-shm", None)
-    assert after == before
+    assert after.keys() == before.keys()
+    # In the index SQLite notes up to where somebody reads.
+    assert [after[name] for name in after if not name.endswith("-shm")] == [
+        before[name] for name in before if not name.endswith("-shm")
+    ]
 
 
 def test_an_engine_that_is_opened_meanwhile_is_noticed(path: Path) -> None:
@@ -338,6 +340,27 @@ def test_an_engine_that_is_opened_meanwhile_is_noticed(path: Path) -> None:
         assert list(reader.iter_unfinished()) == ["r0"]
         asyncio.run(start_one())
         assert "new" in list(reader.iter_unfinished())
+
+
+def test_what_was_read_while_somebody_wrote_is_read_again(path: Path) -> None:
+    """A page of the file may have been old, and another new."""
+    read: list[int] = []
+
+    async def start_one() -> None:
+        async with Engine(path) as engine:
+            await engine.start(sleeping(), id="new")
+
+    def read_and_be_late(db: sqlite3.Connection) -> int:
+        (count,) = db.execute("SELECT count(*) FROM durable_run").fetchone()
+        read.append(count)
+        if len(read) == 1:
+            asyncio.run(start_one())
+        return int(count)
+
+    asyncio.run(started(path))
+    with JournalReader(path) as reader:
+        assert reader._read(read_and_be_late) == 3
+    assert read == [2, 3]
 
 
 # --- what cannot be done -------------------------------------------------------------------------

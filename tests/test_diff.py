@@ -161,10 +161,6 @@ async def in_an_inner_function(text: str) -> str:
     return await echo(text)
 
 
-async def from_inside(text: str) -> str:
-    return await asyncio.wait_for(in_an_inner_function(text), 60)
-
-
 async def from_a_generator() -> Any:  # noqa: ANN401
     yield await echo("X")
 
@@ -192,6 +188,20 @@ def test_the_place_is_the_innermost_line_of_the_users_own_code(where: str) -> No
         "task": line_of(in_an_inner_function, "return await echo"),
     }
     assert expected[where] in place
+
+
+def test_a_body_that_waits_within_asyncio_is_shown_in_its_own_code() -> None:
+    async def old(_step: Step) -> None:
+        task = asyncio.create_task(asyncio.sleep(60))
+        await echo("a")
+        await task
+
+    async def new(_step: Step) -> None:
+        task = asyncio.create_task(asyncio.sleep(60))
+        await asyncio.Event().wait()
+        await task
+
+    assert f"at {line_of(new, 'Event().wait()')}:" in place_in(diff_of(old, new, 1))
 
 
 def test_the_place_of_an_exception_is_in_the_users_own_code() -> None:

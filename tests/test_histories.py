@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from corpus import CORPUS, Case
 from msgspec.structs import replace
-from waiting import WAIT_S_MAX, until_open, until_state
+from waiting import WAIT_S_MAX, until_open, until_state, until_step
 
 import durable
-from durable import Engine, NonDeterminismError, RunNotFoundError, RunState, Step
+from durable import Engine, NonDeterminismError, RunNotFoundError, RunState, Step, StepState
 from durable.core.histories import RecordedRun, decode_history, encode_history
 from durable.core.records import RunRecord, StepKind, StepRecord
 from durable.core.versions import VERSION
@@ -62,6 +62,21 @@ async def parent(_step: Step) -> list[object]:
 async def in_time(step: Step, tags: set[str]) -> set[str]:
     await step.wait_event("go")
     return tags
+
+
+@durable.workflow
+async def sleeping(step: Step) -> str:
+    first = await note(texts[0])
+    await step.sleep(3600)
+    return first
+
+
+@durable.workflow
+async def leaving(step: Step) -> None:
+    task = asyncio.create_task(step.sleep(3600, name="left"))
+    await step.wait_event("go")
+    if more:
+        await task
 
 
 @pytest.fixture(autouse=True)
@@ -250,6 +265,44 @@ async def test_a_run_that_was_canceled_before_its_body_began_replays(path: Path)
     async with Engine(path) as engine:
         await until_state(engine.get("r"), RunState.CANCELED)
         replay(await engine.history("r"))
+
+
+async def test_a_run_that_was_canceled_while_it_was_stuck_replays_to_where_it_stood(
+    path: Path, clock: ManualClock
+) -> None:
+    """Its body was never told, and did not end."""
+    first = Engine(path)
+    clock.install(first)
+    async with first:
+        run = await first.start(sleeping(), id="r")
+        await until_step(run, "sleep", StepState.RUNNING)
+    texts[0] = "X"
+    async with Engine(path) as engine:
+        run = engine.get("r")
+        await until_state(run, RunState.STUCK)
+        await run.cancel()
+        text = await engine.history("r")
+    assert json.loads(text)["run"]["state"] == "canceled"
+    texts[0] = "a"
+    replay(text)
+    texts[0] = "X"
+    with pytest.raises(DivergenceError):
+        replay(text)
+
+
+async def test_a_body_that_now_waits_where_it_ended_fails_it(engine: Engine) -> None:
+    """For an outcome that was recorded, and that nobody waited for any more."""
+    run = await engine.start(leaving(), id="r")
+    await run.send_event("go")
+    await run.result(WAIT_S_MAX)
+    data = json.loads(await engine.history("r"))
+    replay(data)
+    (left,) = [step for step in data["steps"] if step["name"] == "left"]
+    left.update(state="completed", result=None)
+    replay(data)
+    more.append("waits")
+    with pytest.raises(DivergenceError, match="the body ended here, where the code now goes on"):
+        replay(data)
 
 
 async def test_a_restarted_run_replays(engine: Engine) -> None:

@@ -285,6 +285,24 @@ async def test_a_restarted_run(verifying: Engine, from_step: int) -> None:
     assert await again.result(WAIT_S_MAX) == ["a", "b", "c"]
 
 
+async def test_what_a_restart_issues_anew_is_verified_with_the_rest(verifying: Engine) -> None:
+    """Commands that the replay has issued, of which nothing is recorded until it is over."""
+
+    async def branch() -> list[object]:
+        await note("b")
+        return list(await asyncio.gather(note("c"), note("d")))
+
+    async def body(_step: Step) -> object:
+        return await asyncio.gather(branch(), note("a"))
+
+    bodies[:] = [body]
+    run = await verifying.start(flow(), id="r")
+    await run.result(WAIT_S_MAX)
+    again = await verifying.restart("r", from_step=2)
+    assert await again.result(WAIT_S_MAX) == [["c", "d"], "a"]
+    assert begun == ["b", "a", "c", "d", "c", "d"]
+
+
 async def test_an_on_complete_and_a_time_out(verifying: Engine, clock: ManualClock) -> None:
     """What durable's own bodies do replays as well."""
     told: list[str] = []
