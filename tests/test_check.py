@@ -436,6 +436,17 @@ def test_bad_usage_says_what_is_wrong(
     assert said in capsys.readouterr().err
 
 
+def test_ctrl_c_ends_it_quietly(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("durable.cli.check.JournalReader", interrupted)
+    assert check(path) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["check"], ["check", "--sample", "0", "x"], ["nonsense"]]
 )

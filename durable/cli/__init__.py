@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FAILED = 2
+INTERRUPTED = 130
+"""What shells have for Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, JournalError) as exc:
         print(f"{options.prog}: {exc}", file=sys.stderr)  # noqa: T201  a command line
         return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:
         # Who reads has had enough. Python would say so again when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -112,10 +112,11 @@ def check_journal(reader: JournalReader, name: str, sample: int | None) -> Repor
     for workflow, version, count in counts:
         if find_workflow(workflow, version) is None:
             report.missing.append(Missing(workflow=workflow, version=version, count=count))
-    is_sample = sample is not None and sample < report.unfinished
     run_ids: Iterable[str]
-    run_ids = reader.draw_unfinished(sample) if is_sample else reader.iter_unfinished()  # type: ignore[arg-type]
-    total = sample if is_sample and sample is not None else report.unfinished
+    if sample is not None and sample < report.unfinished:
+        run_ids, total = reader.draw_unfinished(sample), sample
+    else:
+        run_ids, total = reader.iter_unfinished(), report.unfinished
     findings: dict[tuple[object, ...], Finding] = {}
     # What bodies print is of no interest here.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
