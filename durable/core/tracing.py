@@ -11,12 +11,12 @@ from durable.core.places import frame_of_command, frame_of_task, place_of, place
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Collection
     from types import FrameType
 
-    from durable.core.commands import Command, CommandFuture, Returned
-    from durable.core.commands import Raised as RaisedEnd
+    from durable.core.commands import Command, CommandFuture, Raised, Returned
     from durable.core.places import Place
-    from durable.core.records import StepRecord
+    from durable.core.records import RunRecord, StepRecord
 
 
 @final
@@ -31,7 +31,11 @@ class Issued(NamedTuple):
 class TracedExecution(Execution):
     """An execution whose turns can be looked at, one by one."""
 
-    _noted: list[Issued] | None = None
+    def __init__(
+        self, run: RunRecord, history: Collection[StepRecord] = (), *, started_at_ms: int
+    ) -> None:
+        super().__init__(run, history, started_at_ms=started_at_ms)
+        self._noted: list[Issued] = []
 
     @property
     def next_delivery(self) -> StepRecord | None:
@@ -40,13 +44,13 @@ class TracedExecution(Execution):
         return history.deliveries[-1] if history is not None and history.deliveries else None
 
     @property
-    def end(self) -> Returned | RaisedEnd | None:
+    def end(self) -> Returned | Raised | None:
         """How the body has ended, if it has."""
         return self._outcome
 
     def take_turn_notes(self) -> tuple[list[Issued], list[Command]]:
         """Return what the last turn has issued, and what it has withdrawn."""
-        noted, self._noted = self._noted or [], None
+        noted, self._noted = self._noted, []
         withdrawn, self._withdrawn = self._withdrawn, []
         return [
             Issued(command, place or place_of(frame_of_command(self.loop, command.key)))
@@ -69,4 +73,4 @@ class TracedExecution(Execution):
 
     def _note(self, command: Command) -> None:
         place = place_of_caller(sys._getframe(1), WorkflowLoop.pump.__code__)  # noqa: SLF001
-        self._noted = [*(self._noted or ()), Issued(command, place)]
+        self._noted.append(Issued(command, place))
