@@ -273,7 +273,7 @@ class LiveRun:
             self.on_child_ended(child)
         if events:
             self._steps.hear_events(events)
-        asked = next((step for step in steps if step.kind is StepKind.CANCEL), None)
+        asked = next((step for step in steps if step.kind is CANCEL), None)
         if asked is not None and self._cancel is None:
             self.cancel_recorded(asked)
 
@@ -522,6 +522,8 @@ class LiveRun:
             self._set_aside(change)
         elif self._deliveries:
             self._host.schedule(self)
+        elif change.is_start:
+            self.park_if_idle()  # It may have come to its idle time while that was written.
 
     def _set_aside(self, change: Change) -> None:
         if change is self._parking:
