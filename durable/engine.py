@@ -93,6 +93,11 @@ class Engine(Observing, Controlling, Sending):
             of its turns, and its run is ``stuck`` when it does something else. For development: it
             takes time that grows with the square of a run's steps, and what a body prints, it
             prints each time. By default what ``DURABLE_VERIFY_REPLAY`` says, which is 1 or 0.
+        strict: Whether bodies are watched while their code runs, for development and tests: what
+            goes past their event loop (files, sockets, processes, threads; clocks and randomness
+            other than the step's) raises ``NonDeterminismError`` there, as the same through
+            asyncio always does. By default not. Its audit hook stays in the process for good, and
+            does nothing for other code.
 
     Raises:
         TypeError, ValueError: A setting is not valid. Nothing was opened.
@@ -111,6 +116,7 @@ class Engine(Observing, Controlling, Sending):
         worker: bool = True,
         retention: float | timedelta | None = None,
         verify_replay: bool | None = None,
+        strict: bool = False,
     ) -> None:
         self._path = parse_url(url)
         self._is_worker = check_flag(worker, "worker=")
@@ -124,6 +130,7 @@ class Engine(Observing, Controlling, Sending):
             max_interruptions=check_count(max_interruptions, "max_interruptions"),
             retention_ms=check_retention(retention),
             verify_replay=check_verify_replay(verify_replay),
+            is_strict=check_flag(strict, "strict="),
         )
         self._catalog = Catalog(
             Defaults(

@@ -20,23 +20,31 @@ if TYPE_CHECKING:
 
     from durable.core.commands import Returned
     from durable.core.execution import WorkflowSpec
+    from durable.core.host import Guard
     from durable.core.records import RunRecord, StepRecord
 
 DELIVERIES_PER_SLICE = 10_000
 
 
-def replay_run(run: RunRecord, steps: Collection[StepRecord], spec: WorkflowSpec) -> None:
+def replay_run(
+    run: RunRecord,
+    steps: Collection[StepRecord],
+    spec: WorkflowSpec,
+    *,
+    guard: Guard | None = None,
+) -> None:
     """Execute a run's body over all that is recorded, to where it stands or to its end.
 
     Args:
         run: The run; one that is over has to end as it did.
         steps: All that is recorded of it.
         spec: The code.
+        guard: What watches the body, if anything.
 
     Raises:
         Stuck: The body does not do what is recorded.
     """
-    execution = Execution(run, steps, started_at_ms=run.started_at_ms or 0)
+    execution = Execution(run, steps, started_at_ms=run.started_at_ms or 0, guard=guard)
     try:
         if run.started_at_ms is None:
             spec.check_arguments(execution)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from durable.core.commands import Turn
     from durable.core.execution import WorkflowSpec
+    from durable.core.host import Guard
     from durable.core.records import RunRecord, StepRecord
 
 FOUND = (
@@ -35,9 +36,11 @@ class Verifier:
 
     Args:
         recorded: The steps that the journal has of it.
+        guard: What watches its body, if anything.
     """
 
-    def __init__(self, recorded: Iterable[StepRecord]) -> None:
+    def __init__(self, recorded: Iterable[StepRecord], guard: Guard | None = None) -> None:
+        self._guard = guard
         self._steps: dict[int, StepRecord] = {}
         self.note(recorded)
 
@@ -69,7 +72,7 @@ class Verifier:
         steps.update((step.number, step) for step in turn.patches)
         steps.update((command.number, new_step(command)) for command in turn.issued)
         try:
-            replay_run(run, list(steps.values()), spec)
+            replay_run(run, list(steps.values()), spec, guard=self._guard)
         except Stuck as stuck:
             found = Stuck(FOUND.format(str(stuck).removesuffix(".")))
             found.diff = stuck.diff

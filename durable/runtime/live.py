@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from durable.core.execution import WorkflowSpec
+    from durable.core.host import Guard
     from durable.core.records import EventRecord
     from durable.core.versions import VersionTable
     from durable.runtime.instrumentation import EngineLog
@@ -66,6 +67,7 @@ class LiveHost(StepsHost, Protocol):
 
     writer: Writer
     log: EngineLog
+    guard: Guard | None
 
     @property
     def versions(self) -> VersionTable:
@@ -157,8 +159,10 @@ class LiveRun:
         self.is_told = cancel is not None and cancel.position is not None
         self._cancel: StepRecord | None = None if self.is_told else cancel
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
-        self._verifier = Verifier(steps) if host.settings.verify_replay else None
-        self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
+        self._verifier = Verifier(steps, host.guard) if host.settings.verify_replay else None
+        self._execution = Execution(
+            record, steps, started_at_ms=self._started_at_ms, guard=host.guard
+        )
         self._steps = OpenSteps(record.run_id, host, self, steps, ended)
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
         # The change by which it leaves memory.
