@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     Wrap: TypeAlias = "Callable[[Stepped, ActionStep | TransactionStep], Work]"
 
 
+MAX_PAYLOAD = 8 * 1024 * 1024
+"""The largest arguments or result, in bytes of JSON, of engines that do not say."""
+
+
 class Defaults(NamedTuple):
     """An engine's settings that decide about steps.
 

@@ -27,6 +27,7 @@ from durable.core.transitions import (
     fail,
     interrupt,
     interruption_error,
+    new_step,
     start_child,
     start_timer,
     time_out,
@@ -179,7 +180,7 @@ class OpenSteps:
 
     def issue(self, command: Command, now_ms: int, change: Change, after: Effects) -> StepRecord:
         """Take a new command, to be written by ``change``; return its step's record."""
-        step = _new_record(command)
+        step = new_step(command)
         if command.kind is SLEEP:
             after.append((self._set_alarm, step))
             step = start_timer(step, now_ms)
@@ -205,9 +206,9 @@ class OpenSteps:
         It may be withdrawn by now; and nothing begins where the body is about to be cancelled.
         """
         if command.is_withdrawn:
-            return withdraw(_new_record(command), now_ms)
+            return withdraw(new_step(command), now_ms)
         if is_ending and command.kind not in (SLEEP, EVENT):
-            step = self._records[command.number] = _new_record(command)
+            step = self._records[command.number] = new_step(command)
             return step
         return self.issue(command, now_ms, change, after)
 
@@ -627,17 +628,6 @@ class OpenSteps:
         """Settle what ended while the run was not in memory."""
         for job in [job for job in self._jobs.values() if job.outcome is not None]:
             self.on_outcome(job)
-
-
-def _new_record(command: Command) -> StepRecord:
-    return StepRecord(
-        number=command.number,
-        key=command.key,
-        kind=command.kind,
-        name=command.name,
-        args=command.args,
-        due_at_ms=command.due_ms,
-    )
 
 
 def _failed(

@@ -40,4 +40,5 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     claim_runs_max: int = CLAIM_RUNS_MAX
     retention_ms: int | None = None
     draw: Callable[[], float] | None = None
+    verify_replay: bool = False
     is_strict: bool = False

@@ -13,6 +13,7 @@ from durable.testing.crashes import Crashes, crash_everywhere
 from durable.testing.environment import EngineOptions, Environment
 from durable.testing.errors import StalledError
 from durable.testing.fakes import Replacement, StepCall
+from durable.testing.histories import DivergenceError, replay
 from durable.testing.playing import Outcome
 from durable.testing.shuffling import Shuffled, shuffle
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Crashes",
+    "DivergenceError",
     "EngineOptions",
     "Environment",
     "Outcome",
@@ -32,6 +34,7 @@ __all__ = [
     "StepCall",
     "crash_everywhere",
     "engine",
+    "replay",
     "shuffle",
 ]
 

@@ -64,6 +64,7 @@ class EngineOptions(TypedDict, total=False):
     worker: bool
     retention: float | timedelta | None
     strict: bool
+    verify_replay: bool | None
 
 
 @final

@@ -27,6 +27,7 @@ READS: Final = (
     "load_run",
     "load_tree",
     "load_history",
+    "load_recorded",
     "load_status",
     "load_statuses",
     "load_event",
