@@ -13,7 +13,7 @@ from types import (
     GeneratorType,
     MethodType,
 )
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from durable.core.tasks import as_current, unlink
 
@@ -43,11 +43,7 @@ def close_frames(tasks: list[WorkflowTask[Any]], loop: WorkflowLoop) -> None:
         for task in reversed(tasks):
             silence(task)
             with as_current(task, loop):
-                for suspended in reversed(chain(task.get_coro())):
-                    # An async generator that is waited for cannot be closed, and does nothing when
-                    # it is freed.
-                    if not isinstance(suspended, AsyncGeneratorType):
-                        _close_coroutine(suspended)
+                task.context.run(_close, task.get_coro())
             unlink(task)
             unlink(getattr(task, "_fut_waiter", None))  # What it waits for, as asyncio has it.
     finally:
@@ -64,11 +60,28 @@ def silence(task: Any) -> None:  # noqa: ANN401  the attribute is asyncio's own
     task._log_destroy_pending = False  # noqa: SLF001
 
 
+@final
+class _Driven:
+    """An async generator that is waited for: only what drives it can close it.
+
+    Freed as it is, it would run no more, but what its frame holds would.
+    """
+
+    def __init__(self, generator: AsyncGeneratorType[Any, Any], driver: Any) -> None:  # noqa: ANN401
+        self.generator = generator
+        self._driver = driver  # What ``asend``, ``athrow`` or ``aclose`` gave.
+
+    def close(self) -> None:
+        self._driver.throw(GeneratorExit)
+        msg = "async generator ignored GeneratorExit"
+        raise RuntimeError(msg)
+
+
 def chain(coro: Any) -> list[Any]:  # noqa: ANN401  any coroutine
     """Return a coroutine and those that it waits for, the innermost last.
 
     Closing the outermost does not always close the others: an async generator may be in between,
-    which is not closed, or an awaitable of a user's own. What is left would be closed by the
+    which is not closed by that, or an awaitable of a user's own. What is left would be closed by the
     collector, outside of the loop that refuses what it then does.
     """
     found: list[Any] = []
@@ -76,8 +89,9 @@ def chain(coro: Any) -> list[Any]:  # noqa: ANN401  any coroutine
     todo: list[Any] = [coro]
     while todo:
         each = todo.pop()
-        if id(each) not in seen:
-            seen.add(id(each))
+        key = id(each.generator if isinstance(each, _Driven) else each)
+        if key not in seen:
+            seen.add(key)
             found.append(each)
             todo += _awaited_by(each)
     return found
@@ -85,6 +99,8 @@ def chain(coro: Any) -> list[Any]:  # noqa: ANN401  any coroutine
 
 def _awaited_by(coro: Any) -> list[Any]:  # noqa: ANN401
     """Return the coroutines and generators that the given one waits for: mostly one, or none."""
+    if isinstance(coro, _Driven):
+        coro = coro.generator
     for attribute in ("cr_await", "gi_yieldfrom", "ag_await"):
         awaited = getattr(coro, attribute, None)
         if awaited is not None:
@@ -107,7 +123,10 @@ def _hidden_in(awaited: Any) -> list[Any]:  # noqa: ANN401
             continue
         seen.add(id(holder))
         for each in gc.get_referents(holder):
-            if isinstance(each, _SUSPENDABLE):
+            if isinstance(each, AsyncGeneratorType):
+                if hasattr(holder, "throw"):
+                    found.append(_Driven(each, holder))
+            elif isinstance(each, _SUSPENDABLE):
                 found.append(each)
             elif isinstance(each, _HOLDERS) or _is_iterator(each):
                 todo.append(each)
@@ -118,13 +137,25 @@ def _is_iterator(value: object) -> bool:
     return hasattr(type(value), "__next__")
 
 
-def _close_coroutine(coro: Any) -> None:  # noqa: ANN401  any coroutine
+def _close(coro: Any) -> None:  # noqa: ANN401  any coroutine
+    """Close a coroutine and what it waits for, from within.
+
+    What answers with another await is closed in there first: a context manager's generator, closed
+    while it waits in its ``finally``, would be left there.
+    """
     for _ in range(CLOSE_ATTEMPTS_MAX):
-        try:
-            coro.close()
-        except RuntimeError:
-            continue  # It answered with another await: close that too.
-        except BaseException:  # noqa: BLE001  its attributes may be properties that raise anything
+        if all(_is_closed_by_an_attempt(each) for each in reversed(chain(coro))):
             return
-        return
-    _unclosable.append(coro)
+    for each in reversed(chain(coro)):
+        if not any(_is_closed_by_an_attempt(each) for _ in range(CLOSE_ATTEMPTS_MAX)):
+            _unclosable.append(each)
+
+
+def _is_closed_by_an_attempt(suspended: Any) -> bool:  # noqa: ANN401
+    try:
+        suspended.close()
+    except RuntimeError:
+        return False  # It may have answered with another await.
+    except BaseException:  # noqa: BLE001  its attributes may be properties that raise anything
+        return True
+    return True

@@ -60,9 +60,10 @@ class WorkflowTask(asyncio.Task[T]):
         path: Its place among the body's tasks: the root is ``0``, its second child ``0.1``.
         commands_count: How many commands it has issued.
         children_count: How many tasks it has created.
+        context: The context that it runs in.
     """
 
-    __slots__ = ("cancels_count", "children_count", "commands_count", "number", "path")
+    __slots__ = ("cancels_count", "children_count", "commands_count", "context", "number", "path")
 
     def __init__(
         self,
@@ -78,7 +79,9 @@ class WorkflowTask(asyncio.Task[T]):
         self.cancels_count = 0
         self.commands_count = 0
         self.children_count = 0
-        super().__init__(coro, loop=loop, name=name or f"Task-{path}", context=context)
+        # asyncio's would copy it as well, and does not tell before Python 3.12.
+        self.context = copy_context() if context is None else context
+        super().__init__(coro, loop=loop, name=name or f"Task-{path}", context=self.context)
 
     def __hash__(self) -> int:
         return self.number
