@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,11 +27,14 @@ SHORT_S, LONG_S = 5.0, 60.0
 """A short sleep is waited for in memory, until the engine is closed; a long one is not."""
 
 acted: list[str] = []
+left: list[str] = []
+holder = ContextVar("holder", default="nobody")
 
 
 @pytest.fixture(autouse=True)
 def _new_world() -> None:
     acted.clear()
+    left.clear()
 
 
 @durable.action
@@ -259,3 +263,68 @@ async def test_the_collector_does_not_run_another_bodys_code_as_this_ones(path: 
             run = await engine.start(littering(), id=f"run-{number}")
             assert await run.result() == 20_000
             assert [step.name async for step in run.steps()] == ["test_dropped_bodies:echo"]
+
+
+# --- each finally has its turn, where it belongs: in its task and in its context ------------------
+
+
+@contextmanager
+def held_by(name: str) -> Generator[None]:
+    token = holder.set(name)
+    try:
+        yield
+    finally:
+        holder.reset(token)
+        left.append(name)
+
+
+@asynccontextmanager
+async def left_slowly(name: str) -> AsyncGenerator[None]:
+    with held_by(name):
+        try:
+            yield
+        finally:
+            with held_by(f"{name}'s end"):
+                await asyncio.get_running_loop().create_future()
+
+
+async def generated(name: str, step: Step) -> AsyncGenerator[None]:
+    with held_by(name):
+        async with left_slowly(f"{name} in a generator"):
+            await step.sleep(LONG_S)
+            yield
+
+
+@durable.workflow
+async def holding(step: Step) -> None:
+    async def hold(name: str) -> None:
+        async with left_slowly(name):
+            async for _ in generated(f"{name}'s", step):
+                pass
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(hold("a"))
+        group.create_task(hold("b"))
+
+
+async def test_a_body_that_is_dropped_leaves_all_that_it_has_entered(path: Path) -> None:
+    """Also what a generator has entered, and what answers with another await: at once, in the
+    context and the task that entered it. The collector would do it anywhere.
+    """
+    engine = Engine(path)
+    ManualClock().install(engine)
+    async with engine:
+        gc.disable()
+        try:
+            await until_open(await engine.start(holding()))
+            await until_parked(engine)
+            there = list(left)
+        finally:
+            gc.enable()
+    # The tasks begun last are closed first; of each, the innermost first.
+    assert there == [
+        *("b's in a generator's end", "b's in a generator", "b's", "b's end", "b"),
+        *("a's in a generator's end", "a's in a generator", "a's", "a's end", "a"),
+    ]
+    gc.collect()
+    assert left == there
