@@ -217,6 +217,21 @@ def onboarding() -> Case:
     return Case(module.onboarding(signup, DAY_S), "completed", setup=setup, check=check)
 
 
+def pydantic_agent() -> Case:
+    module = example("pydantic_agent")
+
+    async def approve(env: Environment, run_id: str) -> None:
+        await env.advance(DAY_S / 2)
+        await env.send_event(run_id, module.APPROVED, value=True)
+
+    return Case(
+        module.travel("Get me to Oslo."),
+        "completed: 'Booked seat 12A on the 9:40 to Oslo. Weather: rain in Oslo.'",
+        script=approve,
+        may_raise=(OutcomeUnknown,),
+    )
+
+
 def retries() -> Case:
     return Case(
         example("retries").order("a lamp"),
@@ -280,6 +295,7 @@ CASES: Final[dict[str, Callable[[], Case]]] = {
     "nested": nested,
     "nested, cancelled": nested_canceled,
     "onboarding": onboarding,
+    "pydantic_agent": pydantic_agent,
     "retries": retries,
     "scheduled": scheduled,
     "signals": signals,

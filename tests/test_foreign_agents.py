@@ -354,6 +354,32 @@ def as_list(value: object) -> list[Any]:
     return value
 
 
+identified = Agent(TestModel())
+
+
+@identified.tool
+async def tell_whose(context: RunContext[None]) -> str:
+    return await weather(str(context.run_id))
+
+
+@durable.workflow
+async def identifying(step: Step, *, is_given: bool) -> str:
+    run_id = str(step.uuid4()) if is_given else None
+    return (await identified.run("go", run_id=run_id)).output
+
+
+async def test_its_ids_are_arguments_of_steps_if_they_are_the_steps_own() -> None:
+    """Those that it draws are others on replay: that is found out at once, in development."""
+    async with testing.engine(verify_replay=True) as env:
+        assert "rain in " in await env.run(identifying(is_given=True))
+        run = await env.start(identifying(is_given=False))
+        await env.run_until_idle()
+        status = await run.status()
+    assert status.state == "stuck"
+    assert status.error is not None
+    assert "test_foreign_agents:weather" in status.error.message
+
+
 # --- what it cannot do ---------------------------------------------------------------------------
 
 
