@@ -358,7 +358,7 @@ identified = Agent(TestModel())
 
 
 @identified.tool
-async def tell_whose(context: RunContext[None]) -> str:
+async def tell_whose(context: RunContext[object]) -> str:
     return await weather(str(context.run_id))
 
 

@@ -67,7 +67,7 @@ class _Driven:
     Freed as it is, it would run no more, but what its frame holds would.
     """
 
-    def __init__(self, generator: AsyncGeneratorType[Any, Any], driver: Any) -> None:  # noqa: ANN401
+    def __init__(self, generator: Any, driver: Any) -> None:  # noqa: ANN401  of any types
         self.generator = generator
         self._driver = driver  # What ``asend``, ``athrow`` or ``aclose`` gave.
 
@@ -81,8 +81,8 @@ def chain(coro: Any) -> list[Any]:  # noqa: ANN401  any coroutine
     """Return a coroutine and those that it waits for, the innermost last.
 
     Closing the outermost does not always close the others: an async generator may be in between,
-    which is not closed by that, or an awaitable of a user's own. What is left would be closed by the
-    collector, outside of the loop that refuses what it then does.
+    which is not closed by that, or an awaitable of a user's own. What is left would be closed by
+    the collector, outside of the loop that refuses what it then does.
     """
     found: list[Any] = []
     seen: set[int] = set()
@@ -146,9 +146,11 @@ def _close(coro: Any) -> None:  # noqa: ANN401  any coroutine
     for _ in range(CLOSE_ATTEMPTS_MAX):
         if all(_is_closed_by_an_attempt(each) for each in reversed(chain(coro))):
             return
-    for each in reversed(chain(coro)):
-        if not any(_is_closed_by_an_attempt(each) for _ in range(CLOSE_ATTEMPTS_MAX)):
-            _unclosable.append(each)
+    _unclosable.extend(
+        each
+        for each in reversed(chain(coro))
+        if not any(_is_closed_by_an_attempt(each) for _ in range(CLOSE_ATTEMPTS_MAX))
+    )
 
 
 def _is_closed_by_an_attempt(suspended: Any) -> bool:  # noqa: ANN401

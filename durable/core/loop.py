@@ -292,9 +292,14 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
         name: str | None,
         context: contextvars.Context | None,
     ) -> WorkflowTask[T]:
+        native: Any = coro
+        if not is_native(coro):
+            if not asyncio.iscoroutine(coro):
+                msg = f"a coroutine was expected, got {coro!r}"
+                raise TypeError(msg)
+            native = awaiting(coro)
         scope = self.scope()
         path = next_child_path(scope)
-        native: Any = coro if is_native(coro) else awaiting(coro)  # type: ignore[arg-type]
         return self._spawn(native, path, name, context)
 
     def _spawn(
