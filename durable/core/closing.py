@@ -71,6 +71,14 @@ class _Driven:
         self.generator = generator
         self._driver = driver  # What ``asend``, ``athrow`` or ``aclose`` gave.
 
+    @property
+    def ag_await(self) -> object:
+        return self.generator.ag_await
+
+    @property
+    def ag_frame(self) -> object:
+        return self.generator.ag_frame
+
     def close(self) -> None:
         self._driver.throw(GeneratorExit)
         msg = "async generator ignored GeneratorExit"
@@ -89,7 +97,7 @@ def chain(coro: Any) -> list[Any]:  # noqa: ANN401  any coroutine
     todo: list[Any] = [coro]
     while todo:
         each = todo.pop()
-        key = id(each.generator if isinstance(each, _Driven) else each)
+        key = -id(each.generator) if isinstance(each, _Driven) else id(each)
         if key not in seen:
             seen.add(key)
             found.append(each)
@@ -99,8 +107,6 @@ def chain(coro: Any) -> list[Any]:  # noqa: ANN401  any coroutine
 
 def _awaited_by(coro: Any) -> list[Any]:  # noqa: ANN401
     """Return the coroutines and generators that the given one waits for: mostly one, or none."""
-    if isinstance(coro, _Driven):
-        coro = coro.generator
     for attribute in ("cr_await", "gi_yieldfrom", "ag_await"):
         awaited = getattr(coro, attribute, None)
         if awaited is not None:
@@ -123,9 +129,8 @@ def _hidden_in(awaited: Any) -> list[Any]:  # noqa: ANN401
             continue
         seen.add(id(holder))
         for each in gc.get_referents(holder):
-            if isinstance(each, AsyncGeneratorType):
-                if hasattr(holder, "throw"):
-                    found.append(_Driven(each, holder))
+            if isinstance(each, AsyncGeneratorType) and hasattr(holder, "throw"):
+                found.append(_Driven(each, holder))
             elif isinstance(each, _SUSPENDABLE):
                 found.append(each)
             elif isinstance(each, _HOLDERS) or _is_iterator(each):
