@@ -1,0 +1,296 @@
+"""One seed: what is done and what goes wrong is decided first, then played, then judged.
+
+When all is done the faults end, what runs wait for is sent to them, and then every run has to end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Final, final
+
+from durable.journal.schema import make_tables
+from simulation import program, rules
+from simulation.callers import Callers
+from simulation.disk import Disk
+from simulation.ending import check_end
+from simulation.fleet import Fleet
+from simulation.loop import Machine
+from simulation.maker import Maker
+from simulation.oracle import Oracle
+from simulation.program import EVENT_NAMES, Node
+
+HORIZON_S: Final = 40.0
+"""How long callers ask, and things fail."""
+ROUND_S: Final = 60.0
+"""How long runs are given to end, each time that they were sent what they wait for."""
+ROUNDS_MAX: Final = 60
+RUNS_MAX: Final = 4
+
+FAULTS: Final = (
+    "outage", "trickle", "slow", "kill", "killing", "jump", "freeze", "rob", "close", "pause",
+)  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What came of a seed.
+
+    Attributes:
+        violations: What must not be, and was; the first one counts.
+        digest: The same for the same seed and code.
+    """
+
+    seed: int
+    violations: list[str]
+    digest: str
+    story: str
+    commits: int
+
+    @property
+    def broken(self) -> str:
+        """The invariant that broke first."""
+        return self.violations[0].partition(":")[0] if self.violations else ""
+
+
+@final
+class Driver:
+    """What happens in one seed, and when."""
+
+    def __init__(self, seed: int, path: Path) -> None:
+        name = str(seed)
+        self.random = random.Random(f"{name} driver")
+        self.machine = Machine(name)
+        self.disk = Disk(self.machine, path, name)
+        self.oracle = Oracle(self.disk)
+        self.fleet = Fleet(self.disk, self.oracle, name)
+        self.callers = Callers(self.oracle, name)
+        self.programs: dict[str, Node] = {}
+        self.plan: list[tuple[float, str, Callable[[], None]]] = []
+        self.slices_s = self.random.choice((-1.0, float("inf")))
+        self._asked_ids: set[str] = set()
+        maker = Maker(name)
+        for number in range(self.random.randint(1, RUNS_MAX)):
+            self.programs[f"run{number}"] = maker.make()
+        self._make_plan()
+
+    # --- the plan --------------------------------------------------------------------------------
+
+    def _add(self, at_s: float, what: str, act: Callable[[], None]) -> None:
+        self.plan.append((at_s, what, act))
+
+    def _make_plan(self) -> None:
+        draw, add = self.random, self._add
+        add(0, "begin", self.fleet.begin)
+        for run_id in self.programs:
+            self._plan_run(run_id, draw.choice((0.0, draw.uniform(0, 10))))
+        if draw.random() < 0.3:
+            is_worker = draw.random() < 0.6
+            add(draw.uniform(0, 15), "another", partial(self.fleet.begin, is_worker=is_worker))
+        for _ in range(draw.choice((0, 1, 1, 2, 3, 4))):
+            fault = draw.choice(FAULTS)
+            getattr(self, f"_plan_{fault}")(draw.expovariate(1 / 8))
+        self.plan.sort(key=lambda planned: planned[0])
+
+    def _plan_run(self, run_id: str, at_s: float) -> None:
+        draw, callers = self.random, self.callers
+
+        def ask(delay_s: float, what: str, asked: object) -> None:
+            self._add(at_s + delay_s, f"{what} {run_id}", partial(self.fleet.ask, f"{what} {run_id}", asked))  # type: ignore[arg-type]
+
+        if draw.random() < 0.1:
+            ask(0, "start and undo", callers.start_and_undo(f"{run_id}u", self.programs[run_id]))
+        ask(0, "start", callers.start(run_id, self.programs[run_id]))
+        ask(draw.choice((0.01, 9.0)), "see the end of", callers.see_end(run_id))
+        for _ in range(draw.randint(0, 5)):
+            name = draw.choice(EVENT_NAMES)
+            ask(draw.expovariate(1 / 5), f"send {name} to", callers.send(run_id, name))
+        if draw.random() < 0.35:
+            for _ in range(draw.choice((1, 1, 2))):
+                cancel = callers.cancel(run_id, interrupt=draw.random() < 0.3)
+                ask(draw.expovariate(1 / 3), "cancel", cancel)
+        if draw.random() < 0.35:
+            for _ in range(draw.choice((1, 1, 2))):
+                ask(draw.uniform(1, 30), "restart", callers.restart(run_id))
+        if draw.random() < 0.1:
+            force = draw.random() < 0.5
+            ask(draw.uniform(0, 30), "remove", callers.remove(run_id, force=force))
+        if draw.random() < 0.3:
+            ask(draw.uniform(0, 20), "look at", callers.look(run_id))
+
+    # --- faults ----------------------------------------------------------------------------------
+
+    def _plan_rates(self, at_s: float, for_s: float, **rates: float) -> None:
+        faults = self.disk.faults
+
+        def set_rates() -> None:
+            for name, rate in rates.items():
+                setattr(faults, name, rate)
+
+        self._add(at_s, f"faults {rates}", set_rates)
+        self._add(at_s + for_s, "no faults", faults.stop)
+
+    def _plan_outage(self, at_s: float) -> None:
+        lost, kept, broken = (self.random.choice((0.0, 0.3)) for _ in range(3))
+        for_s = self.random.uniform(0.05, 3)
+        self._plan_rates(at_s, for_s, lost=lost, kept=kept, broken=broken)
+
+    def _plan_trickle(self, at_s: float) -> None:
+        self._plan_rates(at_s, 20, lost=0.03, kept=0.03, broken=0.005)
+
+    def _plan_slow(self, at_s: float) -> None:
+        self._add(at_s, "slow", partial(setattr, self.machine, "is_slow", True))  # noqa: FBT003
+        for_s = self.random.uniform(1, 10)
+        self._add(at_s + for_s, "fast", partial(setattr, self.machine, "is_slow", False))  # noqa: FBT003
+
+    def _plan_kill(self, at_s: float) -> None:
+        self._add(at_s, "kill", lambda: self.fleet.owner and self.fleet.owner.process.kill())
+
+    def _plan_killing(self, at_s: float) -> None:
+        rate = self.random.choice((0.02, 0.1))
+        self._plan_rates(at_s, 15, kill_before=rate, kill_after=rate)
+
+    def _plan_jump(self, at_s: float) -> None:
+        by_s = self.random.choice((-3600, -20, -1.5, 1.5, 20, 3600))
+
+        def jump() -> None:
+            self.machine.wall_ahead_ns += round(by_s * 1e9)
+
+        self._add(at_s, f"the clock jumps by {by_s} s", jump)
+
+    def _plan_freeze(self, at_s: float) -> None:
+        for_s = self.random.choice((0.5, 5.0, 15.0))
+
+        def freeze() -> None:
+            if self.fleet.owner is not None:
+                self.fleet.owner.process.frozen_until_s = self.machine.now_s + for_s
+
+        self._add(at_s, f"freeze for {for_s} s", freeze)
+
+    def _plan_rob(self, at_s: float) -> None:
+        def rob() -> None:
+            self.disk.steal()
+            self.fleet.see_to_workers()
+
+        if self.random.random() < 0.5:
+            self._plan_freeze(at_s)
+        self._add(at_s, "rob", rob)
+
+    def _plan_close(self, at_s: float) -> None:
+        self._add(at_s, "close", lambda: self.fleet.owner and self.fleet.owner.stop())
+
+    def _plan_pause(self, at_s: float) -> None:
+        count = self.random.choice((0, 0, 1, 5))
+        self._add(at_s, f"max_parallelism {count}", partial(self._set_parallelism, count))
+        for_s = self.random.uniform(0.5, 8)
+        back = self.fleet.parallelism
+        self._add(at_s + for_s, f"max_parallelism {back}", partial(self._set_parallelism, back))
+
+    def _set_parallelism(self, count: int) -> None:
+        owner = self.fleet.owner
+        if owner is not None:
+            owner.parallelism_max = max(owner.parallelism_max, count)
+            owner.process.wake(partial(owner.engine.set_max_parallelism, count))
+
+    # --- playing ---------------------------------------------------------------------------------
+
+    def play(self) -> None:
+        """Let all of it happen, and come to its end."""
+        for at_s, what, act in self.plan:
+            self.machine.at(at_s, partial(self._do, what, act))
+        self.machine.run(lambda: False, HORIZON_S)
+        self.disk.faults.stop()
+        self.machine.is_slow = False
+        for _ in range(ROUNDS_MAX):
+            if self.machine.violations:
+                return
+            self._send_what_is_awaited()
+            self._set_parallelism(self.fleet.parallelism)
+            self.machine.run(self._is_over, self.machine.now_s + ROUND_S)
+            if self._is_over():
+                break
+        self.machine.run(lambda: False, self.machine.now_s + 2)
+        check_end(self)
+
+    def _do(self, what: str, act: Callable[[], None]) -> None:
+        self.machine.note("-", what)
+        act()
+
+    def _is_over(self) -> bool:
+        return all(run.is_final for run in self.oracle.rows.runs.values())
+
+    def _send_what_is_awaited(self) -> None:
+        for step in list(self.oracle.rows.steps.values()):
+            if step.kind == "event" and not step.is_final and step.event_id is None:
+                what = f"send {step.name} to {step.run_id}"
+                self.fleet.ask(what, self.callers.send(step.run_id, step.name))
+        for event_id in self.oracle.made_ids:
+            if event_id not in self._asked_ids:
+                self._asked_ids.add(event_id)
+                self.fleet.ask(f"send {event_id}", self.callers.send_id(event_id))
+
+    def story(self) -> str:
+        """Return what people need to understand what happened."""
+        plan = "\n".join(f"{at_s:10.4f} {what}" for at_s, what, _ in self.plan)
+        programs = "\n".join(f"{run_id}: {json.dumps(n)}" for run_id, n in self.programs.items())
+        return f"{self.fleet} slices={self.slices_s}\n{programs}\n\nplanned:\n{plan}\n"
+
+
+# --- from outside --------------------------------------------------------------------------------
+
+
+@cache
+def _blank() -> bytes:
+    """Return a file with the tables of the journal, and the program's."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "blank.db")
+        db = sqlite3.connect(path, isolation_level=None)
+        make_tables(db)
+        db.executescript(rules.TABLES)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.close()
+        return path.read_bytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Say nothing of what is simulated."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def simulate(seed: int) -> Outcome:
+    """Play one seed."""
+    memory = Path("/dev/shm")  # noqa: S108  in memory, where there is such a place
+    root = memory if memory.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=root) as directory, _quiet():
+        path = Path(directory, "journal.db")
+        path.write_bytes(_blank())
+        driver = Driver(seed, path)
+        program.witness = driver.oracle
+        try:
+            with driver.disk.mounted(slices=driver.slices_s):
+                try:
+                    driver.play()
+                finally:
+                    driver.machine.close()
+        finally:
+            driver.oracle.close()
+    trace = driver.machine.trace
+    digest = hashlib.sha256("\n".join(trace).encode()).hexdigest()[:16]
+    story = f"{driver.story()}\n{driver.machine.last_lines()}"
+    commits = driver.oracle.commits_count
+    return Outcome(seed, driver.machine.violations, digest, story, commits)

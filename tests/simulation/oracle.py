@@ -1,0 +1,362 @@
+"""What must hold, checked after each commit, at each beginning of a function, at each answer.
+
+It reads the file on a connection of its own, so it sees what is committed and nothing else. What it
+says begins with the name of an invariant: I1 start, I2 once, I3 owner, I4 final, I5 on_complete, I6
+events, I7 timers, I8 cancel, I9 pool, I10 children, I11 atomic, I12 live, I13 divergence, I17 any
+exception.
+
+Rules:
+
+- A run that was restarted begins a new *generation*: what is said of one step holds for each.
+- Of an owner that has lost its lock without knowing, functions may begin that were committed before.
+  It must not write anything.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple, Protocol, final
+
+import durable
+from simulation import rules
+from simulation.rules import CALLBACK, EventRow, RunRow, StepRow
+
+if TYPE_CHECKING:
+    from durable import Completion
+    from simulation.disk import Disk
+    from simulation.loop import Process
+
+HEARD_S_MAX = 1.0
+"""How much later a cancel counts that another process than the owner has asked for."""
+
+
+class Begun(NamedTuple):
+    """An execution of a function."""
+
+    run_id: str
+    key: str
+    number: int
+    interruptions: int
+    generation: int
+    process: Process
+
+
+class Hosting(Protocol):
+    """A process with an engine.
+
+    Attributes:
+        parallelism_max: The most actions that it was ever allowed to run at once.
+    """
+
+    parallelism_max: int
+
+    @property
+    def epoch(self) -> int | None:
+        """The fencing token that it writes with; a guest has none."""
+        ...
+
+    def now_ms(self) -> int:
+        """Return its engine's time."""
+        ...
+
+
+@final
+class Oracle:
+    """Knows what was answered and what functions did, and compares.
+
+    Attributes:
+        rows: What is committed.
+        restarts: How often each run was to be restarted, be it done or not.
+        removals: The runs that were to be removed, be it done or not.
+        made_ids: The events by id that runs wait for, or may.
+        told: How often each run's end was told.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.machine = disk.machine
+        self.hosts: dict[Process, Hosting] = {}
+        self.rows = rules.Rows()
+        self.restarts: Counter[str] = Counter()
+        self.removals: set[str] = set()
+        self.made_ids: list[str] = []
+        self.commits_count = 0
+        self._db = sqlite3.connect(disk.path, isolation_level=None)
+        self._begun: list[Begun] = []
+        self._returned: set[int] = set()
+        self._running: defaultdict[Process, set[int]] = defaultdict(set)
+        self._starts_due: dict[str, int] = {}
+        self._dues: dict[tuple[str, str, int], int] = {}
+        self._canceled: dict[str, tuple[int, float]] = {}
+        self.told: Counter[str] = Counter()
+        self._ends: dict[tuple[str, int], object] = {}
+        disk.on_commit = self.on_commit
+
+    def close(self) -> None:
+        self._db.close()
+
+    def read_told(self) -> list[rules.ToldRow]:
+        """Return what was written of ends."""
+        return [rules.ToldRow._make(row) for row in self._db.execute(rules.TOLD)]
+
+    def fail(self, what: str) -> None:
+        self.machine.fail(what)
+
+    def _report(self, found: Iterator[str], row: object) -> None:
+        for what in found:
+            self.fail(f"{what}: {row}")
+
+    # --- commits ---------------------------------------------------------------------------------
+
+    def on_commit(self, process: Process) -> None:
+        """Compare what is committed now with what was before."""
+        before, after = self.rows, rules.read(self._db)
+        self.rows = after
+        self.commits_count += 1
+        host = self.hosts[process]
+        now_ms = host.now_ms()
+        changed: dict[str, None] = {}
+        for run_id, run in after.runs.items():
+            old = before.runs.get(run_id)
+            if old != run:
+                changed[run_id] = None
+                self.machine.note(process, f"run {short(run_id)} {run.state} g{run.generation}")
+                self._report(rules.check_run(old, run), run)
+                self._check_start_time(old, run, now_ms)
+        for step_id, step in after.steps.items():
+            was = before.steps.get(step_id)
+            if was != step:
+                changed[step.run_id] = None
+                self._check_changed(was, step, now_ms, is_restart=after.is_restart(before, step_id[0]))
+        self._check_gone(before, after)
+        self._check_events(before, after)
+        self._check_entries(before, after)
+        for run_id in changed:
+            if run_id in after.runs:
+                self._report(rules.check_whole(after.runs[run_id], after), after.runs[run_id])
+        if changed and self._is_replaced(host):
+            self.fail(f"I3: {process} is not the owner any more, and writes")
+
+    def _is_replaced(self, host: Hosting) -> bool:
+        """Whether it takes itself for the owner, and another one is."""
+        return host.epoch not in (None, self.rows.epoch)
+
+    def _check_start_time(self, old: RunRow | None, run: RunRow, now_ms: int) -> None:
+        if run.generation:
+            return
+        if old is None:
+            self._starts_due[run.run_id] = run.wake_at_ms or 0
+        due_ms = self._starts_due[run.run_id]
+        if run.started_at_ms is None:
+            if run.wake_at_ms not in (None, 0, due_ms) and not run.is_final:
+                self.fail(f"I7: the start is now due at another time than {due_ms}: {run}")
+        elif old is not None and old.started_at_ms is None and run.started_at_ms < due_ms:
+            self.fail(f"I7: it has begun before {due_ms}: {run}")
+        if run.started_at_ms is not None and (old is None or old.started_at_ms is None):
+            if run.started_at_ms > now_ms:
+                self.fail(f"I7: it is {now_ms}, and it has begun later: {run}")
+
+    def _check_changed(
+        self, was: StepRow | None, step: StepRow, now_ms: int, *, is_restart: bool
+    ) -> None:
+        what = f"{step.kind} {step.state} a{step.attempts} i{step.interruptions}"
+        place = "" if step.position is None else f" @{step.position}"
+        who = f"{short(step.run_id)}/{step.number}"
+        self.machine.note("", f"  {who} {step.label} {what}{place}")
+        if was is not None and not is_restart:
+            self._report(rules.check_step(was, step), step)
+        self._report(rules.check_attempts(step), step)
+        if step.state == "pending" and step.due_at_ms is not None:
+            self._dues[step.run_id, step.key, step.attempts + 1] = step.due_at_ms
+        if not step.is_final or (was is not None and was.is_final):
+            return
+        is_late = step.kind == "event" and "TimeoutError" in (step.error or "")
+        if (step.kind == "sleep" and step.state == "completed") or is_late:
+            if now_ms < (step.due_at_ms or 0):
+                self.fail(f"I7: it is {now_ms}, and over before it is due: {step}")
+        if step.kind == "action" and step.serial is not None:
+            self._check_result(step, step.serial)
+
+    def _check_result(self, step: StepRow, serial: int) -> None:
+        begun = self._begun[serial]
+        wanted = (step.run_id, step.key, step.attempts, step.interruptions)
+        generation = self.rows.runs[step.run_id].generation
+        if begun[:5] != (*wanted, generation) or serial not in self._returned:
+            self.fail(f"I4: the outcome is that of another attempt, {begun}: {step}")
+
+    def _check_gone(self, before: rules.Rows, after: rules.Rows) -> None:
+        for run_id in before.runs.keys() - after.runs.keys():
+            run = before.runs[run_id]
+            if run.name != CALLBACK and before.root_of(run_id) not in self.removals:
+                self.fail(f"I1: it is gone: {run}")
+        for event_id in before.events.keys() - after.events.keys():
+            if before.events[event_id].run_id in after.runs:
+                self.fail(f"I6: it is gone: {before.events[event_id]}")
+        for step_id in before.steps.keys() - after.steps.keys():
+            if step_id[0] in after.runs and not after.is_restart(before, step_id[0]):
+                self.fail(f"I4: it is gone: {before.steps[step_id]}")
+
+    def _check_events(self, before: rules.Rows, after: rules.Rows) -> None:
+        for event_id, event in after.events.items():
+            was = before.events.get(event_id)
+            if was == event:
+                continue
+            what = "there" if event.step_number is None else f"consumed by {event.step_number}"
+            self.machine.note("", f"  event {event.value} of {short(event.run_id)} {what}")
+            if was is not None and was.sent_at_ms is not None and was[:5] != event[:5]:
+                self.fail(f"I6: {was} has become {event}")
+            is_restart = after.is_restart(before, event.run_id)
+            if was is not None and was.step_number not in (None, event.step_number) and not is_restart:
+                self.fail(f"I6: {was} was consumed, and now {event}")
+            if event.step_number is not None and (was is None or was.step_number is None):
+                self._check_consumed(event, after)
+        consumed = {(event.run_id, event.step_number) for event in after.events.values()}
+        for step_id, step in after.steps.items():
+            if step.kind == "event" and step.state == "completed" and step_id not in consumed:
+                self.fail(f"I11: no event was consumed by {step}")
+
+    def _check_consumed(self, event: EventRow, after: rules.Rows) -> None:
+        wait = after.steps.get((event.run_id, event.step_number or 0))
+        if wait is None or not wait.is_final or wait.position is None:
+            self.fail(f"I11: {event} was consumed by {wait}")
+            return
+        if wait.event_id != event.event_id:
+            self.fail(f"I6: {event} was consumed by {wait}")
+        for other in after.events.values():
+            is_before = other.sent_at_ms is not None and other.seq < event.seq
+            is_same = (other.run_id, other.name) == (event.run_id, event.name)
+            if is_before and is_same and other.step_number is None and event.name != "made":
+                self.fail(f"I6: {event} was consumed before {other}")
+
+    def _check_entries(self, before: rules.Rows, after: rules.Rows) -> None:
+        steps = {(step.run_id, step.key): step for step in after.steps.values()}
+        for entry in after.entries[len(before.entries) :]:
+            step = steps.get((entry.run_id, entry.key))
+            if step is None or step.state != "completed" or step.serial != entry.serial:
+                self.fail(f"I11: {entry} is there, and its step is {step}")
+        serials = {entry.serial for entry in after.entries}
+        for step in after.steps.values():
+            if step.name == "deposit" and step.state == "completed" and step.serial not in serials:
+                self.fail(f"I11: nothing is there of {step}")
+
+    # --- functions -------------------------------------------------------------------------------
+
+    def begin(self, label: str, *, is_cleaning: bool) -> int:
+        """A step's function begins, in the attempt that runs now; return its serial number."""
+        process, attempt = self.machine.running, durable.attempt()
+        assert process is not None
+        serial = len(self._begun)
+        run_id, key = attempt.run_id, attempt.step_key
+        row = self._db.execute(rules.STEP_BY_KEY, (run_id, key)).fetchone()
+        step = None if row is None else StepRow._make(row)
+        run = self.rows.runs.get(run_id)
+        generation = -1 if run is None else run.generation
+        begun = Begun(run_id, key, attempt.number, attempt.interruptions, generation, process)
+        host = self.hosts[process]
+        if process.is_alive:
+            self.machine.note(process, f"{label}#{serial} of {short(run_id)} begins")
+        if process.is_alive and not self._is_replaced(host) and run_id not in self.removals:
+            self._check_begun(begun, step, host)
+            if not is_cleaning:
+                self._check_not_canceled(begun, label)
+        self._begun.append(begun)
+        if step is not None and step.kind == "action":
+            self._running[process].add(serial)
+            if len(self._running[process]) > host.parallelism_max:
+                self.fail(f"I9: {len(self._running[process])} functions run in {process}")
+        return serial
+
+    def _check_begun(self, begun: Begun, step: StepRow | None, host: Hosting) -> None:
+        if step is None or step.state != "running":
+            self.fail(f"I2: a function begins, and its step is {step}: {begun}")
+            return
+        if (step.attempts, step.interruptions) != begun[2:4]:
+            self.fail(f"I2: {begun}, but the journal has {step}")
+        if step.kind == "action":
+            same = [old for old in self._begun if old[:2] == begun[:2] and old[4] == begun[4]]
+            if any(old[2:4] == begun[2:4] for old in same):
+                self.fail(f"I2: it begins twice: {begun}")
+            if same and step.label.endswith("x0"):
+                self.fail(f"I2: at most once: {begun}")
+        if host.now_ms() < self._dues.get((begun.run_id, begun.key, begun.number), 0):
+            self.fail(f"I7: it begins before it is due: {begun}")
+
+    def _check_not_canceled(self, begun: Begun, label: str) -> None:
+        run = self.rows.runs.get(begun.run_id)
+        while run is not None:
+            generation, from_s = self._canceled.get(run.run_id, (-1, 0.0))
+            if generation == run.generation and self.machine.now_s >= from_s:
+                self.fail(f"I8: {label} begins after the cancel of {run.run_id}: {begun}")
+            run = self.rows.runs.get(run.parent_id or "")
+
+    def end(self, serial: int, *, returned: bool) -> None:
+        """A function has ended."""
+        begun = self._begun[serial]
+        if begun.process.is_alive:
+            self.machine.note(begun.process, f"#{serial} ends")
+            self._running[begun.process].discard(serial)
+            if returned:
+                self._returned.add(serial)
+
+    def made(self, event_id: str) -> None:
+        """A run waits for an event of that id, or will."""
+        self.made_ids.append(event_id)
+
+    def completed(self, completion: Completion) -> int:
+        """A run's end is told; return how often that was done before."""
+        run = self.rows.runs.get(completion.run_id)
+        if run is not None and not run.is_final and not self.restarts[run.run_id]:
+            self.fail(f"I5: an end is told that is none: {completion} {run}")
+        self.told[completion.run_id] += 1
+        return self.told[completion.run_id] - 1
+
+    # --- answers ---------------------------------------------------------------------------------
+
+    def started(self, run_id: str, args: object) -> None:
+        """A start was acknowledged."""
+        run = self.rows.runs.get(run_id)
+        if run_id not in self.removals and (run is None or run.args != args):
+            self.fail(f"I1: {run_id} was acknowledged, and the journal has {run}")
+
+    def sent(self, run_id: str, event_id: str, value: str) -> None:
+        """A send was acknowledged."""
+        event = self.rows.events.get(event_id)
+        if event is None or event.value != f'"{value}"':
+            if run_id in self.rows.runs:
+                self.fail(f"I6: {value} was acknowledged, and the journal has {event}")
+
+    def canceled(self, run_id: str, *, is_owner: bool) -> None:
+        """A cancel was acknowledged with ``True``."""
+        run = self.rows.runs.get(run_id)
+        if run is None:
+            return
+        asked = self.rows.steps.get((run_id, -1))
+        if run.state != "canceled" and asked is None:
+            if not self.restarts[run_id]:
+                self.fail(f"I8: a cancel was acknowledged, and is not there: {run}")
+        elif not self.restarts[run_id]:
+            from_s = self.machine.now_s + (0 if is_owner else HEARD_S_MAX)
+            self._canceled.setdefault(run_id, (run.generation, from_s))
+
+    def restarted(self, run_id: str) -> None:
+        """A restart was acknowledged."""
+        run = self.rows.runs.get(run_id)
+        if run is not None and run.generation == 0:
+            self.fail(f"I1: a restart was acknowledged, and is not there: {run}")
+
+    def saw_end(self, run_id: str, outcome: object) -> None:
+        """Somebody was told how a run has ended."""
+        run = self.rows.runs.get(run_id)
+        if run is None or self.restarts[run_id]:
+            return
+        if not run.is_final:
+            self.fail(f"I4: somebody saw the end {outcome!r} of {run}")
+        elif self._ends.setdefault((run_id, run.generation), outcome) != outcome:
+            self.fail(f"I4: one saw {outcome!r}, another {self._ends[run_id, run.generation]!r}")
+
+
+def short(run_id: str) -> str:
+    """Return an id as people read it."""
+    return run_id if len(run_id) < 12 else run_id[-6:]

@@ -1,0 +1,281 @@
+"""What must hold of a journal's rows: of each, of how it changes, and of those of one run.
+
+Each check gives what is wrong, beginning with the name of the invariant.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+FINAL: Final = frozenset({"completed", "failed", "canceled"})
+CALLBACK: Final = "durable.on_complete"
+
+
+class RunRow(NamedTuple):
+    run_id: str
+    name: str
+    state: str
+    generation: int
+    parent_id: str | None
+    args: str
+    result: str | None
+    error: str | None
+    created_at_ms: int
+    started_at_ms: int | None
+    finished_at_ms: int | None
+    on_complete: str | None
+    callback_id: str | None
+    wake_at_ms: int | None
+    epoch: int | None
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL
+
+
+class StepRow(NamedTuple):
+    run_id: str
+    number: int
+    key: str
+    kind: str
+    name: str
+    args: str
+    state: str
+    attempts: int
+    interruptions: int
+    position: int | None
+    due_at_ms: int | None
+    finished_at_ms: int | None
+    result: str | None
+    error: str | None
+    child_run_id: str | None
+    event_id: str | None
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL
+
+    @property
+    def label(self) -> str:
+        """What the program calls it."""
+        return str(json.loads(self.args).get("label", self.name))
+
+    @property
+    def serial(self) -> int | None:
+        """Which execution its result is of."""
+        value = json.loads(self.result) if self.result is not None else None
+        if isinstance(value, str) and "#" in value:
+            return int(value.rpartition("#")[2])
+        return None
+
+
+class EventRow(NamedTuple):
+    event_id: str
+    run_id: str
+    name: str
+    sent_at_ms: int | None
+    value: str | None
+    step_number: int | None
+    seq: int
+
+
+class EntryRow(NamedTuple):
+    """What a mutation has written."""
+
+    run_id: str
+    key: str
+    label: str
+    serial: int
+
+
+class ToldRow(NamedTuple):
+    """What an ``on_complete`` has written."""
+
+    run_id: str
+    outcome: str
+    value: str
+
+
+def select(table: str, row: Any) -> str:  # noqa: ANN401  a class of rows
+    """Return SQL for all rows."""
+    return f"SELECT {', '.join(row._fields)} FROM {table}"  # noqa: S608
+
+
+TABLES: Final = """
+CREATE TABLE entry (id INTEGER PRIMARY KEY, run_id TEXT, key TEXT, label TEXT, serial INTEGER);
+CREATE TABLE told (id INTEGER PRIMARY KEY, run_id TEXT, outcome TEXT, value TEXT);
+"""
+RUNS, STEPS = select("durable_run", RunRow), select("durable_step", StepRow)
+EVENTS, ENTRIES = select("durable_event", EventRow), select("entry", EntryRow)
+TOLD: Final = select("told", ToldRow)
+STEP_BY_KEY: Final = f"{STEPS} WHERE run_id = ? AND key = ?"
+
+
+@dataclass
+class Rows:
+    """All that is committed, at one moment."""
+
+    runs: dict[str, RunRow] = field(default_factory=dict[str, RunRow])
+    steps: dict[tuple[str, int], StepRow] = field(default_factory=dict[tuple[str, int], StepRow])
+    events: dict[str, EventRow] = field(default_factory=dict[str, EventRow])
+    entries: list[EntryRow] = field(default_factory=list[EntryRow])
+    epoch: int = 0
+
+    def steps_of(self, run_id: str) -> list[StepRow]:
+        return [step for step in self.steps.values() if step.run_id == run_id]
+
+    def root_of(self, run_id: str) -> str:
+        """Return the run that has led to this one."""
+        run = self.runs[run_id]
+        while run.parent_id is not None and run.parent_id in self.runs:
+            run = self.runs[run.parent_id]
+        return run.run_id
+
+    def is_restart(self, before: Rows, run_id: str) -> bool:
+        """Whether a run has another generation than before."""
+        old, new = before.runs.get(run_id), self.runs.get(run_id)
+        return old is not None and new is not None and old.generation != new.generation
+
+
+def read(db: sqlite3.Connection) -> Rows:
+    """Return what is committed."""
+    db.execute("BEGIN")
+    runs = map(RunRow._make, db.execute(RUNS).fetchall())
+    steps = map(StepRow._make, db.execute(STEPS).fetchall())
+    events = map(EventRow._make, db.execute(EVENTS).fetchall())
+    entries = map(EntryRow._make, db.execute(ENTRIES).fetchall())
+    (epoch,) = db.execute("SELECT epoch FROM durable_owner").fetchone()
+    db.execute("COMMIT")
+    return Rows(
+        {run.run_id: run for run in runs},
+        {(step.run_id, step.number): step for step in steps},
+        {event.event_id: event for event in events},
+        list(entries),
+        epoch,
+    )
+
+
+# --- how a row changes ---------------------------------------------------------------------------
+
+
+def check_run(old: RunRow | None, run: RunRow) -> Iterator[str]:
+    """A run's start is kept, its end is final, and it fits its code."""
+    if run.state == "stuck":
+        yield "I13: stuck, and its code has not changed"
+    if run.state == "failed" and ("bug of durable" in run.error or "Deadlock" in run.error):  # type: ignore[operator]
+        yield "I17: it has failed in a way that no program here does"
+    if old is None:
+        return
+    if (old.name, old.args, old.created_at_ms) != (run.name, run.args, run.created_at_ms):
+        yield f"I1: it was {old}"
+    if run.generation not in (old.generation, old.generation + 1):
+        yield f"I4: its generation was {old.generation}"
+    is_restart = run.generation != old.generation
+    if is_restart and not old.is_final:
+        yield f"I4: it is restarted, and was not over: {old}"
+    if old.is_final and not is_restart and old != run:
+        yield f"I4: it was over: {old}"
+    if old.started_at_ms not in (None, run.started_at_ms) and not is_restart:
+        yield f"I7: it has begun again: {old}"
+
+
+def check_step(old: StepRow, step: StepRow) -> Iterator[str]:
+    """A step's outcome is final, its due time is fixed, and it stays the step that it is."""
+    if old[:6] != step[:6] and step.kind != "cancel":
+        yield f"I4: it was {old}"
+    if old.is_final:
+        is_late = old.position is None and step.position is not None
+        is_kept = old._replace(position=step.position) == step
+        if step.kind == "cancel":
+            is_kept = old._replace(position=step.position, result=step.result, args=step.args) == step
+        if not (is_late and is_kept):
+            yield f"I4: it was settled: {old}"
+    if step.kind in ("sleep", "event") and old.due_at_ms != step.due_at_ms:
+        yield f"I7: it was due at another time: {old}"
+    if step.kind not in ("action", "mutation", "query"):
+        return
+    tries = step.attempts + step.interruptions - old.attempts - old.interruptions
+    if step.interruptions < old.interruptions or step.attempts < old.attempts - 1 or tries > 1:
+        yield f"I2: attempts were forgotten, or made up: {old}"
+    waits = (old.state, step.state) == ("pending", "pending")
+    if waits and old.attempts == step.attempts and old.due_at_ms != step.due_at_ms:
+        yield f"I7: it was due at another time: {old}"
+
+
+def check_attempts(step: StepRow) -> Iterator[str]:
+    """No step has more attempts than its policy, which is in its label."""
+    _, _, most = step.label.partition("x")
+    if most and step.attempts > max(int(most), 1):
+        yield "I2: more attempts than its policy"
+
+
+# --- the rows of one run -------------------------------------------------------------------------
+
+
+def check_whole(run: RunRow, rows: Rows) -> Iterator[str]:
+    """A run is whole: its deliveries, its steps, its children and what is owed its end."""
+    steps = rows.steps_of(run.run_id)
+    positions = sorted(step.position for step in steps if step.position is not None)
+    if positions != list(range(len(positions))) and not run.generation:
+        yield f"I11: positions are not contiguous: {positions}"
+    numbers = sorted(step.number for step in steps if step.number >= 0)
+    if numbers != list(range(len(numbers))):
+        yield f"I11: numbers are not contiguous: {numbers}"
+    for step in steps:
+        if step.is_final != (step.finished_at_ms is not None):
+            yield f"I11: half of an end: {step}"
+        if run.is_final and not step.is_final:
+            yield f"I11: it is over, and not its step {step}"
+        if step.child_run_id is not None:
+            yield from _check_child(run, step, rows)
+    if run.is_final != (run.finished_at_ms is not None):
+        yield "I11: half of an end"
+    if run.is_final and (run.epoch is not None or run.wake_at_ms is not None):
+        yield "I12: it is over, and due, or somebody works on it"
+    if run.is_final and (run.on_complete is None) != (run.callback_id is None):
+        yield "I5: what is owed its end is not there"
+    if not run.is_final and run.epoch is None and run.wake_at_ms is None:
+        yield from _check_unattended(run, steps, rows)
+
+
+def _check_unattended(run: RunRow, steps: list[StepRow], rows: Rows) -> Iterator[str]:
+    """Who is in nobody's memory, and not to be woken, waits for what others do."""
+    waits = [step for step in steps if not step.is_final]
+    if not waits or any(step.kind not in ("event", "workflow") for step in waits):
+        yield f"I12: nobody works on it, and it is not due: {waits}"
+    for step in waits:
+        if step.due_at_ms is not None:
+            yield f"I12: nobody wakes it for {step}"
+        child = rows.runs.get(step.child_run_id or "")
+        if child is not None and child.is_final:
+            yield f"I12: nobody tells it of the end of {child}"
+        for event in rows.events.values():
+            if event.run_id == run.run_id and event.sent_at_ms and event.step_number is None:
+                is_for_id = step.event_id == event.event_id
+                if step.kind == "event" and (is_for_id or step.name == event.name):
+                    yield f"I12: nobody hands it {event}"
+
+
+def _check_child(run: RunRow, step: StepRow, rows: Rows) -> Iterator[str]:
+    child = rows.runs.get(step.child_run_id or "")
+    if child is None:
+        is_to_start = run.generation and not step.is_final
+        if not (run.is_final or is_to_start or step.is_final):
+            yield f"I10: it has no child: {step}"
+        return
+    if child.parent_id != run.run_id:
+        yield f"I10: it is another's child: {child}"
+    if step.state == "completed" and (child.state, child.result) != ("completed", step.result):
+        if not child.generation:
+            yield f"I10: {step} has another outcome than {child}"
+    if step.state == "failed" and child.state not in ("failed", "canceled"):
+        if not child.generation:
+            yield f"I10: {step} has another outcome than {child}"
+    if step.state == "canceled" and not child.is_final:
+        asked = [each for each in rows.steps_of(child.run_id) if each.kind == "cancel"]
+        if not asked and not child.generation:
+            yield f"I10: {step} is withdrawn, and {child} goes on"
