@@ -271,6 +271,10 @@ class Control:
         after: Effects = []
         if record.state in (RunState.PENDING, RunState.STUCK):
             self._end(record, open_steps, asked, change, after)
+        else:
+            # What its body is going to withdraw: its children are not to go on until it is back.
+            left = [withdraw(step, asked.finished_at_ms or 0) for step in open_steps]
+            self._host.children.cancel(left, asked, change, after)
         await self.submit(change, after)
 
     def _end(

@@ -138,9 +138,8 @@ class Callers:
             if isinstance(place, float):
                 steps = self.oracle.rows.steps_of(run_id)
                 from_step = int(place * sum(step.number >= 0 for step in steps))
-            run = self.oracle.rows.runs.get(run_id)
-            if run is not None and run.is_final:
-                self.oracle.restarts[run_id] += 1
+            self.oracle.restarts[run_id] += 1
+            self.oracle.restart_from[run_id] = from_step
             with contextlib.suppress(RunNotFoundError, RunNotFinishedError, StepNotFoundError):
                 await engine.restart(run_id, from_step=from_step)
                 self.oracle.restarted(run_id)
@@ -152,6 +151,19 @@ class Callers:
             self.oracle.removals.add(run_id)
             if await engine.cleanup(run_id, force=force) and run_id in self.oracle.rows.runs:
                 self.oracle.fail(f"I1: {run_id} was removed, and is there")
+
+        return remove
+
+    def remove_child(self, run_id: str) -> Ask:
+        """Have the first child removed, which is refused while its parent may need it."""
+
+        async def remove(engine: Engine) -> None:
+            runs = self.oracle.rows.runs
+            child_ids = [run.run_id for run in runs.values() if run.parent_id == run_id]
+            if child_ids:
+                if not self._is_open(run_id):
+                    self.oracle.removals.add(child_ids[0])
+                await engine.cleanup(child_ids[0], force=True)
 
         return remove
 

@@ -43,6 +43,19 @@ class Begun(NamedTuple):
     process: Process
 
 
+class Canceled(NamedTuple):
+    """A cancel that was acknowledged.
+
+    Attributes:
+        from_s: From when on it counts.
+        is_owners: Whether the owner has acknowledged it.
+    """
+
+    generation: int
+    from_s: float
+    is_owners: bool
+
+
 class Hosting(Protocol):
     """A process with an engine.
 
@@ -69,6 +82,7 @@ class Oracle:
     Attributes:
         rows: What is committed.
         restarts: How often each run was to be restarted, be it done or not.
+        restart_from: From which step each run was to be restarted the last time.
         removals: The runs that were to be removed, be it done or not.
         made_ids: The events by id that runs wait for, or may.
         told: How often each run's end was told.
@@ -80,6 +94,7 @@ class Oracle:
         self.hosts: dict[Process, Hosting] = {}
         self.rows = rules.Rows()
         self.restarts: Counter[str] = Counter()
+        self.restart_from: dict[str, int | None] = {}
         self.removals: set[str] = set()
         self.made_ids: list[str] = []
         self.commits_count = 0
@@ -87,9 +102,10 @@ class Oracle:
         self._begun: list[Begun] = []
         self._returned: set[int] = set()
         self._running: defaultdict[Process, set[int]] = defaultdict(set)
+        self._latest_ms: dict[Process, int] = {}
         self._starts_due: dict[str, int] = {}
         self._dues: dict[tuple[str, str, int], int] = {}
-        self._canceled: dict[str, tuple[int, float]] = {}
+        self._canceled: dict[str, Canceled] = {}
         self.told: Counter[str] = Counter()
         self._ends: dict[tuple[str, int], object] = {}
         disk.on_commit = self.on_commit
@@ -117,6 +133,9 @@ class Oracle:
         self.commits_count += 1
         host = self.hosts[process]
         now_ms = host.now_ms()
+        if now_ms < self._latest_ms.get(process, 0):
+            self.fail(f"I7: time goes back in {process}, from {self._latest_ms[process]} to {now_ms}")
+        self._latest_ms[process] = now_ms
         changed: dict[str, None] = {}
         for run_id, run in after.runs.items():
             old = before.runs.get(run_id)
@@ -125,6 +144,7 @@ class Oracle:
                 self.machine.note(process, f"run {short(run_id)} {run.state} g{run.generation}")
                 self._report(rules.check_run(old, run), run)
                 self._check_start_time(old, run, now_ms)
+                self._check_turning(old, run)
         for step_id, step in after.steps.items():
             was = before.steps.get(step_id)
             if was != step:
@@ -158,6 +178,18 @@ class Oracle:
             if run.started_at_ms > now_ms:
                 self.fail(f"I7: it is {now_ms}, and it has begun later: {run}")
 
+    def _check_turning(self, old: RunRow | None, run: RunRow) -> None:
+        """What is owed a run's end is there with it; a restart drops what is not to be kept."""
+        if run.is_final and old is not None and not old.is_final and run.callback_id is not None:
+            if run.callback_id not in self.rows.runs:
+                self.fail(f"I5: what is owed its end is not there: {run}")
+        if old is not None and run.generation != old.generation:
+            from_number = self.restart_from.get(run.run_id)
+            left = [step.number for step in self.rows.steps_of(run.run_id)]
+            if from_number is not None and self.restarts[run.run_id] == 1 and left:
+                if max(left) >= from_number:
+                    self.fail(f"I4: restarted from {from_number}, with {left} left: {run}")
+
     def _check_changed(
         self, was: StepRow | None, step: StepRow, now_ms: int, *, is_restart: bool
     ) -> None:
@@ -189,7 +221,10 @@ class Oracle:
     def _check_gone(self, before: rules.Rows, after: rules.Rows) -> None:
         for run_id in before.runs.keys() - after.runs.keys():
             run = before.runs[run_id]
-            if run.name != CALLBACK and before.root_of(run_id) not in self.removals:
+            parent = after.runs.get(run.parent_id or "")
+            if parent is not None and not parent.is_final:
+                self.fail(f"I10: it is gone, and its parent is not over: {run}")
+            elif run.name != CALLBACK and not self.removals & set(before.line_of(run_id)):
                 self.fail(f"I1: it is gone: {run}")
         for event_id in before.events.keys() - after.events.keys():
             if before.events[event_id].run_id in after.runs:
@@ -259,7 +294,7 @@ class Oracle:
             self.machine.note(process, f"{label}#{serial} of {short(run_id)} begins")
         if process.is_alive and not self._is_replaced(host) and run_id not in self.removals:
             self._check_begun(begun, step, host)
-            if not is_cleaning:
+            if not is_cleaning and step is not None and step.state == "running":
                 self._check_not_canceled(begun, label)
         self._begun.append(begun)
         if step is not None and step.kind == "action":
@@ -269,7 +304,9 @@ class Oracle:
         return serial
 
     def _check_begun(self, begun: Begun, step: StepRow | None, host: Hosting) -> None:
-        if step is None or step.state != "running":
+        # A thread may begin after its step was withdrawn.
+        states = ("running", "canceled") if step and step.name == "work" else ("running",)
+        if step is None or step.state not in states:
             self.fail(f"I2: a function begins, and its step is {step}: {begun}")
             return
         if (step.attempts, step.interruptions) != begun[2:4]:
@@ -284,12 +321,14 @@ class Oracle:
             self.fail(f"I7: it begins before it is due: {begun}")
 
     def _check_not_canceled(self, begun: Begun, label: str) -> None:
-        run = self.rows.runs.get(begun.run_id)
-        while run is not None:
-            generation, from_s = self._canceled.get(run.run_id, (-1, 0.0))
-            if generation == run.generation and self.machine.now_s >= from_s:
-                self.fail(f"I8: {label} begins after the cancel of {run.run_id}: {begun}")
-            run = self.rows.runs.get(run.parent_id or "")
+        run = self.rows.runs[begun.run_id]
+        parent = self.rows.runs.get(run.parent_id or "")
+        for each, is_owners in ((run, False), (parent, True)):
+            canceled = None if each is None else self._canceled.get(each.run_id)
+            if each is None or canceled is None or canceled.generation != each.generation:
+                continue
+            if self.machine.now_s >= canceled.from_s and canceled.is_owners >= is_owners:
+                self.fail(f"I8: {label} begins after the cancel of {each.run_id}: {begun}")
 
     def end(self, serial: int, *, returned: bool) -> None:
         """A function has ended."""
@@ -338,7 +377,7 @@ class Oracle:
                 self.fail(f"I8: a cancel was acknowledged, and is not there: {run}")
         elif not self.restarts[run_id]:
             from_s = self.machine.now_s + (0 if is_owner else HEARD_S_MAX)
-            self._canceled.setdefault(run_id, (run.generation, from_s))
+            self._canceled.setdefault(run_id, Canceled(run.generation, from_s, is_owner))
 
     def restarted(self, run_id: str) -> None:
         """A restart was acknowledged."""

@@ -128,12 +128,13 @@ class Rows:
     def steps_of(self, run_id: str) -> list[StepRow]:
         return [step for step in self.steps.values() if step.run_id == run_id]
 
-    def root_of(self, run_id: str) -> str:
-        """Return the run that has led to this one."""
-        run = self.runs[run_id]
-        while run.parent_id is not None and run.parent_id in self.runs:
-            run = self.runs[run.parent_id]
-        return run.run_id
+    def line_of(self, run_id: str) -> list[str]:
+        """Return a run, its parent, and so on."""
+        line: list[str] = []
+        while (run := self.runs.get(run_id)) is not None:
+            line.append(run_id)
+            run_id = run.parent_id or ""
+        return line
 
     def is_restart(self, before: Rows, run_id: str) -> bool:
         """Whether a run has another generation than before."""
@@ -234,6 +235,8 @@ def check_whole(run: RunRow, rows: Rows) -> Iterator[str]:
             yield from _check_child(run, step, rows)
     if run.is_final != (run.finished_at_ms is not None):
         yield "I11: half of an end"
+    if run.parent_id is not None and run.parent_id not in rows.runs:
+        yield "I10: its parent is gone"
     if run.is_final and (run.epoch is not None or run.wake_at_ms is not None):
         yield "I12: it is over, and due, or somebody works on it"
     if run.is_final and (run.on_complete is None) != (run.callback_id is None):
