@@ -21,6 +21,8 @@ from simulation.driver import Outcome, kept_seeds, simulate  # noqa: E402
 from simulation.planted import hunt_all  # noqa: E402
 
 CHUNK: Final = 20
+LINES_SHOWN: Final = 60
+"""How much is shown of what led to a failure; ``--seed`` shows all."""
 
 
 def main() -> int:
@@ -29,7 +31,7 @@ def main() -> int:
         return _show_planted(options.seeds, options.jobs)
     if options.seed is not None:
         outcome = simulate(options.seed)
-        print(outcome.story, _describe(outcome), sep="\n")  # noqa: T201
+        print(outcome.story, *outcome.trace, _describe(outcome), sep="\n")  # noqa: T201
         return bool(outcome.violations)
     if options.until_found:
         return _find_first(range(options.start, options.start + options.seeds))
@@ -61,7 +63,8 @@ def _play_all(seeds: list[int], jobs: int) -> int:
         commits += outcome.commits
         if outcome.violations:
             failed.append(outcome)
-            print(f"\n{outcome.story}\n{_describe(outcome)}\n", flush=True)  # noqa: T201
+            latest = outcome.trace[-LINES_SHOWN:]
+            print(outcome.story, *latest, _describe(outcome), "", sep="\n", flush=True)  # noqa: T201
         if sys.stderr.isatty() and not count % CHUNK:
             print(f"\r{count} of {len(seeds)}", end="", file=sys.stderr)  # noqa: T201
     took_s = time.monotonic() - began_s

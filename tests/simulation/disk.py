@@ -27,6 +27,7 @@ from unittest import mock
 import aiosqlite
 
 from durable import JournalLockedError
+from durable.journal.lookout import TELL_S_MAX
 from simulation.loop import Killed, Machine, Process, WouldBlock
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ class SimulatedLocks:
         self._disk = disk
         self._timeout_s = timeout_s
         self._is_worker = is_worker
-        self._owns = False
+        self._owns = self._is_settled = False
         self._waits_since_s: float | None = None
         self._tell: Callable[[], None] | None = None
 
@@ -246,7 +247,7 @@ class SimulatedLocks:
             self._disk.owner_is_gone()
 
     def settle_in(self) -> None:
-        pass
+        self._is_settled = True
 
     def hold(self) -> None:
         now_s = self._disk.machine.now_s
@@ -272,6 +273,13 @@ class SimulatedLocks:
 
     def watch(self, tell: Callable[[], None]) -> None:
         self._tell = tell
+        self.process.after(TELL_S_MAX, self._look_again)
+
+    def _look_again(self) -> None:
+        if self._tell is not None:
+            if len(self._disk.all_locks) > 1 or not self._is_settled:
+                self.look()
+            self.process.after(TELL_S_MAX, self._look_again)
 
     def look(self) -> None:
         """Do what the look-out's thread does when something has changed."""

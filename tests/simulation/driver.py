@@ -40,8 +40,11 @@ ROUNDS_MAX: Final = 80
 RUNS_MAX: Final = 4
 
 FAULTS: Final = (
-    "outage", "trickle", "slow", "kill", "killing", "jump", "freeze", "rob", "close", "pause",
+    "outage", "outage", "trickle", "trickle", "slow", "slow", "kill", "killing", "killing",
+    "jump", "freeze", "rob", "close", "pause",
 )  # fmt: skip
+CLOSE_S: Final = (0.0, 0.0, 0.0005, 0.99, 1.0, 1.0)
+"""How long after a wait has begun something is sent to it: at once, or when its run leaves."""
 
 
 @dataclass
@@ -50,13 +53,16 @@ class Outcome:
 
     Attributes:
         violations: What must not be, and was; the first one counts.
-        digest: The same for the same seed and code.
+        digest: Of the trace: the same for the same seed and code.
+        story: What was decided before anything ran.
+        trace: What happened.
     """
 
     seed: int
     violations: list[str]
     digest: str
     story: str
+    trace: list[str]
     commits: int
 
     @property
@@ -82,6 +88,7 @@ class Driver:
         self.plan: list[tuple[float, str, Callable[[], None]]] = []
         self.slices_s = self.random.choice((-1.0, float("inf")))
         self._asked_ids: set[str] = set()
+        self.oracle.on_wait = self._send_closely
         maker = Maker(name)
         for number in range(self.random.randint(1, RUNS_MAX)):
             self.programs[f"run{number}"] = maker.make()
@@ -100,9 +107,9 @@ class Driver:
         if draw.random() < 0.3:
             is_worker = draw.random() < 0.6
             add(draw.uniform(0, 15), "another", partial(self.fleet.begin, is_worker=is_worker))
-        for _ in range(draw.choice((0, 1, 1, 2, 3, 4))):
+        for _ in range(draw.choice((0, 1, 2, 3, 4, 6))):
             fault = draw.choice(FAULTS)
-            getattr(self, f"_plan_{fault}")(draw.expovariate(1 / 8))
+            getattr(self, f"_plan_{fault}")(draw.expovariate(1 / 5))
         self.plan.sort(key=lambda planned: planned[0])
 
     def _plan_run(self, run_id: str, at_s: float) -> None:
@@ -131,6 +138,18 @@ class Driver:
             ask(draw.uniform(0, 20), "remove a child of", callers.remove_child(run_id))
         if draw.random() < 0.3:
             ask(draw.uniform(0, 20), "look at", callers.look(run_id))
+
+    def _send_closely(self, step: rules.StepRow) -> None:
+        """A run has begun to wait: send to it at a time at which much can go wrong."""
+        draw, now_s = self.random, self.machine.now_s
+        if now_s < HORIZON_S and draw.random() < 0.3:
+            delay_s = draw.choice(CLOSE_S)
+            if step.due_at_ms is not None and draw.random() < 0.5:
+                delay_s = max(step.due_at_ms / 1000 - self.machine.wall_ns() / 1e9, 0)
+            delay_s += draw.choice((0, draw.uniform(0, 0.002), draw.uniform(0, 0.3)))
+            what = f"send {step.name} to {step.run_id}"
+            asked = self.callers.send(step.run_id, step.name)
+            self.fleet.after(min(delay_s, HORIZON_S), partial(self.fleet.ask, what, asked))
 
     # --- faults ----------------------------------------------------------------------------------
 
@@ -220,7 +239,11 @@ class Driver:
                 return
             self._send_what_is_awaited()
             self._set_parallelism(self.fleet.parallelism)
-            self.machine.run(self._is_over, self.machine.now_s + ROUND_S)
+            self.machine.run(self._is_over, self.machine.now_s + ROUND_S / 2)
+            available = self.oracle.rows.available()
+            self.machine.run(self._is_over, self.machine.now_s + ROUND_S / 2)
+            for wait, event in sorted(available & self.oracle.rows.available()):
+                self.oracle.fail(f"I6: {event} is there, and {wait} does not get it")
             if self._is_over():
                 break
         self.machine.run(lambda: False, self.machine.now_s + 2)
@@ -250,7 +273,8 @@ class Driver:
             seed=self.seed,
             violations=machine.violations,
             digest=hashlib.sha256("\n".join(machine.trace).encode()).hexdigest()[:16],
-            story=f"{self._story()}\n{machine.last_lines()}",
+            story=self._story(),
+            trace=machine.trace,
             commits=self.oracle.commits_count,
         )
 

@@ -93,5 +93,5 @@ def _check_hosts(driver: Driver) -> None:
             asked = [what for what, _ in host.asked.values()]
             driver.oracle.fail(f"I12: {host.process} has not answered {asked}")
         runner: Any = host.engine._runner
-        if host.is_open and runner.live_runs_count:
+        if host.is_open and runner is not None and runner.live_runs_count:
             driver.oracle.fail(f"I16: {runner.live_runs_count} runs are left in {host.process}")

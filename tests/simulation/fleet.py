@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from msgspec.structs import replace
 
-from durable import Engine, EngineClosedError, JournalError, JournalLockedError
+from durable import Engine, EngineClosedError, JournalError, JournalLockedError, TransactionError
 from durable.current import remove_open
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Host:
                 stopping = asyncio.create_task(self._stop.wait())
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 stopping.cancel()
+                self.is_open = False
         except JournalLockedError as exc:
             if not self.process.is_robbed:
                 machine.fail(f"I3: {exc}")
@@ -97,7 +98,7 @@ class Host:
     def _on_death(self) -> None:
         loop = self.engine._loop
         if self.is_open and loop is not None:
-            remove_open(self.engine, loop)
+            remove_open(self.engine, loop)  # Else, it has done so itself, or was never there.
         self.engine._stop_listening()
         self.is_open = False
         self._fleet.on_death(self)
@@ -198,7 +199,7 @@ class Fleet:
         self.machine.note(host.process, f"? {what}")
         try:
             await ask(host.engine)
-        except (JournalError, EngineClosedError) as exc:
+        except (JournalError, EngineClosedError, TransactionError) as exc:
             if host.process.is_alive:
                 self.machine.note(host.process, f"! {what}: {type(exc).__name__}")
                 self.after(ASK_AGAIN_S, partial(self.ask, what, ask))

@@ -35,7 +35,6 @@ CLOSE_ATTEMPTS_MAX: Final = 20
 STEPS_MAX: Final = 400_000
 """More than any seed takes: one that goes round in circles fails instead of hanging."""
 
-LINES_SHOWN: Final = 60
 
 
 class Killed(BaseException):
@@ -367,10 +366,6 @@ class Machine:
                 act()
             self._bury(process)
         self._events.clear()
-
-    def last_lines(self) -> str:
-        """Return what happened last."""
-        return "\n".join(self.trace[-LINES_SHOWN:])
 
     # --- threads of anyio's ----------------------------------------------------------------------
 

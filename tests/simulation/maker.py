@@ -130,7 +130,7 @@ LEAVES, WEIGHTS = zip(
     ("failing", 2),
     ("once", 1),
     ("work", 1),
-    ("deposit", 4),
+    ("deposit", 6),
     ("look", 1),
     ("sleep", 3),
     ("nap", 1),

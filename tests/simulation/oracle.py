@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 
 import durable
@@ -86,6 +86,7 @@ class Oracle:
         removals: The runs that were to be removed, be it done or not.
         made_ids: The events by id that runs wait for, or may.
         told: How often each run's end was told.
+        on_wait: Is called when a wait for an event of some name has begun.
     """
 
     def __init__(self, disk: Disk) -> None:
@@ -104,10 +105,11 @@ class Oracle:
         self._running: defaultdict[Process, set[int]] = defaultdict(set)
         self._latest_ms: dict[Process, int] = {}
         self._starts_due: dict[str, int] = {}
-        self._dues: dict[tuple[str, str, int], int] = {}
+        self._dues: dict[tuple[str, str], int] = {}
         self._canceled: dict[str, Canceled] = {}
         self.told: Counter[str] = Counter()
         self._ends: dict[tuple[str, int], object] = {}
+        self.on_wait: Callable[[StepRow], None] = lambda _: None
         disk.on_commit = self.on_commit
 
     def close(self) -> None:
@@ -169,8 +171,11 @@ class Oracle:
         if old is None:
             self._starts_due[run.run_id] = run.wake_at_ms or 0
         due_ms = self._starts_due[run.run_id]
+        if run.epoch is not None and now_ms >= due_ms:
+            # From now on it may begin, whoever works on it, by whatever clock.
+            due_ms = self._starts_due[run.run_id] = 0
         if run.started_at_ms is None:
-            if run.wake_at_ms not in (None, 0, due_ms) and not run.is_final:
+            if run.wake_at_ms not in (None, 0, due_ms) and due_ms and not run.is_final:
                 self.fail(f"I7: the start is now due at another time than {due_ms}: {run}")
         elif old is not None and old.started_at_ms is None and run.started_at_ms < due_ms:
             self.fail(f"I7: it has begun before {due_ms}: {run}")
@@ -194,14 +199,19 @@ class Oracle:
         self, was: StepRow | None, step: StepRow, now_ms: int, *, is_restart: bool
     ) -> None:
         what = f"{step.kind} {step.state} a{step.attempts} i{step.interruptions}"
-        place = "" if step.position is None else f" @{step.position}"
+        delivered = "" if step.position is None else f" @{step.position}"
         who = f"{short(step.run_id)}/{step.number}"
-        self.machine.note("", f"  {who} {step.label} {what}{place}")
+        self.machine.note("", f"  {who} {step.label} {what}{delivered}")
+        if was is None and step.kind == "event" and step.event_id is None:
+            self.on_wait(step)
         if was is not None and not is_restart:
             self._report(rules.check_step(was, step), step)
         self._report(rules.check_attempts(step), step)
+        place = step.run_id, step.key
         if step.state == "pending" and step.due_at_ms is not None:
-            self._dues[step.run_id, step.key, step.attempts + 1] = step.due_at_ms
+            self._dues[place] = step.due_at_ms
+        elif (due_ms := self._dues.pop(place, 0)) > now_ms and step.state == "running":
+            self.fail(f"I7: it is {now_ms}, and it was due at {due_ms}: {step}")
         if not step.is_final or (was is not None and was.is_final):
             return
         is_late = step.kind == "event" and "TimeoutError" in (step.error or "")
@@ -293,7 +303,7 @@ class Oracle:
         if process.is_alive:
             self.machine.note(process, f"{label}#{serial} of {short(run_id)} begins")
         if process.is_alive and not self._is_replaced(host) and run_id not in self.removals:
-            self._check_begun(begun, step, host)
+            self._check_begun(begun, step)
             if not is_cleaning and step is not None and step.state == "running":
                 self._check_not_canceled(begun, label)
         self._begun.append(begun)
@@ -303,7 +313,7 @@ class Oracle:
                 self.fail(f"I9: {len(self._running[process])} functions run in {process}")
         return serial
 
-    def _check_begun(self, begun: Begun, step: StepRow | None, host: Hosting) -> None:
+    def _check_begun(self, begun: Begun, step: StepRow | None) -> None:
         # A thread may begin after its step was withdrawn.
         states = ("running", "canceled") if step and step.name == "work" else ("running",)
         if step is None or step.state not in states:
@@ -317,8 +327,6 @@ class Oracle:
                 self.fail(f"I2: it begins twice: {begun}")
             if same and step.label.endswith("x0"):
                 self.fail(f"I2: at most once: {begun}")
-        if host.now_ms() < self._dues.get((begun.run_id, begun.key, begun.number), 0):
-            self.fail(f"I7: it begins before it is due: {begun}")
 
     def _check_not_canceled(self, begun: Begun, label: str) -> None:
         run = self.rows.runs[begun.run_id]

@@ -182,16 +182,11 @@ BUGS: Final = (
         ),
     ),
     _bug(
-        "a withdrawn wait does not give its event back",
+        "a wait that is over takes the next event all the same",
         (
             "runtime/mailbox.py",
-            "        queue.announced.discard(number)\n        self._announce(queue)\n",
-            """\
-        if number in queue.announced and queue.events and self._in_hand is None:
-            del self._names[queue.events.popitem(last=False)[0]]
-        queue.announced.discard(number)
-        self._announce(queue)
-""",
+            "        step = self._waits.pop(number, None)\n        if step is None:\n            return\n",
+            "        step = self._waits.get(number)\n        if step is None:\n            return\n",
         ),
     ),
     _bug(

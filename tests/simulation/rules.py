@@ -136,6 +136,15 @@ class Rows:
             run_id = run.parent_id or ""
         return line
 
+    def available(self) -> set[tuple[tuple[str, int], str]]:
+        """Return the open waits that an event is there for, each with all that are."""
+        return {
+            (step_id, event.event_id)
+            for step_id, step in self.steps.items()
+            for event in self.events.values()
+            if step.kind == "event" and not step.is_final and is_for(event, step)
+        }
+
     def is_restart(self, before: Rows, run_id: str) -> bool:
         """Whether a run has another generation than before."""
         old, new = before.runs.get(run_id), self.runs.get(run_id)
@@ -257,10 +266,15 @@ def _check_unattended(run: RunRow, steps: list[StepRow], rows: Rows) -> Iterator
         if child is not None and child.is_final:
             yield f"I12: nobody tells it of the end of {child}"
         for event in rows.events.values():
-            if event.run_id == run.run_id and event.sent_at_ms and event.step_number is None:
-                is_for_id = step.event_id == event.event_id
-                if step.kind == "event" and (is_for_id or step.name == event.name):
-                    yield f"I12: nobody hands it {event}"
+            if step.kind == "event" and is_for(event, step):
+                yield f"I12: nobody hands it {event}"
+
+
+def is_for(event: EventRow, step: StepRow) -> bool:
+    """Whether a wait may get an event."""
+    is_sent = event.sent_at_ms is not None and event.step_number is None
+    is_its = event.event_id == step.event_id or (step.event_id is None and event.name == step.name)
+    return is_sent and is_its and event.run_id == step.run_id
 
 
 def _check_child(run: RunRow, step: StepRow, rows: Rows) -> Iterator[str]:
