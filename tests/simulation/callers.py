@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 from collections import Counter
 from typing import TYPE_CHECKING, Any, final
 
@@ -21,6 +20,7 @@ from durable import (
     StepNotFoundError,
 )
 from simulation import program
+from simulation.loop import stream
 
 if TYPE_CHECKING:
     from simulation.fleet import Ask
@@ -45,7 +45,7 @@ class Callers:
         self.oracle = oracle
         self.awaited: Counter[str] = Counter()
         self._values_count = 0
-        self.random = random.Random(f"{seed} callers")
+        self.random = stream(seed, "callers")
 
     def _new_value(self) -> str:
         self._values_count += 1

@@ -14,7 +14,6 @@ Rules:
 
 from __future__ import annotations
 
-import random
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -28,7 +27,7 @@ import aiosqlite
 
 from durable import JournalLockedError
 from durable.journal.lookout import TELL_S_MAX
-from simulation.loop import Killed, Machine, Process, WouldBlock
+from simulation.loop import Killed, Machine, Process, WouldBlock, stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +57,7 @@ class Faults:
 
     def stop(self) -> None:
         """Let nothing go wrong any more."""
-        self.__init__()  # type: ignore[misc]
+        self.__init__()
 
 
 class Connection(sqlite3.Connection):
@@ -93,7 +92,7 @@ class Disk:
     def __init__(self, machine: Machine, path: Path, seed: str) -> None:
         self.machine = machine
         self.path = path
-        self.random = random.Random(f"{seed} disk")
+        self.random = stream(seed, "disk")
         self.faults = Faults()
         self.on_commit: Callable[[Process], None] = lambda _: None
         self.owner: SimulatedLocks | None = None

@@ -9,7 +9,6 @@ import gc
 import hashlib
 import json
 import logging
-import random
 import sqlite3
 import sys
 import tempfile
@@ -26,8 +25,8 @@ from simulation import program, rules
 from simulation.callers import Callers
 from simulation.disk import Disk
 from simulation.ending import check_end
-from simulation.fleet import Fleet
-from simulation.loop import Machine
+from simulation.fleet import Ask, Fleet
+from simulation.loop import Machine, stream
 from simulation.maker import Maker
 from simulation.oracle import Oracle
 from simulation.program import EVENT_NAMES, Node
@@ -78,7 +77,7 @@ class Driver:
     def __init__(self, seed: int, path: Path) -> None:
         name = str(seed)
         self.seed = seed
-        self.random = random.Random(f"{name} driver")
+        self.random = stream(name, "driver")
         self.machine = Machine(name)
         self.disk = Disk(self.machine, path, name)
         self.oracle = Oracle(self.disk)
@@ -115,8 +114,12 @@ class Driver:
     def _plan_run(self, run_id: str, at_s: float) -> None:
         draw, callers = self.random, self.callers
 
-        def ask(delay_s: float, what: str, asked: object) -> None:
-            self._add(at_s + delay_s, f"{what} {run_id}", partial(self.fleet.ask, f"{what} {run_id}", asked))  # type: ignore[arg-type]
+        def ask(delay_s: float, what: str, asked: Ask) -> None:
+            self._add(
+                at_s + delay_s,
+                f"{what} {run_id}",
+                partial(self.fleet.ask, f"{what} {run_id}", asked),
+            )
 
         if draw.random() < 0.1:
             ask(0, "start and undo", callers.start_and_undo(f"{run_id}u", self.programs[run_id]))
@@ -132,7 +135,7 @@ class Driver:
         if draw.random() < 0.35:
             for _ in range(draw.choice((1, 1, 2))):
                 ask(draw.uniform(1, 30), "restart", callers.restart(run_id))
-        if draw.random() < 0.1:
+        if draw.random() < 0.25:
             force = draw.random() < 0.5
             ask(draw.uniform(0, 30), "remove", callers.remove(run_id, force=force))
             ask(draw.uniform(0, 20), "remove a child of", callers.remove_child(run_id))
@@ -177,7 +180,11 @@ class Driver:
         self._add(at_s + for_s, "fast", partial(setattr, self.machine, "is_slow", False))  # noqa: FBT003
 
     def _plan_kill(self, at_s: float) -> None:
-        self._add(at_s, "kill", lambda: self.fleet.owner and self.fleet.owner.process.kill())
+        def kill() -> None:
+            if self.fleet.owner is not None:
+                self.fleet.owner.process.kill()
+
+        self._add(at_s, "kill", kill)
 
     def _plan_killing(self, at_s: float) -> None:
         rate = self.random.choice((0.02, 0.1))
@@ -210,7 +217,11 @@ class Driver:
         self._add(at_s, "rob", rob)
 
     def _plan_close(self, at_s: float) -> None:
-        self._add(at_s, "close", lambda: self.fleet.owner and self.fleet.owner.stop())
+        def close() -> None:
+            if self.fleet.owner is not None:
+                self.fleet.owner.stop()
+
+        self._add(at_s, "close", close)
 
     def _plan_pause(self, at_s: float) -> None:
         count = self.random.choice((0, 0, 1, 5))
@@ -334,7 +345,7 @@ def simulate(seed: int) -> Outcome:
         path = Path(directory, "journal.db")
         path.write_bytes(_blank())
         driver = Driver(seed, path)
-        program.witness = driver.oracle
+        program.stage.witness = driver.oracle
         try:
             with driver.disk.mounted(slices=driver.slices_s):
                 try:

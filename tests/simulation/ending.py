@@ -1,4 +1,4 @@
-"""What must hold when all is over: nothing goes wrong any more, and each run was sent what it needs."""
+"""What must hold when all is over: no fault is left, and each run was sent what it waits for."""
 
 from __future__ import annotations
 

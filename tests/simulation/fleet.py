@@ -6,7 +6,6 @@ What a caller was not told, because the process died or the storage failed, is a
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
@@ -15,6 +14,7 @@ from msgspec.structs import replace
 
 from durable import Engine, EngineClosedError, JournalError, JournalLockedError, TransactionError
 from durable.current import remove_open
+from simulation.loop import stream
 
 if TYPE_CHECKING:
     from simulation.disk import Disk
@@ -117,7 +117,7 @@ class Fleet:
         self.machine = disk.machine
         self.oracle = oracle
         self.hosts: list[Host] = []
-        draw = random.Random(f"{seed} fleet")
+        draw = stream(seed, "fleet")
         self.random = draw
         self.parallelism = draw.choice((1, 2, 2, 3, 25))
         self._drain_s = draw.choice((0, 0.5, 10))

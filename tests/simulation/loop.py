@@ -36,6 +36,10 @@ STEPS_MAX: Final = 400_000
 """More than any seed takes: one that goes round in circles fails instead of hanging."""
 
 
+def stream(seed: object, what: str) -> random.Random:
+    """Return what decides something for a seed, whatever else is drawn."""
+    return random.Random(f"{seed} {what}")  # noqa: S311  no secret
+
 
 class Killed(BaseException):
     """The process that runs now is dead: raised through what of it is under way."""
@@ -102,11 +106,9 @@ class Loop(asyncio.BaseEventLoop):
                 silence(task)
                 coro: Any = task.get_coro()
                 for _ in range(CLOSE_ATTEMPTS_MAX):
-                    try:
+                    with contextlib.suppress(BaseException):  # It may answer with another await.
                         coro.close()
-                    except BaseException:  # noqa: BLE001  it answers with another await, or worse
-                        continue
-                    break
+                        break
         finally:
             asyncio._set_running_loop(outer)
         self._thread_id = None  # type: ignore[assignment]
@@ -245,7 +247,7 @@ class Machine:
     """
 
     def __init__(self, seed: str) -> None:
-        self.random = random.Random(f"{seed} order")
+        self.random = stream(seed, "order")
         self.now_s = 0.0
         self.wall_ahead_ns = 0
         self.processes: list[Process] = []

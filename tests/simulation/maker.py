@@ -6,9 +6,9 @@ with 0 it is at most once.
 
 from __future__ import annotations
 
-import random
 from typing import Final
 
+from simulation.loop import stream
 from simulation.program import EVENT_NAMES, Node
 
 NODES_MAX: Final = 12
@@ -19,7 +19,7 @@ class Maker:
     """Makes random programs."""
 
     def __init__(self, seed: str) -> None:
-        self.random = random.Random(f"{seed} programs")
+        self.random = stream(seed, "programs")
         self._labels_count = 0
         self._left = 0
 

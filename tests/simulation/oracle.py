@@ -8,8 +8,8 @@ exception.
 Rules:
 
 - A run that was restarted begins a new *generation*: what is said of one step holds for each.
-- Of an owner that has lost its lock without knowing, functions may begin that were committed before.
-  It must not write anything.
+- Of an owner that has lost its lock without knowing, functions may begin that were committed
+  before. It must not write anything.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ class Oracle:
         host = self.hosts[process]
         now_ms = host.now_ms()
         if now_ms < self._latest_ms.get(process, 0):
-            self.fail(f"I7: time goes back in {process}, from {self._latest_ms[process]} to {now_ms}")
+            self.fail(
+                f"I7: time goes back in {process}, from {self._latest_ms[process]} to {now_ms}"
+            )
         self._latest_ms[process] = now_ms
         changed: dict[str, None] = {}
         for run_id, run in after.runs.items():
@@ -151,7 +153,9 @@ class Oracle:
             was = before.steps.get(step_id)
             if was != step:
                 changed[step.run_id] = None
-                self._check_changed(was, step, now_ms, is_restart=after.is_restart(before, step_id[0]))
+                self._check_changed(
+                    was, step, now_ms, is_restart=after.is_restart(before, step_id[0])
+                )
         self._check_gone(before, after)
         self._check_events(before, after)
         self._check_entries(before, after)
@@ -179,21 +183,21 @@ class Oracle:
                 self.fail(f"I7: the start is now due at another time than {due_ms}: {run}")
         elif old is not None and old.started_at_ms is None and run.started_at_ms < due_ms:
             self.fail(f"I7: it has begun before {due_ms}: {run}")
-        if run.started_at_ms is not None and (old is None or old.started_at_ms is None):
-            if run.started_at_ms > now_ms:
-                self.fail(f"I7: it is {now_ms}, and it has begun later: {run}")
+        has_begun = old is None or old.started_at_ms is None
+        if has_begun and (run.started_at_ms or 0) > now_ms:
+            self.fail(f"I7: it is {now_ms}, and it has begun later: {run}")
 
     def _check_turning(self, old: RunRow | None, run: RunRow) -> None:
         """What is owed a run's end is there with it; a restart drops what is not to be kept."""
-        if run.is_final and old is not None and not old.is_final and run.callback_id is not None:
-            if run.callback_id not in self.rows.runs:
-                self.fail(f"I5: what is owed its end is not there: {run}")
+        has_ended = run.is_final and old is not None and not old.is_final
+        if has_ended and run.callback_id not in (None, *self.rows.runs):
+            self.fail(f"I5: what is owed its end is not there: {run}")
         if old is not None and run.generation != old.generation:
             from_number = self.restart_from.get(run.run_id)
             left = [step.number for step in self.rows.steps_of(run.run_id)]
-            if from_number is not None and self.restarts[run.run_id] == 1 and left:
-                if max(left) >= from_number:
-                    self.fail(f"I4: restarted from {from_number}, with {left} left: {run}")
+            is_sure = from_number is not None and self.restarts[run.run_id] == 1
+            if is_sure and max(left, default=-1) >= (from_number or 0):
+                self.fail(f"I4: restarted from {from_number}, with {left} left: {run}")
 
     def _check_changed(
         self, was: StepRow | None, step: StepRow, now_ms: int, *, is_restart: bool
@@ -215,9 +219,9 @@ class Oracle:
         if not step.is_final or (was is not None and was.is_final):
             return
         is_late = step.kind == "event" and "TimeoutError" in (step.error or "")
-        if (step.kind == "sleep" and step.state == "completed") or is_late:
-            if now_ms < (step.due_at_ms or 0):
-                self.fail(f"I7: it is {now_ms}, and over before it is due: {step}")
+        is_rung = step.kind == "sleep" and step.state == "completed"
+        if (is_rung or is_late) and now_ms < (step.due_at_ms or 0):
+            self.fail(f"I7: it is {now_ms}, and over before it is due: {step}")
         if step.kind == "action" and step.serial is not None:
             self._check_result(step, step.serial)
 
@@ -253,7 +257,11 @@ class Oracle:
             if was is not None and was.sent_at_ms is not None and was[:5] != event[:5]:
                 self.fail(f"I6: {was} has become {event}")
             is_restart = after.is_restart(before, event.run_id)
-            if was is not None and was.step_number not in (None, event.step_number) and not is_restart:
+            if (
+                was is not None
+                and was.step_number not in (None, event.step_number)
+                and not is_restart
+            ):
                 self.fail(f"I6: {was} was consumed, and now {event}")
             if event.step_number is not None and (was is None or was.step_number is None):
                 self._check_consumed(event, after)
@@ -370,9 +378,9 @@ class Oracle:
     def sent(self, run_id: str, event_id: str, value: str) -> None:
         """A send was acknowledged."""
         event = self.rows.events.get(event_id)
-        if event is None or event.value != f'"{value}"':
-            if run_id in self.rows.runs:
-                self.fail(f"I6: {value} was acknowledged, and the journal has {event}")
+        is_there = event is not None and event.value == f'"{value}"'
+        if not is_there and run_id in self.rows.runs:
+            self.fail(f"I6: {value} was acknowledged, and the journal has {event}")
 
     def canceled(self, run_id: str, *, is_owner: bool) -> None:
         """A cancel was acknowledged with ``True``."""

@@ -1,9 +1,9 @@
 """Random workflows over the whole surface, and the one workflow that runs any of them.
 
 A program is a tree in JSON: a node is a list of its kind, a label that no other node has, and what
-else it takes. A body notes each value that it sees, with the time, in the order of seeing; each step
-has a digest of these notes among its arguments. So a replay in which the body sees anything else
-gets stuck, which no run may.
+else it takes. A body notes each value that it sees, with the time, in the order of seeing; each
+step has a digest of these notes among its arguments. So a replay in which the body sees anything
+else gets stuck, which no run may.
 """
 
 from __future__ import annotations
@@ -60,8 +60,13 @@ class Witness(Protocol):
         ...
 
 
-witness: Witness
-"""That of the seed that is played now."""
+class Stage:
+    """Where the seed is played that is played now."""
+
+    witness: Witness
+
+
+stage = Stage()
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -87,34 +92,34 @@ def _raise_as_planned(label: str, plan: list[str]) -> None:
 
 
 @durable.action(name="act")
-async def act(label: str, seen: int, cleans: bool, plan: list[str], seconds: float) -> str:  # noqa: FBT001
+async def act(label: str, seen: int, cleans: bool, plan: list[str], seconds: float) -> str:
     """Take some time, and do what is planned for this attempt."""
-    serial, returned = witness.begin(label, is_cleaning=cleans), False
+    serial, returned = stage.witness.begin(label, is_cleaning=cleans), False
     try:
         await asyncio.sleep(seconds)
         _raise_as_planned(label, plan)
         returned = True
     finally:
-        witness.end(serial, returned=returned)
+        stage.witness.end(serial, returned=returned)
     return f"{label}#{serial}"
 
 
 @durable.action(name="work")
-def work(label: str, seen: int, cleans: bool, plan: list[str]) -> str:  # noqa: FBT001
+def work(label: str, seen: int, cleans: bool, plan: list[str]) -> str:
     """The same in a thread."""
-    serial, returned = witness.begin(label, is_cleaning=cleans), False
+    serial, returned = stage.witness.begin(label, is_cleaning=cleans), False
     try:
         _raise_as_planned(label, plan)
         returned = True
     finally:
-        witness.end(serial, returned=returned)
+        stage.witness.end(serial, returned=returned)
     return f"{label}#{serial}"
 
 
 @durable.action(name="make")
 async def make(label: str, seen: int) -> EventId:
     """Create an event of the run that calls this."""
-    serial = witness.begin(label, is_cleaning=False)
+    serial = stage.witness.begin(label, is_cleaning=False)
     try:
         while True:
             with contextlib.suppress(JournalUnavailableError):
@@ -123,22 +128,22 @@ async def make(label: str, seen: int) -> EventId:
                 break
             await asyncio.sleep(0.3)
     finally:
-        witness.end(serial, returned=True)
-    witness.made(str(event_id))
+        stage.witness.end(serial, returned=True)
+    stage.witness.made(str(event_id))
     return event_id
 
 
 @durable.mutation(name="deposit")
-async def deposit(
+async def deposit(  # noqa: PLR0917
     tx: Transaction,
     label: str,
     seen: int,
-    cleans: bool,  # noqa: FBT001
+    cleans: bool,
     plan: list[str],
     seconds: float,
 ) -> str:
     """Write a row for this step, and then fail, if it is planned."""
-    serial, attempt = witness.begin(label, is_cleaning=cleans), durable.attempt()
+    serial, attempt = stage.witness.begin(label, is_cleaning=cleans), durable.attempt()
     try:
         await tx.execute(
             "INSERT INTO entry (run_id, key, label, serial) VALUES (?, ?, ?, ?)",
@@ -151,7 +156,7 @@ async def deposit(
             await asyncio.sleep(seconds)
         _raise_as_planned(label, plan)
     finally:
-        witness.end(serial, returned=True)
+        stage.witness.end(serial, returned=True)
     return f"{label}#{serial}"
 
 
@@ -168,7 +173,7 @@ TOLD: Final = "INSERT INTO told (run_id, outcome, value) VALUES (?, ?, ?)"
 
 @durable.mutation(name="tell_by_mutation")
 async def tell_by_mutation(tx: Transaction, completion: Completion) -> None:
-    times = witness.completed(completion)
+    times = stage.witness.completed(completion)
     await tx.execute(TOLD, completion.run_id, completion.outcome.kind, str(times))
     if times < int(str(completion.context)):
         raise ValueError(times)
@@ -176,7 +181,7 @@ async def tell_by_mutation(tx: Transaction, completion: Completion) -> None:
 
 @durable.action(name="tell_by_action")
 async def tell_by_action(completion: Completion) -> None:
-    if witness.completed(completion) < int(str(completion.context)):
+    if stage.witness.completed(completion) < int(str(completion.context)):
         raise ValueError(completion.run_id)
 
 
@@ -219,18 +224,18 @@ def kind(function: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[No
     return function
 
 
-def _retry(attempts: int | bool) -> Retry | bool | None:  # noqa: FBT001
+def _retry(attempts: int | bool) -> Retry | bool | None:
     if isinstance(attempts, bool):
         return attempts
     return Retry(max_attempts=attempts, initial_backoff=0.4, base=3.0) if attempts > 1 else None
 
 
 @kind
-async def act_(
+async def act_(  # noqa: PLR0917
     body: Body,
     label: str,
     plan: list[str],
-    attempts: int | bool,  # noqa: FBT001
+    attempts: int | bool,
     seconds: float,
     timeout: float | None,  # noqa: ASYNC109
     delay: float | None,
@@ -288,7 +293,7 @@ async def event_id_(body: Body, label: str, seconds: float | None) -> None:
 
 
 @kind
-async def child_(body: Body, label: str, node: Node, delay: float | None, bounded_: bool) -> None:  # noqa: FBT001
+async def child_(body: Body, label: str, node: Node, delay: float | None, bounded_: bool) -> None:
     call = (bounded if bounded_ else program)(node)
     try:
         value: Any = await body.step.run(call, name=label, run_after=delay)

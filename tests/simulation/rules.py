@@ -201,7 +201,9 @@ def check_step(old: StepRow, step: StepRow) -> Iterator[str]:
         is_late = old.position is None and step.position is not None
         is_kept = old._replace(position=step.position) == step
         if step.kind == "cancel":
-            is_kept = old._replace(position=step.position, result=step.result, args=step.args) == step
+            is_kept = (
+                old._replace(position=step.position, result=step.result, args=step.args) == step
+            )
         if not (is_late and is_kept):
             yield f"I4: it was settled: {old}"
     if step.kind in ("sleep", "event") and old.due_at_ms != step.due_at_ms:
@@ -236,22 +238,33 @@ def check_whole(run: RunRow, rows: Rows) -> Iterator[str]:
     if numbers != list(range(len(numbers))):
         yield f"I11: numbers are not contiguous: {numbers}"
     for step in steps:
-        if step.is_final != (step.finished_at_ms is not None):
-            yield f"I11: half of an end: {step}"
-        if run.is_final and not step.is_final:
-            yield f"I11: it is over, and not its step {step}"
-        if step.child_run_id is not None:
-            yield from _check_child(run, step, rows)
-    if run.is_final != (run.finished_at_ms is not None):
-        yield "I11: half of an end"
+        yield from _check_its_step(run, step, rows)
     if run.parent_id is not None and run.parent_id not in rows.runs:
         yield "I10: its parent is gone"
-    if run.is_final and (run.epoch is not None or run.wake_at_ms is not None):
-        yield "I12: it is over, and due, or somebody works on it"
-    if run.is_final and (run.on_complete is None) != (run.callback_id is None):
-        yield "I5: what is owed its end is not there"
-    if not run.is_final and run.epoch is None and run.wake_at_ms is None:
+    if run.is_final:
+        yield from _check_ended(run)
+    elif run.finished_at_ms is not None:
+        yield "I11: half of an end"
+    elif run.epoch is None and run.wake_at_ms is None:
         yield from _check_unattended(run, steps, rows)
+
+
+def _check_its_step(run: RunRow, step: StepRow, rows: Rows) -> Iterator[str]:
+    if step.is_final != (step.finished_at_ms is not None):
+        yield f"I11: half of an end: {step}"
+    if run.is_final and not step.is_final:
+        yield f"I11: it is over, and not its step {step}"
+    if step.child_run_id is not None:
+        yield from _check_child(run, step, rows)
+
+
+def _check_ended(run: RunRow) -> Iterator[str]:
+    if run.finished_at_ms is None:
+        yield "I11: half of an end"
+    if run.epoch is not None or run.wake_at_ms is not None:
+        yield "I12: it is over, and due, or somebody works on it"
+    if (run.on_complete is None) != (run.callback_id is None):
+        yield "I5: what is owed its end is not there"
 
 
 def _check_unattended(run: RunRow, steps: list[StepRow], rows: Rows) -> Iterator[str]:
@@ -286,13 +299,14 @@ def _check_child(run: RunRow, step: StepRow, rows: Rows) -> Iterator[str]:
         return
     if child.parent_id != run.run_id:
         yield f"I10: it is another's child: {child}"
-    if step.state == "completed" and (child.state, child.result) != ("completed", step.result):
-        if not child.generation:
-            yield f"I10: {step} has another outcome than {child}"
+    if child.generation:
+        return  # It has an end of its own.
+    is_other = (child.state, child.result) != ("completed", step.result)
+    if step.state == "completed" and is_other:
+        yield f"I10: {step} has another outcome than {child}"
     if step.state == "failed" and child.state not in ("failed", "canceled"):
-        if not child.generation:
-            yield f"I10: {step} has another outcome than {child}"
+        yield f"I10: {step} has another outcome than {child}"
     if step.state == "canceled" and not child.is_final:
         asked = [each for each in rows.steps_of(child.run_id) if each.kind == "cancel"]
-        if not asked and not child.generation:
+        if not asked:
             yield f"I10: {step} is withdrawn, and {child} goes on"
