@@ -27,6 +27,8 @@ LINES_SHOWN: Final = 60
 
 def main() -> int:
     options = _parse()
+    gc.freeze()
+    gc.disable()  # A seed collects its own garbage.
     if options.planted:
         return _show_planted(options.seeds, options.jobs)
     if options.seed is not None:
@@ -76,7 +78,6 @@ def _play_all(seeds: list[int], jobs: int) -> int:
 
 
 def _play(seeds: list[int], jobs: int) -> Iterator[Outcome]:
-    gc.freeze()
     if jobs == 1:
         yield from map(simulate, seeds)
         return
@@ -85,7 +86,6 @@ def _play(seeds: list[int], jobs: int) -> Iterator[Outcome]:
 
 
 def _find_first(seeds: range) -> int:
-    gc.freeze()
     for outcome in map(simulate, seeds):
         if outcome.violations:
             print(json.dumps([outcome.seed, outcome.broken]))  # noqa: T201
