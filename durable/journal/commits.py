@@ -17,15 +17,10 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-# Slices of the record, because to take them out one by one takes longer than all else.
-NEW_STEP = slice(STEP_COLUMNS.index("started_at_ms") + 1)
-"""What a step may have when it is issued; mostly, the rest is ``None``."""
-STEP_CHANGE = slice(STEP_COLUMNS.index("state"), STEP_COLUMNS.index("error") + 1)
+NEW_STEP_COLUMNS = STEP_COLUMNS[: STEP_COLUMNS.index("started_at_ms") + 1]
+"""What a step mostly has when it is issued; the rest is ``None``."""
+STEP_CHANGES = STEP_COLUMNS[STEP_COLUMNS.index("state") : STEP_COLUMNS.index("error") + 1]
 """What of a step changes."""
-NEW_STEP_COLUMNS = STEP_COLUMNS[NEW_STEP]
-STEP_CHANGES = STEP_COLUMNS[STEP_CHANGE]
-NOTHING_MORE = (None,) * (len(STEP_COLUMNS) - len(NEW_STEP_COLUMNS))
-WHOLE_COLUMNS = ("run_id", *STEP_COLUMNS)
 RESTART_COLUMNS = ("run_id", *Restart.__struct_fields__)
 UPDATE_COLUMNS = ("run_id", "number", *STEP_CHANGES)
 NEW_EVENT_COLUMNS = tuple(n for n in EVENT_COLUMNS if n not in ("step_number", "seq"))
@@ -47,10 +42,11 @@ def _columns(path: str, names: Sequence[str], of: Sequence[str]) -> str:
 
 
 def _insert_steps(part: str, names: Sequence[str]) -> str:
-    """Return SQL that inserts steps, of which some columns are given."""
+    """Return SQL that inserts steps, rows of a run's id and a record, with some of its columns."""
     return f"""
-    INSERT INTO durable_step ({", ".join(names)}) SELECT {_columns("$", names, names)}
-    FROM json_each(NEW.{part});
+    INSERT INTO durable_step (run_id, {", ".join(names)})
+    SELECT json_extract(value, '$[0]'), {_columns("$[1]", names, STEP_COLUMNS)}
+    FROM json_each(NEW.{part})
     """
 
 
@@ -255,11 +251,9 @@ CREATE TEMP TRIGGER durable_commit_apply INSTEAD OF INSERT ON durable_commit BEG
     INSERT INTO durable_sending SELECT NEW.epoch, NEW.events WHERE NEW.events IS NOT NULL;
     INSERT INTO durable_restarting SELECT NEW.restarts WHERE NEW.restarts IS NOT NULL;
 
-    {_insert_steps("issued", ("run_id", *NEW_STEP_COLUMNS))}
-    {_insert_steps("whole", WHOLE_COLUMNS)}
-
-    INSERT INTO durable_step ({", ".join(WHOLE_COLUMNS)})
-    SELECT {_columns("$", WHOLE_COLUMNS, WHOLE_COLUMNS)} FROM json_each(NEW.asked)
+    {_insert_steps("issued", NEW_STEP_COLUMNS)};
+    {_insert_steps("whole", STEP_COLUMNS)};
+    {_insert_steps("asked", STEP_COLUMNS)}
     WHERE EXISTS (
         SELECT 1 FROM durable_run
         WHERE run_id = json_extract(value, '$[0]') AND finished_at_ms IS NULL

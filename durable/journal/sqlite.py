@@ -225,16 +225,17 @@ class SqliteJournal:
     async def commit(self, changes: Sequence[Change]) -> dict[str, RunRecord]:
         under_way: SimpleQueue[None] = SimpleQueue()
         locks = self._locks
+        self._check_connected(self._writer)
+        epoch = self.epoch
+        # Here, where the changes were made: another thread's processor would have to fetch them,
+        # and the interpreter lock lets only one of both go on anyway.
+        rows = writes.rows_of(changes, epoch)
 
         def work(db: sqlite3.Connection) -> dict[str, RunRecord]:
-            try:
-                self.check_file()
-                epoch = self.epoch
-                rows = writes.rows_of(changes, epoch)
-            finally:
-                under_way.put(None)
+            self.check_file()
             locks.hold()
             try:
+                under_way.put(None)
                 return writes.commit(db, changes, rows, epoch)
             finally:
                 locks.release()

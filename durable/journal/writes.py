@@ -16,7 +16,7 @@ from msgspec.structs import astuple
 
 from durable.core.records import RunRecord, StepRecord
 from durable.journal.base import Change, ChildChanges
-from durable.journal.commits import COMMIT, EVENTS, NEW_STEP, NOTHING_MORE, REMOVED, STEP_CHANGE
+from durable.journal.commits import COMMIT, EVENTS, REMOVED
 from durable.journal.fence import check_fence
 from durable.journal.reads import read_descendants
 from durable.journal.rows import RAW_ROWS, RUN_JSON, decode_run, text
@@ -59,19 +59,15 @@ def rows_of(changes: Sequence[Change], epoch: int | None) -> CommitRows:
     starts = [change for change in changes if change.is_start]
     families = [change.children for change in changes if change.children is not None]
     others = [change for change in changes if not change.is_start] if starts else changes
-    issued: list[tuple[object, ...]] = []
-    whole: list[tuple[object, ...]] = []
+    issued: list[tuple[str, StepRecord]] = []
+    whole: list[tuple[str, StepRecord]] = []
     updated: list[tuple[object, ...]] = []
     for change in changes:
         run_id = change.run_id
         for step in change.issued:
-            values = astuple(step)
-            if values[NEW_STEP.stop :] == NOTHING_MORE:
-                issued.append((run_id, *values[NEW_STEP]))
-            else:
-                whole.append((run_id, *values))
+            (issued if _is_only_issued(step) else whole).append((run_id, step))
         for step in change.updated:
-            updated.append((run_id, step.number, *astuple(step)[STEP_CHANGE]))  # noqa: PERF401
+            updated.append(_update_row(run_id, step))  # noqa: PERF401
     return (
         epoch,
         _json_rows(
@@ -83,8 +79,8 @@ def rows_of(changes: Sequence[Change], epoch: int | None) -> CommitRows:
         _json_rows(whole),
         # What a run has written of itself stands: it may have been told to its body already.
         _json_rows(
-            [(each.run_id, *astuple(each.asked)) for each in changes if each.asked]
-            + [(run_id, *astuple(asked)) for each in families for run_id, asked in each.canceled]
+            [(change.run_id, change.asked) for change in changes if change.asked]
+            + [canceled for family in families for canceled in family.canceled]
         ),
         _json_rows(updated),
         _json_rows([change.run for change in others if change.run is not None]),
@@ -119,17 +115,46 @@ def _start_row(
     return run, parked.wake_at_ms, None
 
 
+def _is_only_issued(step: StepRecord) -> bool:
+    """Whether a new step has no more than ``NEW_STEP_COLUMNS``."""
+    return (
+        step.finished_at_ms is None
+        and step.result is None
+        and step.child_run_id is None
+        and step.event_id is None
+        and step.position is None
+        and step.error is None
+    )
+
+
+def _update_row(run_id: str, step: StepRecord) -> tuple[object, ...]:
+    """Return a row of ``UPDATE_COLUMNS``: one by one, which is faster than any slice of them."""
+    return (
+        run_id,
+        step.number,
+        step.state,
+        step.attempts,
+        step.interruptions,
+        step.due_at_ms,
+        step.started_at_ms,
+        step.position,
+        step.finished_at_ms,
+        step.result,
+        step.error,
+    )
+
+
 def _is_end_of_child(run: RunRecord | None) -> bool:
     return run is not None and run.finished_at_ms is not None and run.parent_id is not None
 
 
 def _one_of_each_run(changes: Sequence[Change]) -> Sequence[Change]:
     """Merge the changes of each run: of a row that several write, the last counts."""
+    if len({change.run_id for change in changes}) == len(changes):
+        return changes
     by_run: dict[str, list[Change]] = {}
     for change in changes:
         by_run.setdefault(change.run_id, []).append(change)
-    if len(by_run) == len(changes):
-        return changes
     return [group[0] if len(group) == 1 else _merge(group) for group in by_run.values()]
 
 
