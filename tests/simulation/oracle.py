@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 
 import durable
 from simulation import rules
-from simulation.rules import CALLBACK, EventRow, RunRow, StepRow
+from simulation.rules import CALLBACK, RunRow, StepRow
 
 if TYPE_CHECKING:
     from durable import Completion
@@ -156,14 +156,21 @@ class Oracle:
                 self._check_changed(
                     was, step, now_ms, is_restart=after.is_restart(before, step_id[0])
                 )
-        self._check_gone(before, after)
         self._check_events(before, after)
-        self._check_entries(before, after)
+        self._check_gone(before, after)
         for run_id in changed:
             if run_id in after.runs:
                 self._report(rules.check_whole(after.runs[run_id], after), after.runs[run_id])
         if changed and self._is_replaced(host):
             self.fail(f"I3: {process} is not the owner any more, and writes")
+
+    def _check_events(self, before: rules.Rows, after: rules.Rows) -> None:
+        for event_id, event in after.events.items():
+            if before.events.get(event_id) != event:
+                what = "there" if event.step_number is None else f"consumed by {event.step_number}"
+                self.machine.note("", f"  event {event.value} of {short(event.run_id)} {what}")
+        for fault in (*rules.check_events(before, after), *rules.check_entries(before, after)):
+            self.fail(fault)
 
     def _is_replaced(self, host: Hosting) -> bool:
         """Whether it takes itself for the owner, and another one is."""
@@ -246,53 +253,6 @@ class Oracle:
         for step_id in before.steps.keys() - after.steps.keys():
             if step_id[0] in after.runs and not after.is_restart(before, step_id[0]):
                 self.fail(f"I4: it is gone: {before.steps[step_id]}")
-
-    def _check_events(self, before: rules.Rows, after: rules.Rows) -> None:
-        for event_id, event in after.events.items():
-            was = before.events.get(event_id)
-            if was == event:
-                continue
-            what = "there" if event.step_number is None else f"consumed by {event.step_number}"
-            self.machine.note("", f"  event {event.value} of {short(event.run_id)} {what}")
-            if was is not None and was.sent_at_ms is not None and was[:5] != event[:5]:
-                self.fail(f"I6: {was} has become {event}")
-            is_restart = after.is_restart(before, event.run_id)
-            if (
-                was is not None
-                and was.step_number not in (None, event.step_number)
-                and not is_restart
-            ):
-                self.fail(f"I6: {was} was consumed, and now {event}")
-            if event.step_number is not None and (was is None or was.step_number is None):
-                self._check_consumed(event, after)
-        consumed = {(event.run_id, event.step_number) for event in after.events.values()}
-        for step_id, step in after.steps.items():
-            if step.kind == "event" and step.state == "completed" and step_id not in consumed:
-                self.fail(f"I11: no event was consumed by {step}")
-
-    def _check_consumed(self, event: EventRow, after: rules.Rows) -> None:
-        wait = after.steps.get((event.run_id, event.step_number or 0))
-        if wait is None or not wait.is_final or wait.position is None:
-            self.fail(f"I11: {event} was consumed by {wait}")
-            return
-        if wait.event_id != event.event_id:
-            self.fail(f"I6: {event} was consumed by {wait}")
-        for other in after.events.values():
-            is_before = other.sent_at_ms is not None and other.seq < event.seq
-            is_same = (other.run_id, other.name) == (event.run_id, event.name)
-            if is_before and is_same and other.step_number is None and event.name != "made":
-                self.fail(f"I6: {event} was consumed before {other}")
-
-    def _check_entries(self, before: rules.Rows, after: rules.Rows) -> None:
-        steps = {(step.run_id, step.key): step for step in after.steps.values()}
-        for entry in after.entries[len(before.entries) :]:
-            step = steps.get((entry.run_id, entry.key))
-            if step is None or step.state != "completed" or step.serial != entry.serial:
-                self.fail(f"I11: {entry} is there, and its step is {step}")
-        serials = {entry.serial for entry in after.entries}
-        for step in after.steps.values():
-            if step.name == "deposit" and step.state == "completed" and step.serial not in serials:
-                self.fail(f"I11: nothing is there of {step}")
 
     # --- functions -------------------------------------------------------------------------------
 

@@ -225,6 +225,52 @@ def check_attempts(step: StepRow) -> Iterator[str]:
         yield "I2: more attempts than its policy"
 
 
+def check_events(before: Rows, after: Rows) -> Iterator[str]:
+    """An event is consumed once, by a wait that says so, in the order of sending."""
+    for event_id, event in after.events.items():
+        old = before.events.get(event_id)
+        if old == event:
+            continue
+        if old is not None and old.sent_at_ms is not None and old[:5] != event[:5]:
+            yield f"I6: {old} has become {event}"
+        was_consumed = old is not None and old.step_number is not None
+        if not was_consumed and event.step_number is not None:
+            yield from _check_consumed(event, after)
+        elif was_consumed and old != event and not after.is_restart(before, event.run_id):
+            yield f"I6: {old} was consumed, and is now {event}"
+    consumed = {(event.run_id, event.step_number) for event in after.events.values()}
+    for step_id, step in after.steps.items():
+        if step.kind == "event" and step.state == "completed" and step_id not in consumed:
+            yield f"I11: no event was consumed by {step}"
+
+
+def _check_consumed(event: EventRow, after: Rows) -> Iterator[str]:
+    wait = after.steps.get((event.run_id, event.step_number or 0))
+    if wait is None or not wait.is_final or wait.position is None:
+        yield f"I11: {event} was consumed by {wait}"
+        return
+    if wait.event_id != event.event_id:
+        yield f"I6: {event} was consumed by {wait}"
+    for other in after.events.values():
+        is_before = other.sent_at_ms is not None and other.seq < event.seq
+        is_same = (other.run_id, other.name) == (event.run_id, event.name)
+        if is_before and is_same and other.step_number is None and event.name != "made":
+            yield f"I6: {event} was consumed before {other}"
+
+
+def check_entries(before: Rows, after: Rows) -> Iterator[str]:
+    """What a mutation has written is there exactly when its step is completed."""
+    steps = {(step.run_id, step.key): step for step in after.steps.values()}
+    for entry in after.entries[len(before.entries) :]:
+        step = steps.get((entry.run_id, entry.key))
+        if step is None or step.state != "completed" or step.serial != entry.serial:
+            yield f"I11: {entry} is there, and its step is {step}"
+    serials = {entry.serial for entry in after.entries}
+    for step in after.steps.values():
+        if step.name == "deposit" and step.state == "completed" and step.serial not in serials:
+            yield f"I11: nothing is there of {step}"
+
+
 # --- the rows of one run -------------------------------------------------------------------------
 
 
