@@ -32,6 +32,10 @@ HEARD_S_MAX = 1.0
 """How much later a cancel counts that another process than the owner has asked for."""
 
 
+BEHIND_MS_MAX = 5_000
+"""How much a process's time may be behind, because the machine's clock was set back a little."""
+
+
 class Begun(NamedTuple):
     """An execution of a function."""
 
@@ -103,7 +107,7 @@ class Oracle:
         self._begun: list[Begun] = []
         self._returned: set[int] = set()
         self._running: defaultdict[Process, set[int]] = defaultdict(set)
-        self._latest_ms: dict[Process, int] = {}
+        self._times: dict[Process, tuple[float, int, int]] = {}
         self._starts_due: dict[str, int] = {}
         self._dues: dict[tuple[str, str], int] = {}
         self._canceled: dict[str, Canceled] = {}
@@ -135,11 +139,7 @@ class Oracle:
         self.commits_count += 1
         host = self.hosts[process]
         now_ms = host.now_ms()
-        if now_ms < self._latest_ms.get(process, 0):
-            self.fail(
-                f"I7: time goes back in {process}, from {self._latest_ms[process]} to {now_ms}"
-            )
-        self._latest_ms[process] = now_ms
+        self._check_time(process, now_ms)
         changed: dict[str, None] = {}
         for run_id, run in after.runs.items():
             old = before.runs.get(run_id)
@@ -163,6 +163,14 @@ class Oracle:
                 self._report(rules.check_whole(after.runs[run_id], after), after.runs[run_id])
         if changed and self._is_replaced(host):
             self.fail(f"I3: {process} is not the owner any more, and writes")
+
+    def _check_time(self, process: Process, now_ms: int) -> None:
+        """A process's time never goes back, and does not stand still."""
+        since_s, since_ms, latest_ms = self._times.get(process, (self.machine.now_s, now_ms, 0))
+        self._times[process] = since_s, since_ms, now_ms
+        behind_ms = (self.machine.now_s - since_s) * 1000 - (now_ms - since_ms)
+        if now_ms < latest_ms or behind_ms > BEHIND_MS_MAX:
+            self.fail(f"I7: time in {process} was {latest_ms} and is {now_ms}, {behind_ms} late")
 
     def _check_events(self, before: rules.Rows, after: rules.Rows) -> None:
         for event_id, event in after.events.items():

@@ -369,14 +369,14 @@ async def at_last_(body: Body, _label: str, node: Node, last: Node) -> None:
     await body.run(last)
 
 
-@durable.workflow(name="program")
+@durable.workflow(name="simulated")
 async def program(step: Step, node: list[Any]) -> list[str]:
     body = Body(step)
     await body.run(node)
     return body.notes
 
 
-@durable.workflow(name="bounded", timeout=timedelta(seconds=BOUND_S))
+@durable.workflow(name="simulated_bounded", timeout=timedelta(seconds=BOUND_S))
 async def bounded(step: Step, node: list[Any]) -> list[str]:
     body = Body(step)
     await body.run(node)
