@@ -38,6 +38,8 @@ ROUND_S: Final = 60.0
 ROUNDS_MAX: Final = 80
 RUNS_MAX: Final = 4
 
+LOOK_S: Final = 5.0
+"""How often it is looked whether waits get what is there for them."""
 SEEDS_PER_COLLECTION: Final = 8
 
 FAULTS: Final = (
@@ -88,6 +90,7 @@ class Driver:
         self.programs: dict[str, Node] = {}
         self.plan: list[tuple[float, str, Callable[[], None]]] = []
         self.slices_s = self.random.choice((-1.0, float("inf")))
+        self.faults_count = self.random.choice((0, 1, 2, 3, 4, 6))
         self._asked_ids: set[str] = set()
         self.oracle.on_wait = self._send_closely
         maker = Maker(name)
@@ -108,7 +111,7 @@ class Driver:
         if draw.random() < 0.3:
             is_worker = draw.random() < 0.6
             add(draw.uniform(0, 15), "another", partial(self.fleet.begin, is_worker=is_worker))
-        for _ in range(draw.choice((0, 1, 2, 3, 4, 6))):
+        for _ in range(self.faults_count):
             fault = draw.choice(FAULTS)
             getattr(self, f"_plan_{fault}")(draw.expovariate(1 / 5))
         self.plan.sort(key=lambda planned: planned[0])
@@ -244,6 +247,7 @@ class Driver:
         """Let all of it happen, and come to its end."""
         for at_s, what, act in self.plan:
             self.machine.at(at_s, partial(self._do, what, act))
+        self._look_at_waits(set())
         self.machine.run(lambda: False, HORIZON_S)
         self.disk.faults.stop()
         self.machine.is_slow = False
@@ -252,11 +256,7 @@ class Driver:
                 return
             self._send_what_is_awaited()
             self._set_parallelism(self.fleet.parallelism)
-            self.machine.run(self._is_over, self.machine.now_s + ROUND_S / 2)
-            available = self.oracle.rows.available()
-            self.machine.run(self._is_over, self.machine.now_s + ROUND_S / 2)
-            for wait, event in sorted(available & self.oracle.rows.available()):
-                self.oracle.fail(f"I6: {event} is there, and {wait} does not get it")
+            self.machine.run(self._is_over, self.machine.now_s + ROUND_S)
             if self._is_over():
                 break
         self.machine.run(lambda: False, self.machine.now_s + 2)
@@ -265,6 +265,15 @@ class Driver:
     def _do(self, what: str, act: Callable[[], None]) -> None:
         self.machine.note("-", what)
         act()
+
+    def _look_at_waits(self, before: set[tuple[tuple[str, int], str]]) -> None:
+        """While nothing goes wrong and there is room, what is there for a wait is handed to it."""
+        available = self.oracle.rows.available()
+        is_calm = not self.faults_count or self.machine.now_s > HORIZON_S + LOOK_S
+        if is_calm and not self.fleet.is_crowded:
+            for wait, event in sorted(before & available):
+                self.oracle.fail(f"I6: {event} is there, and {wait} does not get it")
+        self.fleet.after(LOOK_S, partial(self._look_at_waits, available))
 
     def _is_over(self) -> bool:
         return all(run.is_final for run in self.oracle.rows.runs.values())

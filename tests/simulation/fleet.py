@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from durable import Engine, EngineClosedError, JournalError, JournalLockedError, TransactionError
 from durable.current import remove_open
+from durable.runtime.settings import LIVE_RUNS_MAX
 from simulation.loop import stream
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class Fleet:
         self.parallelism = draw.choice((1, 2, 2, 3, 25))
         self._drain_s = draw.choice((0, 0.5, 10))
         self._park_after_ms = draw.choice((0, 300, 3_000, 30_000))
-        self._live_runs_max = draw.choice((1, 3, 10_000, 10_000))
+        self._live_runs_max = draw.choice((1, 3, LIVE_RUNS_MAX, LIVE_RUNS_MAX))
         self._hosts_count = self._asks_count = 0
 
     def __str__(self) -> str:
@@ -130,6 +131,11 @@ class Fleet:
             f"max_parallelism={self.parallelism} drain={self._drain_s} s "
             f"park_after={self._park_after_ms} ms live_runs_max={self._live_runs_max}"
         )
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether runs may have to wait for room in memory."""
+        return self._live_runs_max < LIVE_RUNS_MAX
 
     def _make_engine(self, *, is_worker: bool) -> Engine:
         engine = Engine(

@@ -32,7 +32,7 @@ from durable import (
 
 Node: TypeAlias = list[Any]
 
-EVENT_NAMES: Final = ("red", "blue")
+EVENT_NAMES: Final = ("red", "red", "red", "blue")
 BOUND_S: Final = 25.0
 """How long a run of the bounded workflow may take."""
 
