@@ -27,11 +27,19 @@ def test_nothing_is_wrong(seed: int) -> None:
 
 
 @pytest.mark.slow
+def test_nothing_is_wrong_with_some_more() -> None:
+    """The others are played by ``just simulate``."""
+    outcomes = [simulate(seed) for seed in range(2, 40)]
+    assert [outcome.seed for outcome in outcomes if outcome.violations] == []
+
+
+@pytest.mark.slow
 def test_nothing_is_wrong_with_seeds_that_have_failed_once() -> None:
     outcomes = [simulate(seed) for seed in kept_seeds()]
     assert [outcome.seed for outcome in outcomes if outcome.violations] == []
 
 
+@pytest.mark.slow
 def test_a_seed_decides_all_that_happens() -> None:
     one, again, other = simulate(1), simulate(1), simulate(2)
     assert one.trace == again.trace

@@ -86,6 +86,7 @@ class Disk:
 
     Attributes:
         faults: What goes wrong now.
+        was_robbed: Whether any owner has lost its lock without knowing.
         on_commit: Is called after each commit, with the process.
     """
 
@@ -96,6 +97,7 @@ class Disk:
         self.faults = Faults()
         self.on_commit: Callable[[Process], None] = lambda _: None
         self.owner: SimulatedLocks | None = None
+        self.was_robbed = False
         self.writing: SimulatedLocks | None = None
         self.all_locks: list[SimulatedLocks] = []
         self._connections: list[Connection] = []
@@ -173,7 +175,7 @@ class Disk:
         """Take the lock from the owner, who does not notice: as some file systems do."""
         if self.owner is not None and self.writing is not self.owner:
             self.machine.note(self.owner.process, "loses its lock, and does not know")
-            self.owner.process.is_robbed = True
+            self.owner.process.is_robbed = self.was_robbed = True
             self.owner = None
             self.owner_is_gone()
 

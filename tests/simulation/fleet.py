@@ -60,7 +60,7 @@ class Host:
                 stopping.cancel()
                 self.is_open = False
         except JournalLockedError as exc:
-            if not self.process.is_robbed:
+            if not self._fleet.disk.was_robbed:  # Else two took themselves for the owner.
                 machine.fail(f"I3: {exc}")
         except JournalError as exc:
             machine.note(self.process, f"cannot go on: {type(exc).__name__}")
