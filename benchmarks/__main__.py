@@ -19,6 +19,7 @@ from benchmarks.footprint import measure_idle, measure_import, measure_sleepers
 from benchmarks.machine import open_machine
 from benchmarks.recovery import measure_replay, measure_restart
 from benchmarks.report import Progress, as_json, as_row, header
+from benchmarks.strict import measure_strict
 from benchmarks.throughput import (
     measure_fan_out,
     measure_latency,
@@ -77,6 +78,9 @@ WORKLOADS: Final = {
     "W10": Workload("2,000 runs of 3 mutations, 200 in flight", [measure_mutations]),
     "W11": Workload("one run with 1,000 children", [measure_children]),
     "W12": Workload("a run of 20 steps that 1,000 watch", [measure_watchers]),
+    "W13": Workload(
+        "strict: code that is no body, with and without the audit hook", [measure_strict]
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from durable.completion import Canceled, Completion, Failure, Success
 from durable.core.errors import (
     ArgumentError,
     DeadlockError,
+    DeterminismWarning,
     DuplicateDefinitionError,
     DurableError,
     EngineClosedError,
@@ -71,6 +72,7 @@ __all__ = [
     "Canceled",
     "Completion",
     "DeadlockError",
+    "DeterminismWarning",
     "DuplicateDefinitionError",
     "DurableError",
     "Engine",

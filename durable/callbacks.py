@@ -1,7 +1,8 @@
 """Calling what is owed when a run has ended: ``start(on_complete=)``.
 
-An action is tried again as a step is, by the engine's policy, and for ever. A mutation is called
-again by another step, after as long a wait.
+One that fails is tried again as one step, by the engine's policy, for ever and whatever it raises:
+so the journal does not grow by it. Only one that its process has died of too often is called again
+by another step, after as long a wait.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from durable.core.commands import Stuck
 from durable.core.errors import ArgumentError
 from durable.core.records import StepKind
 from durable.definitions import Action, Definition, Mutation, Workflow, workflow
-from durable.issue import Environment
+from durable.issue import Environment, StepOptions
 from durable.parameters import check_size
 from durable.step import Step
 
@@ -98,12 +99,16 @@ def encode_context(context: object, payload_max: int) -> str | None:
 async def call_back(step: Step, kind: str, name: str, completion: Completion) -> None:
     """Call a definition until it succeeds."""
     call = registry.find(StepKind(kind), name)(completion)
-    policy = _policy(step)
+    execution = step._execution  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    environment = execution.environment
+    assert isinstance(environment, Environment)
+    policy = _policy(environment.defaults.retry)
+    owed = StepOptions(retry=policy, is_owed=True)
     count = 0
     while True:
         count += 1
         try:
-            await step.run(call, retry=policy)
+            await environment.issue(execution, call, owed)
         except Exception:  # noqa: BLE001  its own, which the step has recorded
             wait_ms = policy.backoff_ms(min(count, FOR_EVER - 1), step.random.random())
             await step.sleep((wait_ms or 0) / 1000, name="back off")
@@ -111,10 +116,7 @@ async def call_back(step: Step, kind: str, name: str, completion: Completion) ->
             return
 
 
-def _policy(step: Step) -> Retry:
-    environment = step._execution.environment  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    assert isinstance(environment, Environment)
-    retry = environment.defaults.retry
+def _policy(retry: Retry) -> Retry:
     bound_s = BACKOFF_S_MAX if retry.max_backoff is None else min(retry.max_backoff, BACKOFF_S_MAX)
     return replace(retry, max_attempts=FOR_EVER, max_backoff=bound_s)
 

@@ -34,6 +34,7 @@ from durable.checks import (
 )
 from durable.core.records import StepKind
 from durable.core.retry import Retry
+from durable.determinism import warn_of_findings
 from durable.parameters import Parameters, callers_frame
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Workflow(Definition[P, R]):
             check_flag(retry_actions_by_default, "workflow(retry_actions_by_default=)")
         self.retry_actions_by_default = retry_actions_by_default
         self.timeout_s = check_timeout(timeout)
+        warn_of_findings(fn)
         registry.register(self)
 
 

@@ -89,6 +89,11 @@ class Engine(Observing, Controlling, Sending):
             asks for is done by the engine that works, now or when there is one.
         retention: How long a run is kept after its end, in seconds or as a ``timedelta``; by
             default for ever. Older ones are removed at the opening, and then once a minute.
+        strict: Whether bodies are watched while their code runs, for development and tests: what
+            goes past their event loop (files, sockets, processes, threads; clocks and randomness
+            other than the step's) raises ``NonDeterminismError`` there, as the same through
+            asyncio always does. By default not. Its audit hook stays in the process for good, and
+            does nothing for other code.
 
     Raises:
         TypeError, ValueError: A setting is not valid. Nothing was opened.
@@ -106,6 +111,7 @@ class Engine(Observing, Controlling, Sending):
         max_interruptions: int = MAX_INTERRUPTIONS,
         worker: bool = True,
         retention: float | timedelta | None = None,
+        strict: bool = False,
     ) -> None:
         self._path = parse_url(url)
         self._is_worker = check_flag(worker, "worker=")
@@ -118,6 +124,7 @@ class Engine(Observing, Controlling, Sending):
         self._settings = Settings(
             max_interruptions=check_count(max_interruptions, "max_interruptions"),
             retention_ms=check_retention(retention),
+            is_strict=check_flag(strict, "strict="),
         )
         self._catalog = Catalog(
             Defaults(

@@ -42,7 +42,11 @@ class Defaults(NamedTuple):
 
 
 class StepOptions(NamedTuple):
-    """The options of ``step.run``."""
+    """The options of ``step.run``; and what durable's own workflow adds to them.
+
+    Attributes:
+        is_owed: Whether the step is tried again whatever it fails with, a mutation too.
+    """
 
     name: str | None = None
     retry: Retry | bool | None = None
@@ -50,6 +54,7 @@ class StepOptions(NamedTuple):
     delay_s: float | None = None
     at_ms: int | None = None
     unstable_args: bool = False
+    is_owed: bool = False
 
 
 NO_OPTIONS = StepOptions()
@@ -128,6 +133,7 @@ class ActionStep:
             RetryDefault(workflow.retry, workflow.retry_actions_by_default),
             RetryDefault(defaults.retry, defaults.retry_actions_by_default),
         )
+        self.is_owed = options.is_owed
         self.timeout_s = action.timeout_s if options.timeout_s is None else options.timeout_s
         self.name = action.name
         self.is_async = action.is_async
@@ -191,9 +197,10 @@ def _check_child_options(workflow: Workflow[Any, Any], options: StepOptions) -> 
 
 @final
 class TransactionStep:
-    """A query or a mutation as one step of one run. What is said of retries does not concern it."""
+    """A query or a mutation as one step of one run. What is said of retries does not concern it,
+    unless it is owed.
+    """
 
-    retry = None
     is_at_most_once = False
     is_async = True
 
@@ -205,6 +212,8 @@ class TransactionStep:
     ) -> None:
         self.name = definition.name
         self.is_reading = definition.kind is StepKind.QUERY
+        self.is_owed = options.is_owed
+        self.retry = options.retry if options.is_owed else None
         self.timeout_s = options.timeout_s
         self._definition = definition
         self._workflow = environment.workflow

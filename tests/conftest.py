@@ -64,6 +64,12 @@ async def engine(clock: ManualClock) -> AsyncIterator[Engine]:
 
 
 @pytest.fixture
+def only_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let engines know of each other's writing by noticing it, and not by looking now and then."""
+    monkeypatch.setattr("durable.journal.lookout.TELL_S_MAX", 3600)
+
+
+@pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     """The storage under the journals that the test opens."""
     disk = Disk()

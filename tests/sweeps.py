@@ -121,7 +121,7 @@ class Crash:
         commits: How many there were.
     """
 
-    def __init__(self, at: int | None, *, after: bool) -> None:
+    def __init__(self, at: int | None, *, after: bool = False) -> None:
         self._at = at
         self._after = after
         self.has_come = asyncio.Event()

@@ -277,3 +277,38 @@ async def test_a_cancel_finds_a_run_that_is_about_to_leave_memory(
             async with asyncio.timeout(WAIT_S_MAX):
                 assert await asking[0] is True
             await check_one_outcome(engine, run_id, asked=True)
+
+
+@durable.workflow
+async def answering(step: Step) -> object:
+    return await step.wait_event("it")
+
+
+async def test_a_cancel_that_has_read_what_is_old_by_now_reads_again(path: Path) -> None:
+    """The run was asleep; before the read is answered it has come back, and has ended."""
+    clock, may_answer = ManualClock(), asyncio.Event()
+    async with opened(path, clock) as engine:
+        run = await engine.start(answering())
+        await until_open(run)
+        clock.advance(MONTH_S)
+        await until_parked(engine)
+        journal: Any = engine._journal
+        load, found = journal.load_status, list[Any]()
+
+        async def load_slowly(run_id: str) -> Any:  # noqa: ANN401
+            found.append(await load(run_id))
+            await may_answer.wait()
+            return found[0]
+
+        journal.load_status = load_slowly
+        canceling = asyncio.create_task(run.cancel())
+        await until(lambda: found)
+        await run.send_event("it", "answer")
+        assert await run.result(timeout=WAIT_S_MAX) == "answer"
+        await until_parked(engine)
+        journal.load_status = load
+        may_answer.set()
+        assert await canceling is False
+        status = await run.status()
+        assert (status.state, status.result) == (RunState.COMPLETED, "answer")
+        assert [step.name async for step in run.steps()] == ["it"]

@@ -11,16 +11,21 @@ import pytest
 from clock import ManualClock
 from cycles import at_cycle
 from families import check_families, the_child
-from faults import MONTH_S, crashing, opened
-from waiting import WAIT_S_MAX, until, until_open
+from faults import MONTH_S, FaultyJournal, crashing, leaving_nothing, opened
+from waiting import WAIT_S_MAX, until, until_open, until_written
 from world import echo, held, new_world, world
 
 import durable
 from durable import Engine, RunCanceled, RunState, Step
+from durable.runtime.live import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from faults import Disk
+
+    from durable.journal.base import Claim
 
 pytestmark = pytest.mark.slow
 
@@ -222,3 +227,53 @@ async def late_or_cancelled(step: Step) -> str:
     except RunCanceled:
         return "heard"
     return "late"
+
+
+@durable.workflow
+async def delaying(step: Step) -> str:
+    try:
+        return await step.run(held("it"), run_after=NAP_S)
+    except RunCanceled:
+        return "canceled"
+
+
+async def test_a_delayed_child_s_time_may_come_between_its_end_and_its_parent_s_turn(
+    path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent is taken up again while its end is written, and other bodies have their turns."""
+    clock, claim = ManualClock(), FaultyJournal.claim
+
+    async def claim_and_hold(journal: FaultyJournal, now_ms: int, limit: int) -> Claim:
+        found = await claim(journal, now_ms, limit)
+        disk.answers.clear()
+        return found
+
+    async with crashing(path, clock) as engine:
+        await engine.start(delaying(), id="it")
+        await until_open(engine.get("it"))
+        child = await the_child(engine, "it")
+    disk.answers.clear()
+    with monkeypatch.context() as holding:
+        holding.setattr(FaultyJournal, "claim", claim_and_hold)
+        engine = Engine(path)
+        clock.install(engine)
+        await engine.__aenter__()
+        runner: Any = engine._runner
+        canceling = asyncio.create_task(engine.cancel(child.id))
+        await until(lambda: runner.writer._pending)
+        disk.answers.set()
+        await until(lambda: runner.live("it") and runner.live("it").phase is Phase.LIVE)
+    waiting: list[Any] = []
+    runner.schedule = waiting.append
+    disk.answers.set()
+    assert await canceling is True
+    await until_written(engine)
+    (parent,) = set(waiting)
+    async with leaving_nothing():
+        clock.advance(NAP_S)
+        runner.schedule = runner.pump.schedule
+        runner.schedule(parent)
+        assert await engine.get("it").result(timeout=WAIT_S_MAX) == "canceled"
+        await check_families(engine)
+        await engine.__aexit__(None, None, None)
+    assert not world.begun

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -38,11 +37,7 @@ if TYPE_CHECKING:
 
     from durable.core.records import StepRecord
 
-NOTICE_S_MAX = 0.1
-"""Within that time, others know."""
-
-SLACK_S = 0.15
-"""What a busy machine may add to it."""
+pytestmark = pytest.mark.usefixtures("only_noticed")
 
 
 @durable.workflow
@@ -67,8 +62,12 @@ async def napping(step: Step, seconds: float) -> str:
 
 @asynccontextmanager
 async def both(path: Path) -> AsyncIterator[tuple[Engine, Engine]]:
-    """Open an owner and a client of one journal."""
-    async with Engine(path, drain_timeout=0) as owner, Engine(path, worker=False) as client:
+    """Open an owner and a client of one journal, for as long as a test may wait."""
+    async with (
+        Engine(path, drain_timeout=0) as owner,
+        Engine(path, worker=False) as client,
+        asyncio.timeout(WAIT_S_MAX),
+    ):
         yield owner, client
 
 
@@ -95,16 +94,10 @@ async def test_what_a_client_starts_is_run_by_the_owner(path: Path) -> None:
         assert client.statistics().running_actions == 0
 
 
-async def test_a_result_is_known_to_others_in_time(path: Path) -> None:
-    """As is a start to the owner: both ways together take less than twice the time."""
+async def test_each_start_is_noticed_by_the_owner_and_each_result_by_the_client(path: Path) -> None:
     async with both(path) as (_, client):
-        await client.run(echoing("warm"))
-        times: list[float] = []
         for number in range(10):
-            began = time.monotonic()
             assert await client.run(echoing(str(number)), id=str(number)) == str(number)
-            times.append(time.monotonic() - began)
-        assert sorted(times)[len(times) // 2] < 2 * NOTICE_S_MAX
 
 
 async def test_errors_and_refusals_are_those_of_an_owner(path: Path) -> None:
@@ -148,9 +141,8 @@ async def test_a_delayed_start_of_a_client_is_kept_by_the_owners_clock(path: Pat
         await early
         assert (await run.status()).state is RunState.PENDING
         ended = asyncio.create_task(result(run))
-        for _ in range(100):
-            await asyncio.sleep(0.001)
-            assert not ended.done()
+        assert await client.run(echoing("at once")) == "at once"
+        assert not ended.done()
         clock.advance(61)
         assert await ended == "later"
         assert (await early.result().status()).state is RunState.PENDING
@@ -163,18 +155,16 @@ async def test_a_client_watches_to_the_end(path: Path) -> None:
         watches = [client.watch("r") for _ in range(10)]
         for each in watches:
             assert (await anext(each)).running[0].state is StepState.RUNNING
-        began = time.monotonic()
         world.may_end.set()
         await result(run)
         for each in watches:
             seen = [status async for status in each]
             assert seen[-1] == await owner.status("r")
             assert seen[-1].result == "a"
-        assert time.monotonic() - began < NOTICE_S_MAX + SLACK_S
 
 
 @pytest.mark.parametrize("how", ["running", "parked", "delayed"])
-async def test_a_clients_cancel_reaches_the_owner_in_time(path: Path, how: str) -> None:
+async def test_a_clients_cancel_reaches_the_owner(path: Path, how: str) -> None:
     async with both(path) as (owner, client):
         if how == "running":
             run = await owner.start(cleaning("x"))
@@ -187,14 +177,12 @@ async def test_a_clients_cancel_reaches_the_owner_in_time(path: Path, how: str) 
             await until(lambda: live_runs(owner) == 0)
         else:
             run = other = await owner.start(cleaning("x"), run_after=3600)
-        began = time.monotonic()
         for each in {run.id: run, other.id: other}.values():
             assert await client.cancel(each.id) is True
             assert await client.cancel(each.id) in (True, False)
             with pytest.raises(RunCanceled):
                 await result(each)
             assert (await until_state(each, RunState.CANCELED)).state is RunState.CANCELED
-        assert time.monotonic() - began < 2 * (NOTICE_S_MAX + SLACK_S)
         assert await client.cancel(run.id) is False
         assert world.begun["x"] == {"running": 2, "parked": 1, "delayed": 0}[how]
         world.may_end.set()
@@ -387,9 +375,25 @@ async def test_a_client_never_works_even_when_the_owner_is_gone(path: Path) -> N
         async with Engine(path):
             assert await client.run(echoing("a")) == "a"
         run = await client.start(echoing("b"))
-        with pytest.raises(TimeoutError):
-            await run.result(timeout=0.2)
+        await _until_looked(client, 3)
         assert (await run.status()).state is RunState.PENDING
+        assert world.begun == {"a": 1}
+
+
+async def _until_looked(engine: Engine, count: int) -> None:
+    """Wait until an engine has looked at the file so often."""
+    journal: Any = engine._journal
+    lookout = journal._locks._lookout
+    look, looks = lookout._look, []
+
+    def note() -> bool | None:
+        answer: bool | None = look()
+        looks.append(answer)
+        return answer
+
+    lookout._is_busy = lambda: True  # Then each look is whole.
+    lookout._look = note
+    await until(lambda: len(looks) >= count)
 
 
 async def test_closing_a_client_ends_what_waits(path: Path) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from faults import Disk
+
 NAP_S = 10.0
 PARK_S = 2 * PARK_AFTER_MS / 1000
 """More than a run that waits for an event stays in memory."""
@@ -117,6 +119,21 @@ async def test_a_run_that_waits_for_long_leaves_memory_and_comes_back_for_its_ev
             await until_seen(n)
         assert await run.result(timeout=WAIT_S_MAX) == [0, 1]
         assert len(bodies) == 3
+
+
+async def test_a_run_that_comes_to_its_idle_time_while_its_start_is_written_leaves_memory(
+    path: Path, clock: ManualClock, disk: Disk
+) -> None:
+    async with opened(path, clock) as engine:
+        disk.answers.clear()
+        starting = asyncio.create_task(engine.start(noting(1), id="it"))
+        await until(lambda: disk.calls["commit"] and bodies)
+        clock.advance(PARK_S)
+        disk.answers.set()
+        run = await starting
+        await until_parked(engine)
+        await run.send_event("it", 1)
+        assert await run.result(timeout=WAIT_S_MAX) == [1]
 
 
 async def test_a_run_that_is_sent_to_often_stays_in_memory(path: Path, clock: ManualClock) -> None:

@@ -151,6 +151,14 @@ def was_seen(found: Exploration, *outcomes: str) -> bool:
 # --- cancel and completion ------------------------------------------------------------------------
 
 
+def crash_or_cancel(stage: Stage, asked: Act, name: str, run_id: str, *, crashes: bool) -> Act:
+    """Have the process die, or else that run cancelled, too; return that cancel, or the first."""
+    if crashes:
+        stage.act_crash()
+        return asked
+    return stage.act(name, lambda: stage.engine.cancel(run_id))
+
+
 async def cancel_and_completion(
     stage: Stage,
     *,
@@ -162,11 +170,7 @@ async def cancel_and_completion(
     await engine.start(workflow(), id=RUN)
     await stage.settle()
     asked = stage.act("cancel", lambda: stage.engine.cancel(RUN, interrupt=interrupt))
-    asked_again = asked
-    if crashes:
-        stage.act_crash()
-    else:
-        asked_again = stage.act("cancel again", lambda: stage.engine.cancel(RUN))
+    asked_again = crash_or_cancel(stage, asked, "cancel again", RUN, crashes=crashes)
     stage.act_end("work")
     stage.watchers.append(nothing_begins_after(stage, asked, "more"))
     stage.watchers.append(nothing_begins_after(stage, asked, "work"))
@@ -370,11 +374,7 @@ async def child_and_cancel(stage: Stage, *, crashes: bool = False) -> str:
     child_id = call.child_run_id
     assert child_id is not None
     asked = stage.act("cancel parent", lambda: stage.engine.cancel(RUN))
-    child_asked = asked
-    if crashes:
-        stage.act_crash()
-    else:
-        child_asked = stage.act("cancel child", lambda: stage.engine.cancel(child_id))
+    child_asked = crash_or_cancel(stage, asked, "cancel child", child_id, crashes=crashes)
     stage.act_end("work")
     await stage.interleave()
 

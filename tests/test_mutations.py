@@ -436,6 +436,15 @@ async def test_one_that_fails_undoes_nothing_of_those_before_whatever_it_has_don
         assert engine.statistics().commits - before <= 4, "they share their commits"
 
 
+@durable.workflow
+async def hooking_for_long(step: Step) -> str:
+    try:
+        await step.run(bank.hooked(), timeout=0.05)
+    except TimeoutError as exc:
+        return str(exc)
+    return "nothing raised"
+
+
 @pytest.mark.parametrize("is_swallowed", [False, True])
 async def test_one_that_takes_too_long_fails_and_writes_nothing(
     store: Path | str, *, is_swallowed: bool
@@ -448,17 +457,9 @@ async def test_one_that_takes_too_long_fails_and_writes_nothing(
             if not is_swallowed:
                 raise
 
-    @durable.workflow(name="test_one_that_takes_too_long")
-    async def flow(step: Step) -> str:
-        try:
-            await step.run(bank.hooked(), timeout=0.05)
-        except TimeoutError as exc:
-            return str(exc)
-        return "nothing raised"
-
     world.hook = hook
     async with opened(store) as engine:
-        assert "0.05 s" in await engine.run(flow())
+        assert "0.05 s" in await engine.run(hooking_for_long())
         assert await outcome_of(engine, "bank:hooked") == (StepState.FAILED, "TimeoutError")
         assert await texts(engine) == []
 
@@ -482,17 +483,9 @@ async def test_one_that_does_not_end_when_cancelled_is_left_to_itself(
         except TransactionError as exc:
             refused.append(str(exc))
 
-    @durable.workflow(name="test_one_that_does_not_end")
-    async def flow(step: Step) -> str:
-        try:
-            await step.run(bank.hooked(), timeout=0.05)
-        except TimeoutError as exc:
-            return str(exc)
-        return "nothing raised"
-
     world.hook = hook
     async with opened(path) as engine:
-        assert "nor when cancelled" in await engine.run(flow())
+        assert "nor when cancelled" in await engine.run(hooking_for_long())
         assert await engine.run(adding("a")) == 1
         world.may_end.set()
         await until(lambda: refused)

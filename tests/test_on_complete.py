@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from clock import ManualClock
@@ -19,7 +19,9 @@ from durable import (
     Completion,
     Engine,
     Failure,
+    NonRetryable,
     PayloadTooLarge,
+    Retry,
     RunNotFoundError,
     RunState,
     Step,
@@ -91,6 +93,10 @@ async def job(step: Step, number: int) -> dict[str, int]:
     if number == 99:
         await step.sleep(MONTH_S)
     return {"result": await work(number)}
+
+
+Either: TypeAlias = "durable.Action[Any, None] | durable.Mutation[Any, None]"
+BOTH = pytest.mark.parametrize("callback", [tell, record], ids=["action", "mutation"])
 
 
 async def until_heard(count: int) -> list[Completion]:
@@ -192,11 +198,9 @@ async def test_it_is_in_no_list_and_leaves_nothing(path: Path) -> None:
 # --- failing -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("callback", [tell, record], ids=["action", "mutation"])
+@BOTH
 async def test_it_is_tried_again_until_it_succeeds(
-    path: Path,
-    clock: ManualClock,
-    callback: durable.Action[Any, None] | durable.Mutation[Any, None],
+    path: Path, clock: ManualClock, callback: Either
 ) -> None:
     world.failures_left = 8
     async with opened(path, clock) as engine:
@@ -226,6 +230,70 @@ async def test_it_is_tried_again_until_it_succeeds(
             assert len(world.heard) == 1
 
 
+@durable.action
+async def refuse(_completion: Completion) -> None:
+    world.calls["refuse"] += 1
+    raise NonRetryable("no")
+
+
+@durable.mutation
+async def refuse_in_transaction(_tx: Transaction, _completion: Completion) -> None:
+    world.calls["refuse_in_transaction"] += 1
+    raise NonRetryable("no")
+
+
+@pytest.mark.parametrize("callback", [tell, record, refuse, refuse_in_transaction])
+async def test_one_that_always_fails_does_not_make_the_journal_grow(
+    path: Path, clock: ManualClock, callback: Either
+) -> None:
+    world.failures_left = 100
+    async with opened(path, clock) as engine:
+        await make_table(engine)
+        await engine.run(job(1), on_complete=callback)
+        counts: list[int] = []
+        for calls in range(1, 9):
+            await until(lambda: sum(world.calls.values()) == calls)  # noqa: B023  at once
+            await let_back_off(engine)
+            counts.append(await steps_count(engine))
+            clock.advance(60)
+        assert len(set(counts)) == 1
+
+
+@durable.action
+async def hang(completion: Completion) -> None:
+    world.calls["hang"] += 1
+    if world.calls["hang"] < 3:
+        await asyncio.Event().wait()
+    world.heard.append(completion)
+
+
+async def test_one_that_its_process_has_died_of_too_often_is_called_again(
+    path: Path, clock: ManualClock
+) -> None:
+    for calls in (1, 2):
+        async with crashing(path, clock, max_interruptions=1) as engine:
+            await engine.start(job(1), id="it", on_complete=hang)
+            await until(lambda: world.calls["hang"] == calls)  # noqa: B023  at once
+    async with opened(path, clock, max_interruptions=1) as engine:
+        async with asyncio.timeout(WAIT_S_MAX):
+            while (error := (await engine.status("it")).callback_error) is None:
+                pass
+        assert error.type_name == "durable.StepInterrupted"
+        await let_back_off(engine)
+        assert world.calls["hang"] == 2
+        clock.advance(1)
+        assert [completion.run_id for completion in await until_heard(1)] == ["it"]
+
+
+async def steps_count(engine: Engine) -> int:
+    """Return how many steps are in the journal, durable's own included."""
+    journal: Any = engine._journal
+    found: list[tuple[int]] = await journal._read(
+        lambda db: db.execute("SELECT count(*) FROM durable_step").fetchall()
+    )
+    return found[0][0]
+
+
 async def let_back_off(engine: Engine) -> None:
     """Wait until all that has failed waits for its next attempt."""
     assert engine._runner is not None
@@ -236,29 +304,43 @@ async def let_back_off(engine: Engine) -> None:
     await runner.writer.wait_until_idle()
 
 
-async def test_it_outlives_the_process(path: Path) -> None:
+@BOTH
+async def test_it_outlives_the_process(path: Path, callback: Either) -> None:
+    """And so does that it has failed: the next owner keeps to its due time."""
+    clock = ManualClock()
     world.failures_left = 1
-    async with crashing(path) as engine:
-        run = await engine.start(job(1), id="it", on_complete=tell)
+    async with crashing(path, clock) as engine:
+        await make_table(engine)
+        run = await engine.start(job(1), id="it", on_complete=callback)
         await run.result(timeout=WAIT_S_MAX)
-        await until(lambda: world.calls["tell"] == 1)
-    async with Engine(path) as engine:
-        [completion] = await until_heard(1)
-        assert completion.run_id == "it"
-        assert world.calls["tell"] == 2
+        await until(lambda: sum(world.calls.values()) == 1)
+        await let_back_off(engine)
+    async with opened(path, clock) as engine:
+        await until(lambda: engine.statistics().live_runs == 1)
+        await let_back_off(engine)
+        assert sum(world.calls.values()) == 1
+        clock.advance(1)
+        await until_paid(engine)
+        assert sum(world.calls.values()) == 2
+        if callback is record:
+            assert await heard_in_table(engine) == [("it", "success")]
+        else:
+            assert [completion.run_id for completion in world.heard] == ["it"]
 
 
 @pytest.mark.parametrize("fault", Fault)
-@pytest.mark.parametrize("number", range(1, 7))
+@pytest.mark.parametrize("failures", [0, 1])
+@pytest.mark.parametrize("number", range(1, 9))
 async def test_whichever_commit_fails_a_mutation_has_its_effect_once(
-    path: Path, number: int, fault: Fault, monkeypatch: pytest.MonkeyPatch
+    path: Path, number: int, failures: int, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    world.failures_left = failures
     disk = Disk()
     async with Engine(path) as engine:
         await make_table(engine)
     disk.install(monkeypatch)
     disk.faults[("commit", number)] = fault
-    async with Engine(path) as engine:
+    async with Engine(path, retry=Retry(initial_backoff=0)) as engine:
         start = partial(engine.start, job(1), id="it", on_complete=record)
         run = await once_available(disk, start)
         await once_available(disk, partial(run.result, WAIT_S_MAX))
@@ -271,7 +353,8 @@ async def test_whichever_commit_fails_a_mutation_has_its_effect_once(
         await once_available(disk, until_called)
         disk.faults.clear()  # To look is a transaction too.
         await until_paid(engine)
-        assert await heard_in_table(engine) == [("it", "success")]
+        heard = await once_available(disk, partial(heard_in_table, engine))
+        assert heard == [("it", "success")]
 
 
 async def test_code_that_is_not_there_is_waited_for_and_said(

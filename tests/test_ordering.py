@@ -52,7 +52,7 @@ async def sets(_step: Step) -> list[str]:
     done, _ = await asyncio.wait({*tasks, *gatherings})
     return [
         *(task.get_name() for task in tasks),
-        *(futures[future] for future in {*futures}),
+        *(futures[future] for future in {*futures}),  # durable: allow
         *[await call for call in calls],
         *(names.get(future, "task") for future in done),
     ]
@@ -62,7 +62,8 @@ async def sets(_step: Step) -> list[str]:
 async def as_completed_of_coroutines(_step: Step) -> list[str]:
     """It makes tasks of them out of a set; they are steps of the same tasks nevertheless."""
     trace: list[str] = []
-    for next_done in asyncio.as_completed([traced(trace, echo(v)) for v in LABELS]):
+    coroutines = [traced(trace, echo(v)) for v in LABELS]
+    for next_done in asyncio.as_completed(coroutines):
         await next_done
     return trace
 
@@ -91,10 +92,12 @@ async def as_completed_nested(_step: Step) -> list[str]:
     trace: list[str] = []
 
     async def branch(label: str) -> None:
-        for next_done in asyncio.as_completed([traced(trace, echo(label + v)) for v in "xyz"]):
+        coroutines = [traced(trace, echo(label + v)) for v in "xyz"]
+        for next_done in asyncio.as_completed(coroutines):
             await next_done
 
-    for next_done in asyncio.as_completed([branch(v) for v in "abc"]):
+    branches = [branch(v) for v in "abc"]
+    for next_done in asyncio.as_completed(branches):
         await next_done
     return trace
 

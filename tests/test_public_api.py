@@ -11,14 +11,15 @@ from types import ModuleType
 import pytest
 
 import durable
-from durable import DurableError, NonDeterminismError
+from durable import DeterminismWarning, DurableError, NonDeterminismError
 
 ROOT = Path(__file__).parent.parent
 
 PUBLIC: dict[str, object] = {name: getattr(durable, name) for name in durable.__all__}
 CLASSES = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
-ERRORS = {name: value for name, value in CLASSES.items() if issubclass(value, BaseException)}
-OTHERS = {name: value for name, value in CLASSES.items() if name not in ERRORS}
+RAISED = {name: value for name, value in CLASSES.items() if issubclass(value, BaseException)}
+ERRORS = {name: value for name, value in RAISED.items() if not issubclass(value, Warning)}
+OTHERS = {name: value for name, value in CLASSES.items() if name not in RAISED}
 
 
 def test_what_can_be_imported_is_what_is_listed() -> None:
@@ -55,6 +56,14 @@ def test_every_error_has_one_root_and_one_home(name: str) -> None:
     assert error.__module__ == "durable"
     assert error.__qualname__ == error.__name__ == name
     assert issubclass(error, DurableError) == (error is not NonDeterminismError)
+
+
+def test_a_warning_is_one_that_is_shown() -> None:
+    assert issubclass(DeterminismWarning, UserWarning)
+    assert (DeterminismWarning.__module__, DeterminismWarning.__qualname__) == (
+        "durable",
+        "DeterminismWarning",
+    )
 
 
 def test_a_body_cannot_catch_non_determinism_by_accident() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
@@ -21,8 +20,7 @@ from durable.journal.writelock import WriteLock
 if TYPE_CHECKING:
     from pathlib import Path
 
-TAKE_OVER_S_MAX = 1.0
-TAKE_OVER = "UPDATE durable_owner SET epoch = epoch + 1"
+pytestmark = pytest.mark.usefixtures("only_noticed")
 
 
 class Gate:
@@ -99,9 +97,7 @@ async def test_it_takes_over_when_the_first_one_is_closed(path: Path) -> None:
         await asyncio.sleep(0)
         assert not owns(standby)
         await first.__aexit__(None, None, None)
-        began = time.monotonic()
         await until(lambda: owns(standby))
-        assert time.monotonic() - began < TAKE_OVER_S_MAX
         gate.open.set()
         assert await result == 2
         assert gate.begun == [first, standby]

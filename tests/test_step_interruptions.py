@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
+from attempts import World
 from faults import crashing
 from waiting import WAIT_S_MAX, until, until_step
 
 import durable
 from durable import (
-    Attempt,
     Engine,
     OutcomeUnknown,
     Retry,
@@ -24,22 +23,6 @@ from durable import (
 )
 
 AT_ONCE = Retry(max_attempts=3, initial_backoff=0)
-
-
-class World:
-    """What the actions of a test see and do."""
-
-    def __init__(self) -> None:
-        self.attempts: list[Attempt] = []
-        self.may_end = asyncio.Event()
-
-    @property
-    def numbers(self) -> list[int]:
-        return [attempt.number for attempt in self.attempts]
-
-    def begin(self) -> Attempt:
-        self.attempts.append(durable.attempt())
-        return self.attempts[-1]
 
 
 world = World()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attempts import World
 from clock import START_MS, ManualClock
 from faults import crashing, opened
 from waiting import WAIT_S_MAX, until, until_step
@@ -15,7 +16,6 @@ from waiting import WAIT_S_MAX, until, until_step
 import durable
 from durable import (
     ArgumentError,
-    Attempt,
     Engine,
     NonRetryable,
     PayloadTooLarge,
@@ -30,21 +30,6 @@ START = datetime.fromtimestamp(START_MS / 1000, UTC)
 
 AT_ONCE = Retry(max_attempts=3, initial_backoff=0)
 SLOWLY = Retry(max_attempts=3, initial_backoff=10, base=2, jitter=False)
-
-
-class World:
-    """What the actions of a test see and do."""
-
-    def __init__(self) -> None:
-        self.attempts: list[Attempt] = []
-
-    @property
-    def numbers(self) -> list[int]:
-        return [attempt.number for attempt in self.attempts]
-
-    def begin(self) -> Attempt:
-        self.attempts.append(durable.attempt())
-        return self.attempts[-1]
 
 
 world = World()

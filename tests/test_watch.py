@@ -304,7 +304,10 @@ async def test_a_run_that_ends_while_the_engine_drains_is_seen_to_end(path: Path
         statuses = run.watch()
         await following(statuses)
         end = asyncio.create_task(to_the_end(statuses))
-        asyncio.get_running_loop().call_later(0.01, world.may_end.set)
+        runner = engine._runner
+        assert runner is not None
+        draining = asyncio.create_task(until(lambda: runner.is_closing))
+        draining.add_done_callback(lambda _: world.may_end.set())
     assert (await end)[-1].state is RunState.COMPLETED
 
 

@@ -40,6 +40,13 @@ async def until_open(run: Run[Any]) -> None:
             pass
 
 
+async def until_written(engine: Engine) -> None:
+    """Wait until nothing is on its way to the journal, nor was in it without being heard of."""
+    assert engine._runner is not None
+    async with asyncio.timeout(WAIT_S_MAX):
+        await engine._runner.writer.wait_until_idle()
+
+
 async def until_parked(engine: Engine, clock: ManualClock | None = None) -> None:
     """Wait until no run is in memory; if need be, let time pass until none is."""
     async with asyncio.timeout(WAIT_S_MAX):

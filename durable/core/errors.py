@@ -28,6 +28,14 @@ class NonDeterminismError(BaseException):
     """
 
 
+class DeterminismWarning(UserWarning):
+    """A workflow's body has a line that another run of it, such as a replay, does otherwise.
+
+    Given once, where the workflow is defined, with the file and line, and what to do instead. A
+    comment ``# durable: allow`` at the end of the line silences it.
+    """
+
+
 # --- definitions and calls -----------------------------------------------------------------------
 
 
@@ -273,5 +281,5 @@ PUBLIC: tuple[type[BaseException], ...] = (
     JournalUnavailableError,
 )
 
-for _cls in PUBLIC:
+for _cls in (*PUBLIC, DeterminismWarning):
     _cls.__module__ = "durable"

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
 
     from durable.core.commands import Work
+    from durable.core.host import Guard
     from durable.core.records import RunRecord
     from durable.core.tasks import WorkflowTask
 
@@ -80,6 +81,7 @@ class Execution:
         run: The run, as recorded.
         history: All of its steps, as recorded.
         started_at_ms: The run's time in its first turn.
+        guard: What watches the body while its code runs, if anything does.
 
     Attributes:
         environment: What makes steps of the body's calls.
@@ -91,10 +93,15 @@ class Execution:
     """
 
     def __init__(
-        self, run: RunRecord, history: Collection[StepRecord] = (), *, started_at_ms: int
+        self,
+        run: RunRecord,
+        history: Collection[StepRecord] = (),
+        *,
+        started_at_ms: int,
+        guard: Guard | None = None,
     ) -> None:
         self.run = run
-        self.loop = WorkflowLoop(self, run.run_id)  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
+        self.loop = WorkflowLoop(self, run.run_id, guard)  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
         self.environment: Environment | None = None
         self.failures: Sequence[dict[str, Any]] = ()
         self._now_ms = started_at_ms

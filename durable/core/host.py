@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, final
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from durable.core.errors import NonDeterminismError
+
+
+class Refuse(Protocol):
+    """How a body's loop says no."""
+
+    def __call__(self, what: str, instead: str = ..., /) -> NoReturn:
+        """Raise ``NonDeterminismError``, and remember that."""
+        ...
+
+
+class Guard(Protocol):
+    """What watches a body while its code runs, for what goes past its loop."""
+
+    def __call__(self, run: Callable[[], None], refuse: Refuse, /) -> None:
+        """Call ``run``, and ``refuse`` what it may not do."""
+        ...
 
 
 class LoopHost(Protocol):

@@ -34,7 +34,7 @@ def is_from_signal(exc: BaseException) -> bool:
     doubt, it is the host's. Source: ``RESUME`` in docs.python.org/3/library/dis.html, and in
     CPython's bytecodes.c.
     """
-    handlers = _handlers()
+    handlers = signal_handlers()
     at = exc.__traceback__
     last: TracebackType | None = None
     while at is not None:
@@ -50,14 +50,20 @@ def is_from_signal(exc: BaseException) -> bool:
     return instruction not in _RAISING
 
 
-def _handlers() -> set[CodeType]:
+def signal_handlers() -> set[CodeType]:
     """Return the code of the signal handlers that are Python functions."""
     codes: set[CodeType] = set()
     for number in signal.valid_signals():
         handler: object = signal.getsignal(number)
-        while isinstance(handler, partial):
-            handler = handler.func  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
-        code = getattr(getattr(handler, "__func__", handler), "__code__", None)
+        code = code_of(handler)
         if code is not None:
             codes.add(code)
     return codes
+
+
+def code_of(callback: object) -> CodeType | None:
+    """Return the code that a callback runs, unless it is written in C."""
+    while isinstance(callback, partial):
+        callback = callback.func  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+    code: CodeType | None = getattr(getattr(callback, "__func__", callback), "__code__", None)
+    return code

@@ -21,6 +21,7 @@ import contextvars
 import math
 import sys
 from collections import deque
+from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 
@@ -57,6 +58,8 @@ from durable.core.tasks import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable
 
+    from durable.core.host import Guard
+
 T = TypeVar("T")
 
 HANDLES_PER_TURN_MAX = 1_000_000
@@ -78,8 +81,9 @@ class TurnTooLongError(Exception):
 class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is refused is below
     """The deterministic event loop of one execution of one body."""
 
-    def __init__(self, host: LoopHost, run_id: str) -> None:
+    def __init__(self, host: LoopHost, run_id: str, guard: Guard | None = None) -> None:
         self.host: LoopHost = host
+        self._guard = guard
         self._ready: deque[asyncio.Handle] = deque()
         self._redeliveries: list[asyncio.Handle] = []
         self._cancelled_by_anyio: list[tuple[int, asyncio.Handle]] = []
@@ -132,7 +136,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
             if first is not None:
                 first(*args)
             self._in_body = True
-            self._run_ready()
+            if self._guard is None:
+                self._run_ready()
+            else:
+                self._guard(self._run_ready, self.refuse)
         finally:
             self._pumping = self._in_body = False
             sys.set_asyncgen_hooks(*outer_hooks)
@@ -192,8 +199,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):  # type: ignore[misc]  # what is 
             return
         self._closed = True
         left = self.unfinished_tasks()
-        if left:
+        if left and self._guard is None:
             close_frames(left, self)
+        elif left and self._guard is not None:
+            self._guard(partial(close_frames, left, self), self.refuse)
         self._ready.clear()
         self._redeliveries.clear()
         self._tasks.clear()

@@ -123,7 +123,9 @@ class FileLocks:
         return self._ownership.try_acquire()
 
     def watch(self, tell: Callable[[], None]) -> None:
-        self._lookout = Lookout(self._path, self._writing.is_kept, self._look, tell)
+        self._lookout = Lookout(
+            self._path, self._writing.is_kept, self._look, tell, self._is_written
+        )
 
     def _look(self) -> bool | None:
         """Return whether the owner is gone; ``None`` if nobody else can have written."""
@@ -131,6 +133,11 @@ class FileLocks:
             if self._writing.look():
                 return None
             return self._is_worker and not self.owns and self.try_own()
+        return False
+
+    def _is_written(self) -> bool:
+        with contextlib.suppress(JournalError):  # Nobody can take it, then.
+            return self._writing.is_taken()
         return False
 
     def stop_watching(self) -> None:

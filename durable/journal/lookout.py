@@ -2,7 +2,8 @@
 
 A thread looks at the times of the write-ahead log: that is no work for the event loop, which sleeps
 on. A commit changes them; where two fall into one tick of the file system's clock, the second could
-not be told from the first, so a time that is that new is looked at again.
+not be told from the first, so a time that is that new is looked at again. So is one while somebody
+writes: a commit can be read only when it is on the disk, which may be long after the file's time.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Lookout:
         look: Is called after a change, and now and then; returns whether to tell even if the file
             has not changed, or ``None`` for not to tell even if it has.
         tell: Is called in the thread, after a change.
+        is_written: Whether somebody may be in the middle of a commit, whose change was told
+            before it can be read.
     """
 
     def __init__(
@@ -53,11 +56,13 @@ class Lookout:
         is_busy: Callable[[], bool],
         look: Callable[[], bool | None],
         tell: Callable[[], None],
+        is_written: Callable[[], bool],
     ) -> None:
         self._log = f"{database}-wal"
         self._is_busy = is_busy
         self._look = look
         self._tell = tell
+        self._is_written = is_written
         # Held until it is to stop: to wait for a lock costs less than to wait for an event.
         self._running = threading.Lock()
         self._running.acquire()
@@ -86,6 +91,7 @@ class Lookout:
             if answer is None:
                 # What was written until now is known.
                 continue
+            is_new = is_new or (is_changed and self._is_written())
             now_s = time.monotonic()
             if answer or is_changed or now_s - told_s >= TELL_S_MAX:
                 told_s = now_s

@@ -254,10 +254,11 @@ class Scope:
             rows = writes.rows_of([change], epoch)
             return writes.commit(db, [change], rows, epoch).get(change.run_id)
 
-        return await self.read(write)
+        return await self.as_journal(write)
 
-    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Read the journal as the transaction sees it."""
+    async def as_journal(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do what the application's own statements may not, on its connection: use the journal's
+        tables, as the transaction sees them."""
 
         def own(db: sqlite3.Connection, guard: Guard) -> T:
             with guard.own():

@@ -333,7 +333,7 @@ class SqliteJournal:
         return await scope.write(change, self.epoch)
 
     async def read_within(self, scope: Scope, run_id: str) -> RunRecord | None:
-        return await scope.read(partial(reads.read_run, run_id=run_id))
+        return await scope.as_journal(partial(reads.read_run, run_id=run_id))
 
     def hold_writing(self) -> None:
         self._locks.hold()

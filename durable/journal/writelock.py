@@ -50,6 +50,8 @@ class WriteLock:
         self._owner = owner
         self._timeout_s = timeout_s
         self._lock = FileLock(database.with_name(database.name + ".write"))
+        # By itself: to try the lock must not take it from a transaction of this process.
+        self._probe = FileLock(self._lock.path)
         self._guests = FileLock(database.with_name(database.name + ".guests"))
         self._mutex = threading.Lock()
         self._turn = threading.Lock()
@@ -131,9 +133,17 @@ class WriteLock:
             self._is_used = self._is_in_use
         return is_ours
 
+    def is_taken(self) -> bool:
+        """Whether anybody may be in the middle of a transaction. For the thread of ``look``."""
+        if not self._probe.try_acquire(shared=CAN_SHARE):
+            return True
+        self._probe.release()
+        return False
+
     def close(self) -> None:
         """Give everything back."""
         self._lock.close()
+        self._probe.close()
         self._guests.close()
 
     def _acquire(self) -> None:

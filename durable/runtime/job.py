@@ -22,10 +22,15 @@ FINAL_ERRORS = (NonRetryable, ReturnTypeError, PayloadTooLarge)
 
 
 class ActionWork(Work, Protocol):
-    """What an action's command stands for."""
+    """What an action's command stands for.
+
+    Attributes:
+        is_owed: Whether it is tried again whatever it fails with.
+    """
 
     name: str
     retry: Retry | None
+    is_owed: bool
     is_at_most_once: bool
     is_async: bool
     timeout_s: float | None

@@ -45,6 +45,7 @@ from durable.runtime.open_steps import EVENT, OpenSteps, StepsHost
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
+    from durable.core.host import Guard
     from durable.core.records import EventRecord
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.job import JobState
@@ -77,6 +78,7 @@ class LiveHost(StepsHost, Protocol):
 
     writer: Writer
     log: EngineLog
+    guard: Guard | None
 
     def schedule(self, live: LiveRun, /) -> None:
         """Have ``live.advance`` called soon, from a plain callback."""
@@ -163,7 +165,9 @@ class LiveRun:
         self.is_told = cancel is not None and cancel.position is not None
         self._cancel: StepRecord | None = None if self.is_told else cancel
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
-        self._execution = Execution(record, steps, started_at_ms=self._started_at_ms)
+        self._execution = Execution(
+            record, steps, started_at_ms=self._started_at_ms, guard=host.guard
+        )
         self._steps = OpenSteps(record.run_id, host, self, steps, ended)
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
         # The change by which it leaves memory.
@@ -278,7 +282,7 @@ class LiveRun:
             self.on_child_ended(child)
         if events:
             self._steps.hear_events(events)
-        asked = next((step for step in steps if step.kind is StepKind.CANCEL), None)
+        asked = next((step for step in steps if step.kind is CANCEL), None)
         if asked is not None and self._cancel is None:
             self.cancel_recorded(asked)
 
@@ -516,6 +520,8 @@ class LiveRun:
             self._set_aside(change)
         elif self._deliveries:
             self._host.schedule(self)
+        elif change.is_start:
+            self.park_if_idle()  # It may have come to its idle time while that was written.
 
     def _set_aside(self, change: Change) -> None:
         if change is self._parking:

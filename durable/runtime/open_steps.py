@@ -348,13 +348,11 @@ class OpenSteps:
             self._settle(complete(step, outcome.text, now_ms), outcome.value)
             return
         assert isinstance(outcome, Failed)
-        wait_ms = _backoff_ms(job, outcome)
-        if wait_ms is None:
-            self._settle(fail(step, outcome.error, now_ms))
-            return
-        step = self._records[job.number] = back_off(step, now_ms + wait_ms, outcome.error)
-        del self._jobs[job.number]
-        self._owner.put_off(step, now_ms, [(self._host.withdraw, job), (self._set_alarm, step)])
+        step = _failed(step, job, outcome, now_ms)
+        if step.state.is_final:
+            self._settle(step)
+        else:
+            self._put_off(job, step, now_ms)
 
     def outcome_change(self, job: Job) -> Change | None:
         """Return what the outcome of a mutation changes; ``None`` when nobody wants it."""
@@ -366,14 +364,25 @@ class OpenSteps:
             step = complete(step, outcome.text, now_ms)
         else:
             assert isinstance(outcome, Failed)
-            step = fail(step, outcome.error, now_ms)
+            step = _failed(step, job, outcome, now_ms)
         return Change(run_id=self._run_id, updated=[step])
 
     def on_recorded(self, job: Job, change: Change) -> None:
-        """The outcome of a mutation is in the journal: hand it to the body."""
-        if self._jobs.get(job.number) is job:
+        """The outcome of a mutation is in the journal: hand it to the body, or try again later."""
+        if self._jobs.get(job.number) is not job:
+            return
+        (step,) = change.updated
+        if step.state.is_final:
             value = job.outcome.value if isinstance(job.outcome, Succeeded) else UNSET
-            self._settle(change.updated[0], value)
+            self._settle(step, value)
+        else:
+            self._put_off(job, step, self._host.clock.now_ms())
+
+    def _put_off(self, job: Job, step: StepRecord, now_ms: int) -> None:
+        """Have a step tried again when it is due."""
+        self._records[job.number] = step
+        del self._jobs[job.number]
+        self._owner.put_off(step, now_ms, [(self._host.withdraw, job), (self._set_alarm, step)])
 
     def _settle(self, step: StepRecord, value: object = UNSET) -> None:
         self._records[step.number] = step
@@ -639,8 +648,16 @@ def _new_record(command: Command) -> StepRecord:
     )
 
 
+def _failed(step: StepRecord, job: Job, outcome: Failed, now_ms: int) -> StepRecord:
+    """Return the record of a step whose attempt has failed: it has too, or is tried again."""
+    wait_ms = _backoff_ms(job, outcome)
+    if wait_ms is None:
+        return fail(step, outcome.error, now_ms)
+    return back_off(step, now_ms + wait_ms, outcome.error)
+
+
 def _backoff_ms(job: Job, outcome: Failed) -> int | None:
     retry = job.work.retry
-    if retry is None or outcome.is_final:
+    if retry is None or (outcome.is_final and not job.work.is_owed):
         return None
     return retry.backoff_ms(job.attempt.number, random.random())  # noqa: S311  no secret

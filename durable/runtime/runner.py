@@ -32,6 +32,7 @@ from durable.runtime.retention import Retention
 from durable.runtime.sends import Sends
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
 from durable.runtime.starts import Starts
+from durable.runtime.strictness import strict_guard
 from durable.runtime.transactions import Transactions, unavailable
 from durable.runtime.waiting import Ends
 from durable.runtime.watching import Watching
@@ -77,6 +78,7 @@ class Runner:
         self.clock = clock
         self.settings = settings
         self.log = log
+        self.guard = strict_guard() if settings.is_strict else None
         self.alarms = Alarms(clock)
         self.pool = Workpool(max_parallelism)
         # Bound once: each step's change has them as its effects.

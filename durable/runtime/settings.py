@@ -34,3 +34,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     live_runs_max: int = LIVE_RUNS_MAX
     claim_runs_max: int = CLAIM_RUNS_MAX
     retention_ms: int | None = None
+    is_strict: bool = False

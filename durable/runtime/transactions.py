@@ -262,6 +262,7 @@ class _Query:
         self._host = host
         self.name = work.name
         self.retry = work.retry
+        self.is_owed = work.is_owed
         self.is_at_most_once = work.is_at_most_once
         self.is_async = True
         self.timeout_s = work.timeout_s
