@@ -161,8 +161,7 @@ class Callers:
             runs = self.oracle.rows.runs
             child_ids = [run.run_id for run in runs.values() if run.parent_id == run_id]
             if child_ids:
-                if not self._is_open(run_id):
-                    self.oracle.removals.add(child_ids[0])
+                self.oracle.child_removals.add(child_ids[0])
                 await engine.cleanup(child_ids[0], force=True)
 
         return remove

@@ -88,6 +88,7 @@ class Oracle:
         restarts: How often each run was to be restarted, be it done or not.
         restart_from: From which step each run was to be restarted the last time.
         removals: The runs that were to be removed, be it done or not.
+        child_removals: Children that were to be removed, which is for when their parents are over.
         made_ids: The events by id that runs wait for, or may.
         told: How often each run's end was told.
         on_wait: Is called when a wait for an event of some name has begun.
@@ -101,6 +102,7 @@ class Oracle:
         self.restarts: Counter[str] = Counter()
         self.restart_from: dict[str, int | None] = {}
         self.removals: set[str] = set()
+        self.child_removals: set[str] = set()
         self.made_ids: list[str] = []
         self.commits_count = 0
         self._db = sqlite3.connect(disk.path, isolation_level=None)
@@ -248,12 +250,13 @@ class Oracle:
             self.fail(f"I4: the outcome is that of another attempt, {begun}: {step}")
 
     def _check_gone(self, before: rules.Rows, after: rules.Rows) -> None:
+        asked = self.removals | self.child_removals
         for run_id in before.runs.keys() - after.runs.keys():
             run = before.runs[run_id]
             parent = after.runs.get(run.parent_id or "")
             if parent is not None and not parent.is_final:
                 self.fail(f"I10: it is gone, and its parent is not over: {run}")
-            elif run.name != CALLBACK and not self.removals & set(before.line_of(run_id)):
+            elif run.name != CALLBACK and not asked & set(before.line_of(run_id)):
                 self.fail(f"I1: it is gone: {run}")
         for event_id in before.events.keys() - after.events.keys():
             if before.events[event_id].run_id in after.runs:
