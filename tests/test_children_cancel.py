@@ -226,7 +226,7 @@ async def test_a_child_that_is_claimed_while_its_parent_is_cancelled_begins_noth
 ) -> None:
     """Its claim does not find that it is to end, which is written after it."""
 
-    @durable.workflow(name="children.late")
+    @durable.workflow(name="children.claimed_late")
     async def late(step: Step) -> None:
         await step.sleep(MONTH_S)
         await echo("late")
