@@ -46,7 +46,7 @@ FAULTS: Final = (
     "outage", "outage", "trickle", "trickle", "slow", "slow", "kill", "killing", "killing",
     "jump", "freeze", "rob", "close", "pause",
 )  # fmt: skip
-CLOSE_S: Final = (0.0, 0.0, 0.0005, 0.99, 1.0, 1.0)
+CLOSE_S: Final = (0.0, 0.0, 0.0005, 0.9975, 0.9975, 0.9975)
 """How long after a wait has begun something is sent to it: at once, or when its run leaves."""
 
 
@@ -154,7 +154,7 @@ class Driver:
             delay_s = draw.choice(CLOSE_S)
             if step.due_at_ms is not None and draw.random() < 0.5:
                 delay_s = max(step.due_at_ms / 1000 - self.machine.wall_ns() / 1e9, 0)
-            delay_s += draw.choice((0, draw.uniform(0, 0.002), draw.uniform(0, 0.3)))
+            delay_s += draw.choice((0, draw.uniform(0, 0.004), draw.uniform(0, 0.3)))
             what = f"send {step.name} to {step.run_id}"
             asked = self.callers.send(step.run_id, step.name)
             self.fleet.after(min(delay_s, HORIZON_S), partial(self.fleet.ask, what, asked))
