@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from benchmarks.bench import Bench, log_warnings_only
+from benchmarks.checking import measure_check
 from benchmarks.footprint import measure_idle, measure_import, measure_sleepers
 from benchmarks.machine import open_machine
 from benchmarks.recovery import measure_replay, measure_restart
@@ -81,6 +82,7 @@ WORKLOADS: Final = {
     "W13": Workload(
         "strict: code that is no body, with and without the audit hook", [measure_strict]
     ),
+    "W14": Workload("checking 10,000 runs of 20 steps against the code", [measure_check]),
 }
 
 

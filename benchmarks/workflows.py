@@ -83,6 +83,16 @@ async def guarded_sequence(step: Step, steps: int) -> int:  # noqa: ARG001 - as 
 
 
 @workflow
+async def sequence_and_sleep(step: Step, steps: int) -> int:
+    """Take the steps one after another, and then sleep for long."""
+    value = 0
+    for _ in range(steps):
+        value = await increment(value)
+    await step.sleep(DAY_S)
+    return value
+
+
+@workflow
 async def sleep_a_day(step: Step) -> None:
     """Sleep longer than any benchmark runs."""
     await step.sleep(DAY_S)

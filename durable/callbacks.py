@@ -129,6 +129,15 @@ class BoundCallback:
         self._bound = bound
 
     def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
+        self._check_definition(execution)
+        coroutine: Coroutine[Any, Any, object] = self._bound.open(execution)
+        return coroutine
+
+    def check_arguments(self, execution: Execution) -> None:
+        self._check_definition(execution)
+        self._bound.check_arguments(execution)
+
+    def _check_definition(self, execution: Execution) -> None:
         args = decode_plain(execution.run.args)
         kind, name = args["kind"], args["name"]
         definition = registry.find(StepKind(kind), name)
@@ -140,9 +149,10 @@ class BoundCallback:
         if why is not None:
             msg = f"the code has {owed}, but it does not take a Completion: {why}"
             raise Stuck(msg)
-        coroutine: Coroutine[Any, Any, object] = self._bound.open(execution)
-        return coroutine
 
     def encode_result(self, value: object) -> str:
         text: str = self._bound.encode_result(value)
         return text
+
+    def is_same_result(self, one: str, other: str) -> bool:
+        return bool(self._bound.is_same_result(one, other))

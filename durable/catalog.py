@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, final
 
 from durable import registry
@@ -13,13 +14,14 @@ from durable.core.commands import Stuck
 from durable.core.errors import JournalCorruptError, RunCanceled, RunFailed
 from durable.core.failures import decode_error, rebuild_error
 from durable.core.records import RunState, StepKind
-from durable.issue import Defaults, Environment, known_errors
+from durable.core.retry import Retry
+from durable.issue import MAX_PAYLOAD, Defaults, Environment, known_errors
 from durable.step import Step
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from durable.core.execution import Execution
+    from durable.core.execution import Execution, WorkflowSpec
     from durable.core.records import RunRecord
     from durable.definitions import Workflow
 
@@ -33,6 +35,12 @@ class BoundWorkflow:
         self._environment = Environment(definition, defaults)
 
     def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
+        return bounded(execution, self._make(execution), self.definition.timeout_s)
+
+    def check_arguments(self, execution: Execution) -> None:
+        self._make(execution).close()
+
+    def _make(self, execution: Execution) -> Coroutine[Any, Any, object]:
         try:
             args, kwargs = self.definition.parameters.decode(execution.run.args)
         except (DecodeError, TypeError) as exc:
@@ -51,19 +59,33 @@ class BoundWorkflow:
                 f"{exc}. Give new parameters a default, or the workflow a new version."
             )
             raise Stuck(msg) from exc
-        return bounded(execution, coroutine, self.definition.timeout_s)
+        return coroutine
 
     def encode_result(self, value: object) -> str:
         payload_max = self._environment.defaults.payload_max
         return self.definition.parameters.encode_result(value, payload_max)[0]
 
+    def is_same_result(self, one: str, other: str) -> bool:
+        if one == other:
+            return True
+        # A set has no order of its own.
+        try:
+            decode = self.definition.parameters.decode_result
+            return bool(decode(one) == decode(other))
+        except DecodeError:
+            return False
+
 
 @final
 class Catalog:
-    """The registry, seen through one engine's defaults."""
+    """The registry, seen through one engine's defaults.
+
+    Attributes:
+        defaults: Those of the engine.
+    """
 
     def __init__(self, defaults: Defaults) -> None:
-        self._defaults = defaults
+        self.defaults = defaults
         self._bound: dict[Workflow[Any, Any], BoundWorkflow] = {}
         unbounded = defaults._replace(payload_max=NO_BOUND)
         self._callback = BoundCallback(BoundWorkflow(call_back, unbounded))
@@ -77,8 +99,24 @@ class Catalog:
     def bind(self, workflow: Workflow[Any, Any]) -> BoundWorkflow:
         bound = self._bound.get(workflow)
         if bound is None:
-            bound = self._bound[workflow] = BoundWorkflow(workflow, self._defaults)
+            bound = self._bound[workflow] = BoundWorkflow(workflow, self.defaults)
         return bound
+
+
+@functools.cache
+def _any_engines() -> Catalog:
+    return Catalog(Defaults(Retry(), retry_actions_by_default=False, payload_max=MAX_PAYLOAD))
+
+
+def find_workflow(name: str, version: int) -> WorkflowSpec | None:
+    """Return a workflow as one sees it who only replays it: an engine's defaults matter nothing."""
+    return _any_engines().find(name, version)
+
+
+def no_workflow(run: RunRecord) -> str:
+    """Return that the code does not have a run's workflow."""
+    version = f" version {run.version}" if run.version else ""
+    return f"the code has no workflow {run.name!r}{version}, which run {run.run_id!r} is of"
 
 
 def outcome_of(record: RunRecord) -> Any:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,9 @@ ID_CHARS_MAX = 512
 """The longest id of a run."""
 
 VERSION_MAX = 2**31 - 1
+
+VERIFY_REPLAY = "DURABLE_VERIFY_REPLAY"
+YES, NO = frozenset({"1", "true", "yes", "on"}), frozenset({"", "0", "false", "no", "off"})
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -25,6 +29,21 @@ def check_id(run_id: str) -> str:
         msg = f"a run's id is 1 to {ID_CHARS_MAX} printable characters, not {run_id[:80]!r}"
         raise ValueError(msg)
     return str(run_id)
+
+
+def check_verify_replay(value: bool | None) -> bool:
+    """Return whether bodies are verified; without a setting, what the environment says.
+
+    Raises:
+        TypeError, ValueError: It is neither yes nor no.
+    """
+    if value is not None:
+        return check_flag(value, "verify_replay=")
+    text = os.environ.get(VERIFY_REPLAY, "").strip().lower()
+    if text not in YES | NO:
+        msg = f"{VERIFY_REPLAY} is 1 or 0, not {text!r}"
+        raise ValueError(msg)
+    return text in YES
 
 
 def check_count(count: int, what: str) -> int:

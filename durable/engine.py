@@ -26,6 +26,7 @@ from durable.checks import (
     check_policy,
     check_retention,
     check_timeout,
+    check_verify_replay,
 )
 from durable.controlling import Controlling
 from durable.core.errors import EngineClosedError, NoEngineError
@@ -40,7 +41,7 @@ from durable.current import (
     remove_open,
     running_loop,
 )
-from durable.issue import Defaults
+from durable.issue import MAX_PAYLOAD, Defaults
 from durable.journal.url import parse_url
 from durable.journal.whole import to_its_end
 from durable.observing import Observing
@@ -54,7 +55,7 @@ from durable.status import EngineStatistics, run_not_found
 from durable.transaction import Transaction, scope_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from datetime import datetime, timedelta
     from types import TracebackType
 
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_URL = "sqlite:///durable.db"
-MAX_PAYLOAD = 8 * 1024 * 1024
 
 
 @final
@@ -89,6 +89,10 @@ class Engine(Observing, Controlling, Sending):
             asks for is done by the engine that works, now or when there is one.
         retention: How long a run is kept after its end, in seconds or as a ``timedelta``; by
             default for ever. Older ones are removed at the opening, and then once a minute.
+        verify_replay: Whether each body is executed again, over what is recorded of it, after each
+            of its turns, and its run is ``stuck`` when it does something else. For development: it
+            takes time that grows with the square of a run's steps, and what a body prints, it
+            prints each time. By default what ``DURABLE_VERIFY_REPLAY`` says, which is 1 or 0.
         strict: Whether bodies are watched while their code runs, for development and tests: what
             goes past their event loop (files, sockets, processes, threads; clocks and randomness
             other than the step's) raises ``NonDeterminismError`` there, as the same through
@@ -111,6 +115,7 @@ class Engine(Observing, Controlling, Sending):
         max_interruptions: int = MAX_INTERRUPTIONS,
         worker: bool = True,
         retention: float | timedelta | None = None,
+        verify_replay: bool | None = None,
         strict: bool = False,
     ) -> None:
         self._path = parse_url(url)
@@ -124,6 +129,7 @@ class Engine(Observing, Controlling, Sending):
         self._settings = Settings(
             max_interruptions=check_count(max_interruptions, "max_interruptions"),
             retention_ms=check_retention(retention),
+            verify_replay=check_verify_replay(verify_replay),
             is_strict=check_flag(strict, "strict="),
         )
         self._catalog = Catalog(
@@ -134,6 +140,7 @@ class Engine(Observing, Controlling, Sending):
             )
         )
         self._clock: Clock = SystemClock()
+        self._wrap_journal: Callable[[Journal], Journal] | None = None
         self._journal: Journal | None = None
         self._runner: Runner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -199,11 +206,14 @@ class Engine(Observing, Controlling, Sending):
         from durable.journal.sqlite import SqliteJournal  # noqa: PLC0415  late: 30 ms of sqlite3
         from durable.runtime.runner import Runner  # noqa: PLC0415  late: anyio
 
-        self._journal = journal = (
+        journal: Journal = (
             SqliteJournal(self._path)
             if self._is_worker
             else SqliteJournal(self._path, is_worker=False)
         )
+        if self._wrap_journal is not None:
+            journal = self._wrap_journal(journal)
+        self._journal = journal
         try:
             await to_its_end(journal.open())
             runner = Runner(

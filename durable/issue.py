@@ -23,22 +23,33 @@ from durable.parameters import globals_of
 from durable.transaction import Transaction
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from durable.call import Call
-    from durable.core.commands import CommandFuture
+    from durable.core.commands import CommandFuture, Work
     from durable.core.execution import Execution
     from durable.core.retry import Retry
     from durable.journal.scopes import Scope
 
     Stepped = Action[Any, Any] | Query[Any, Any] | Mutation[Any, Any] | Workflow[Any, Any]
-    Stands: TypeAlias = "ActionStep | TransactionStep | ChildStep"
+    Wrap: TypeAlias = "Callable[[Stepped, ActionStep | TransactionStep], Work]"
+
+
+MAX_PAYLOAD = 8 * 1024 * 1024
+"""The largest arguments or result, in bytes of JSON, of engines that do not say."""
 
 
 class Defaults(NamedTuple):
-    """An engine's settings that decide about steps."""
+    """An engine's settings that decide about steps.
+
+    Attributes:
+        wrap: What stands for a step in the place of what would, if anything does.
+    """
 
     retry: Retry
     retry_actions_by_default: bool
     payload_max: int
+    wrap: Wrap | None = None
 
 
 class StepOptions(NamedTuple):
@@ -67,7 +78,7 @@ class Environment:
     def __init__(self, workflow: Workflow[Any, Any], defaults: Defaults) -> None:
         self.workflow = workflow
         self.defaults = defaults
-        self._plain_steps: dict[Stepped, Stands] = {}
+        self._plain_steps: dict[Stepped, Work] = {}
 
     def issue(
         self, execution: Execution, call: Call[Any], options: StepOptions = NO_OPTIONS
@@ -104,19 +115,23 @@ class Environment:
         )
         return execution.issue(command)
 
-    def _plain_step(self, definition: Stepped) -> Stands:
+    def _plain_step(self, definition: Stepped) -> Work:
         """Return what a definition is as a step without options: the same for all of them."""
         step = self._plain_steps.get(definition)
         if step is None:
             step = self._plain_steps[definition] = self._make_step(definition, NO_OPTIONS)
         return step
 
-    def _make_step(self, definition: Stepped, options: StepOptions) -> Stands:
-        if isinstance(definition, Action):
-            return ActionStep(definition, self, options)
+    def _make_step(self, definition: Stepped, options: StepOptions) -> Work:
         if isinstance(definition, Workflow):
             return ChildStep(definition, self.workflow)
-        return TransactionStep(definition, self, options)
+        step: ActionStep | TransactionStep
+        if isinstance(definition, Action):
+            step = ActionStep(definition, self, options)
+        else:
+            step = TransactionStep(definition, self, options)
+        wrap = self.defaults.wrap
+        return step if wrap is None else wrap(definition, step)
 
 
 @final
@@ -142,7 +157,7 @@ class ActionStep:
         self._payload_max = defaults.payload_max
 
     def call(self, args: str) -> Any:  # noqa: ANN401
-        positional, keyword = _recorded_arguments(self._action, args)
+        positional, keyword = recorded_arguments(self._action, args)
         return self._action.fn(*positional, **keyword)
 
     def encode_result(self, result: object) -> tuple[str, object]:
@@ -220,7 +235,7 @@ class TransactionStep:
         self._payload_max = environment.defaults.payload_max
 
     def call_in(self, scope: Scope, args: str) -> Any:  # noqa: ANN401
-        positional, keyword = _recorded_arguments(self._definition, args)
+        positional, keyword = recorded_arguments(self._definition, args)
         return self._definition.fn(Transaction(scope), *positional, **keyword)
 
     def encode_result(self, result: object) -> tuple[str, object]:
@@ -234,9 +249,14 @@ class TransactionStep:
         return rebuild_error(decode_error(error), known)
 
 
-def _recorded_arguments(
+def recorded_arguments(
     definition: Definition[Any, Any], args: str
 ) -> tuple[list[Any], dict[str, Any]]:
+    """Return recorded arguments as positional and keyword arguments.
+
+    Raises:
+        ArgumentError: They do not fit the code any more.
+    """
     try:
         return definition.parameters.decode(args)
     except DecodeError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, final
 
 from durable.checks import check_id
+from durable.core.histories import encode_history
 from durable.opened import Opened
 from durable.paging import iterate, runs_page, runs_query, steps_page, steps_query
 from durable.status import run_not_found, run_status
@@ -33,6 +34,24 @@ class Observing(Opened):
         if found is None:
             raise run_not_found(run_id)
         return run_status(*found)
+
+    async def history(self, run_id: str) -> str:
+        """Return all that is recorded of a run as JSON text, to be kept or looked at.
+
+        It has the run, its steps and the order in which their outcomes were handed to its body,
+        the ids of its children, what was sent to it, and the versions that it was begun with. It
+        has the arguments and results, too: mind what is secret. ``durable.testing.replay`` executes
+        the body over it again, in a test for example.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            JournalUnavailableError, JournalCorruptError: As for ``status``.
+        """
+        _, journal = self._opened("engine.history()")
+        recorded = await journal.load_recorded(check_id(run_id))
+        if recorded is None:
+            raise run_not_found(run_id)
+        return encode_history(recorded)
 
     def watch(self, run_id: str) -> AsyncIterator[RunStatus]:
         """Iterate over what becomes of a run: where it stands now, and again after every change.

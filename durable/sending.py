@@ -93,12 +93,22 @@ class Sending(Opened):
             Never splits it. A cancelled caller does not know its outcome.
         """
         runner, _ = self._opened("engine.send_event()")
+        record = self._new_event(run_id, event, value, error, runner.clock.now_ms())
+        return await store_event(runner, record, tx)
+
+    def _new_event(
+        self,
+        run_id: str,
+        event: str | Event[Any],
+        value: object,
+        error: str | Exception | None,
+        now_ms: int,
+    ) -> EventRecord:
         name, shape = name_and_shape(event)
         text, encoded_error = encode_sent(
             shape, value, error, what=f"event {name!r}", payload_max=self._max_payload
         )
-        now_ms = runner.clock.now_ms()
-        record = EventRecord(
+        return EventRecord(
             event_id=new_run_id(now_ms),
             run_id=check_id(run_id),
             name=name,
@@ -106,7 +116,6 @@ class Sending(Opened):
             value=text,
             error=encoded_error,
         )
-        return await _store(runner, record, tx)
 
     async def create_event(self, run_id: str, event: str | Event[Any]) -> EventId:
         """Create an event of a run, to be sent later by its id; return once that is committed.
@@ -125,7 +134,7 @@ class Sending(Opened):
         runner, _ = self._opened("engine.create_event()")
         name, _ = name_and_shape(event)
         event_id = new_run_id(runner.clock.now_ms())
-        return await _store(
+        return await store_event(
             runner, EventRecord(event_id=event_id, run_id=check_id(run_id), name=name)
         )
 
@@ -166,7 +175,10 @@ class Sending(Opened):
             raise _run_finished(f"the run of event {event_id}")
 
 
-async def _store(runner: Runner, record: EventRecord, tx: Transaction | None = None) -> EventId:
+async def store_event(
+    runner: Runner, record: EventRecord, tx: Transaction | None = None
+) -> EventId:
+    """Send or create an event; raise what ``Sending.send_event`` does."""
     if tx is None:
         is_kept = await runner.sends.store(record)
     else:

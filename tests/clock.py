@@ -1,51 +1,6 @@
-"""Time that a test holds."""
+"""Time that a test holds: the test kit's clock, moved by hand."""
 
-from __future__ import annotations
+from durable.testing.clock import START_MS
+from durable.testing.clock import VirtualClock as ManualClock
 
-import asyncio
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from durable import Engine
-
-START_MS = 1_700_000_000_000
-
-
-class _Handle(asyncio.TimerHandle):
-    """A timer that the loop knows nothing of: not every loop would let it be cancelled."""
-
-    def cancel(self) -> None:
-        asyncio.Handle.cancel(self)
-
-
-class ManualClock:
-    """A clock that stands still until it is moved: what was waiting for the time is then called."""
-
-    def __init__(self, now_ms: int = START_MS) -> None:
-        self._now_ms = now_ms
-        self._waiting: list[asyncio.TimerHandle] = []
-
-    def now_ms(self) -> int:
-        return self._now_ms
-
-    def call_later(self, delay_ms: int, callback: Callable[[], None]) -> asyncio.TimerHandle:
-        loop = asyncio.get_running_loop()
-        if delay_ms <= 0:
-            return loop.call_later(0, callback)
-        handle = _Handle(self._now_ms + delay_ms, callback, (), loop)
-        self._waiting.append(handle)
-        return handle
-
-    def advance(self, seconds: float) -> None:
-        """Move the clock, by steps if need be, and let everything look at it again."""
-        self._now_ms += round(seconds * 1000)
-        waiting, self._waiting = self._waiting, []
-        for handle in waiting:
-            if not handle.cancelled():
-                handle._run()
-
-    def install(self, engine: Engine) -> None:
-        """Give the clock to an engine that is not open yet."""
-        engine._clock = self
+__all__ = ["START_MS", "ManualClock"]

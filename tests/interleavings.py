@@ -55,25 +55,10 @@ from invariants import Ledger, Rules, check_image
 import durable
 from durable import Engine
 from durable.journal.sqlite import SqliteJournal, _set_up_writer
+from durable.testing.journals import COMMITS, READS
 
 MOVES_MAX: Final = 200
 """More moves than any schedule has: one that does not end fails its test instead of hanging it."""
-
-ACTIONS: Final = {"commit", "claim", "commit_writing"}
-READS: Final = {
-    "load_run",
-    "load_tree",
-    "load_history",
-    "load_status",
-    "load_statuses",
-    "load_event",
-    "is_asked",
-    "find_over",
-    "next_wake_at_ms",
-    "list_finished",
-    "list_runs",
-    "list_steps",
-}
 
 DO_WRITE, DO_READ, TELL, ACT, CRASH = range(5)
 """The kinds of moves, by what they touch: the journal, the journal, memory, memory, everything."""
@@ -297,7 +282,7 @@ class HeldJournal:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever the journal has
         found = getattr(self._inner, name)
-        if name in ACTIONS or name in READS:
+        if name in COMMITS or name in READS:
             return partial(self._hold, name, found)
         return found
 

@@ -7,8 +7,8 @@ How a page's blocks are meant:
 - A block that begins with ``# name.py`` is the file of that name. It is run as a script where it
   stands, unless a command of the page does so; one that is called ``test_*.py`` is given to pytest.
 - A ``text`` block right after it is what a block prints; ``...`` stands for anything.
-- In a ``console`` block commands of ``sqlite3``, and of ``python`` with a file of the page, are
-  run, and print what stands below them.
+- In a ``console`` block commands of ``sqlite3``, and of ``python`` with a file of the page or with
+  ``-m durable``, are run, and print what stands below them.
 """
 
 from __future__ import annotations

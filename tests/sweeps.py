@@ -37,8 +37,8 @@ from durable.journal.sqlite import SqliteJournal
 from durable.runtime import workpool
 from durable.runtime.calling import call_async, call_sync
 from durable.runtime.job import Succeeded
+from durable.testing.journals import COMMITS
 
-COMMITS: Final = {"commit", "claim", "commit_writing"}
 SPEED: Final = 50
 """How much faster than the machine's clock the flow's is."""
 

@@ -330,3 +330,20 @@ def test_the_manual_clock_is_a_clock() -> None:
         assert rung == [START_MS + 1500]
 
     asyncio.run(ring())
+
+
+async def test_what_is_due_next_is_what_a_run_waits_for() -> None:
+    """What keeps an engine tidy waits in the background: a test's time does not stop for it."""
+    clock = ManualClock()
+    alarms = Alarms(clock)
+    rung: list[str] = []
+    assert alarms.next_due_ms() is None
+    alarms.set(clock.now_ms() + 5, lambda: rung.append("tidy"), is_background=True)
+    assert alarms.next_due_ms() is None
+    cancelled = alarms.set(clock.now_ms() + 7, lambda: rung.append("cancelled"))
+    alarms.set(clock.now_ms() + 9, lambda: rung.append("run"))
+    alarms.cancel(cancelled)
+    assert alarms.next_due_ms() == clock.now_ms() + 9
+    clock.advance(0.009)
+    assert rung == ["tidy", "run"]
+    assert alarms.next_due_ms() is None

@@ -681,3 +681,16 @@ async def test_a_client_may_be_strict(path: Path) -> None:
 
 def test_the_refusal_cannot_be_caught_by_accident() -> None:
     assert not issubclass(NonDeterminismError, Exception)
+
+
+async def test_what_verify_replay_executes_again_is_watched_too() -> None:
+    """What is refused the first time is refused the second time, and is no divergence."""
+    look = functools.partial(open, os.devnull)
+
+    @durable.workflow(name="strict.verified")
+    async def verified(_step: Step) -> None:
+        look()
+
+    async with Engine("sqlite://", strict=True, verify_replay=True) as engine:
+        with pytest.raises(RunFailed, match=r"open\(\)"):
+            await engine.run(verified())

@@ -43,8 +43,11 @@ def close_frames(tasks: list[WorkflowTask[Any]], loop: WorkflowLoop) -> None:
         for task in reversed(tasks):
             silence(task)
             with as_current(task, loop):
-                for suspended in reversed(_chain(task.get_coro())):
-                    _close_coroutine(suspended)
+                for suspended in reversed(chain(task.get_coro())):
+                    # An async generator that is waited for cannot be closed, and does nothing when
+                    # it is freed.
+                    if not isinstance(suspended, AsyncGeneratorType):
+                        _close_coroutine(suspended)
             unlink(task)
             unlink(getattr(task, "_fut_waiter", None))  # What it waits for, as asyncio has it.
     finally:
@@ -61,24 +64,23 @@ def silence(task: Any) -> None:  # noqa: ANN401  the attribute is asyncio's own
     task._log_destroy_pending = False  # noqa: SLF001
 
 
-def _chain(coro: Any) -> list[Any]:  # noqa: ANN401  any coroutine
+def chain(coro: Any) -> list[Any]:  # noqa: ANN401  any coroutine
     """Return a coroutine and those that it waits for, the innermost last.
 
     Closing the outermost does not always close the others: an async generator may be in between,
     which is not closed, or an awaitable of a user's own. What is left would be closed by the
     collector, outside of the loop that refuses what it then does.
     """
-    chain: list[Any] = []
+    found: list[Any] = []
     seen: set[int] = set()
     todo: list[Any] = [coro]
     while todo:
         each = todo.pop()
         if id(each) not in seen:
             seen.add(id(each))
-            chain.append(each)
+            found.append(each)
             todo += _awaited_by(each)
-    # An async generator that is waited for cannot be closed, and does nothing when it is freed.
-    return [each for each in chain if not isinstance(each, AsyncGeneratorType)]
+    return found
 
 
 def _awaited_by(coro: Any) -> list[Any]:  # noqa: ANN401

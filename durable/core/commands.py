@@ -21,7 +21,29 @@ DUE_MS_MAX = 253_402_300_799_000
 
 @final
 class Stuck(Exception):
-    """The body cannot go on with the code as it is. The message has both sides."""
+    """The body cannot go on with the code as it is. The message has both sides, in a sentence.
+
+    Attributes:
+        record: The recorded step that it is about, if it is about one.
+        command: What the code has issued in its place, or where the journal has nothing.
+        now: What the code does instead of issuing a command, in words.
+        diff: Both sides line by line, with what is around them and where the code stands; empty
+            when it is about something else.
+    """
+
+    def __init__(
+        self,
+        summary: str,
+        *,
+        record: StepRecord | None = None,
+        command: Command | None = None,
+        now: str = "",
+    ) -> None:
+        super().__init__(summary)
+        self.record = record
+        self.command = command
+        self.now = now
+        self.diff = ""
 
 
 class Work(Protocol):

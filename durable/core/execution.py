@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import math
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol
 
 from durable.core.commands import (
     DUE_MS_MAX,
@@ -32,9 +32,11 @@ from durable.core.commands import (
     Stuck,
     Turn,
 )
+from durable.core.diff import describe, diff_of, shorten
 from durable.core.errors import DeadlockError, NonDeterminismError, damaged
-from durable.core.history import History, describe, shorten
+from durable.core.history import History
 from durable.core.loop import TurnTooLongError, WorkflowLoop
+from durable.core.places import place_of_body, place_of_error
 from durable.core.records import StepKind, StepRecord, StepState, patch_record
 from durable.core.tasks import unlink
 
@@ -73,7 +75,30 @@ class Environment(Protocol):
         ...
 
 
-@final
+class WorkflowSpec(Protocol):
+    """A workflow's definition, as what executes bodies sees it."""
+
+    def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
+        """Make the body's coroutine.
+
+        Raises:
+            Stuck: The recorded arguments do not fit the code any more.
+        """
+        ...
+
+    def check_arguments(self, execution: Execution) -> None:
+        """Raise ``Stuck`` when the recorded arguments do not fit the code any more."""
+        ...
+
+    def encode_result(self, value: object) -> str:
+        """Return the body's result as JSON. Raises what the run is to fail with."""
+        ...
+
+    def is_same_result(self, one: str, other: str) -> bool:
+        """Whether two results, as JSON, are the same value."""
+        ...
+
+
 class Execution:
     """A body, live on its own loop.
 
@@ -110,7 +135,7 @@ class Execution:
         # least its first turn in the journal.
         self._history: History | None = None
         if run.started_at_ms is not None:
-            self._history = History(run.run_id, history, run.restarted_from)
+            self._history = History(run, history)
             self._next_number = len(self._history.steps)
             self._next_position = len(self._history.deliveries)
         self._open: dict[int, Command] = {}
@@ -139,7 +164,11 @@ class Execution:
         """
         assert self._root is None
         self._root = self.loop.spawn_root(open_body(self))
-        return self._take_turn(None)
+        try:
+            return self._take_turn(None)
+        except Stuck as stuck:
+            self._explain(stuck)
+            raise
 
     def replay(self, deliveries_max: int) -> bool:
         """Deliver recorded completions; return whether more of them are left.
@@ -149,13 +178,17 @@ class Execution:
         """
         history = self._history
         assert history is not None
-        for _ in range(deliveries_max):
-            if not history.deliveries:
-                break
-            self._take_turn(history.pop_delivery(self._open))
-        if history.deliveries:
-            return True
-        history.check_end(self._open.values())
+        try:
+            for _ in range(deliveries_max):
+                if not history.deliveries:
+                    break
+                self._take_turn(history.pop_delivery(self._open))
+            if history.deliveries:
+                return True
+            history.check_end(self._open.values(), is_over=self.early_end is not None)
+        except Stuck as stuck:
+            self._explain(stuck)
+            raise
         self.withdrawn_again = history.withdrawn_again
         self.issued_anew = history.issued_anew
         self._history = None
@@ -310,6 +343,20 @@ class Execution:
             self.failures = (*self.failures, context)
 
     # --- turns -----------------------------------------------------------------------------------
+
+    def _explain(self, stuck: Stuck) -> None:
+        """Say where the body stands, and what is around it: it still has its frames."""
+        history = self._history
+        if history is None:
+            return
+        place = None
+        if isinstance(self._outcome, Raised):
+            place = place_of_error(self._outcome.error)
+        elif self._outcome is not None and self._root is not None:
+            place = place_of_body(self._root.get_coro())
+        stuck.diff = diff_of(
+            stuck, list(history.recorded), history.steps, self._issued, loop=self.loop, place=place
+        )
 
     def _take_turn(self, record: StepRecord | None, value: object = UNSET) -> Turn:
         self._issued = []

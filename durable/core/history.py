@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, final
 
 from durable.core.codec import safe_text
 from durable.core.commands import Raised, Stuck
+from durable.core.diff import describe, shorten, shorten_pair
 from durable.core.errors import damaged
-from durable.core.records import StepKind, StepState
+from durable.core.records import RunState, StepKind, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from durable.core.commands import Command, Returned
-    from durable.core.records import StepRecord
-
-SHOWN_CHARS_MAX = 400
-"""How much of a step's arguments, or of its error, a message shows."""
+    from durable.core.records import RunRecord, StepRecord
 
 
 @final
@@ -27,12 +25,12 @@ class History:
     """What the journal holds of a run that is replayed.
 
     Args:
-        run_id: The run.
-        steps: All that is recorded of it.
-        restarted_from: After a restart, the step from which on nothing is recorded: the code may
-            be another, but for the steps before it.
+        run: The run. After a restart nothing is recorded from the step on that it was restarted
+            from: the code may be another, but for the steps before it.
+        recorded: All that is recorded of it.
 
     Attributes:
+        recorded: All that is recorded of it.
         steps: What the body has not issued again yet, by key.
         deliveries: What was handed to the body and is to be again, the next one last.
         withdrawn_again: What the body has withdrawn after a restart, as it had before.
@@ -40,24 +38,31 @@ class History:
     """
 
     __slots__ = (
+        "_has_ended",
+        "_is_cut_off",
         "_restarted_from",
         "_run_id",
         "_withdrawn_too_early",
         "deliveries",
         "issued_anew",
+        "recorded",
         "steps",
         "withdrawn_again",
     )
 
-    def __init__(
-        self, run_id: str, steps: Collection[StepRecord], restarted_from: int | None
-    ) -> None:
-        self._run_id = run_id
-        self._restarted_from = restarted_from
+    def __init__(self, run: RunRecord, recorded: Collection[StepRecord]) -> None:
+        self.recorded = recorded
+        self._run_id = run.run_id
+        self._restarted_from = run.restarted_from
+        # A run can be cancelled without its body being told: it has ended, its body has not.
+        self._is_cut_off = run.state is RunState.CANCELED and not any(
+            step.kind is StepKind.CANCEL and step.position is not None for step in recorded
+        )
+        self._has_ended = run.state.is_final and not self._is_cut_off
         self.withdrawn_again: list[StepRecord] = []
         self.issued_anew: list[tuple[Command, int]] = []
-        self.steps = {step.key: step for step in steps if step.number >= 0}
-        self.deliveries = [step for step in steps if step.position is not None]
+        self.steps = {step.key: step for step in recorded if step.number >= 0}
+        self.deliveries = [step for step in recorded if step.position is not None]
         self.deliveries.sort(key=_position_of, reverse=True)
         self._withdrawn_too_early: Command | None = None
 
@@ -69,7 +74,8 @@ class History:
                 f"the journal goes on with the outcome of {describe(record)}, which the code does "
                 "not wait for at this point."
             )
-            raise Stuck(msg)
+            waited = ", ".join(f"{each.number} {each.name}" for each in open_commands.values())
+            raise Stuck(msg, record=record, now=f"waits for {waited or 'nothing'}")
         return record
 
     def match(self, command: Command, now_ms: int) -> bool:
@@ -87,11 +93,15 @@ class History:
                 f"the code now issues {describe(command)}, which the journal does not have. "
                 f"{self._describe_next()}"
             )
-            raise Stuck(msg)
+            raise Stuck(msg, command=command)
         is_same = (record.kind, record.name) == (command.kind, command.name)
         if not is_same or (command.compares_args and record.args != command.args):
-            msg = f"the journal has {describe(record)}; the code now issues {describe(command)}."
-            raise Stuck(msg)
+            before, now = shorten_pair(record.args, command.args)
+            msg = (
+                f"the journal has {describe(record, before)}; the code now issues "
+                f"{describe(command, now)}."
+            )
+            raise Stuck(msg, record=record, command=command)
         command.number = record.number
         command.record = record
         command.due_ms = record.due_at_ms
@@ -111,56 +121,53 @@ class History:
 
         After a restart the code may end it as soon as nothing is left of what is recorded.
         """
-        if self._restarted_from is not None and not self.deliveries and not self.steps:
+        may_end = self._restarted_from is not None or self._has_ended
+        if may_end and not self.deliveries and not self.steps:
             return
         how = "returns"
         if isinstance(outcome, Raised):
             how = f"ends with {type(outcome.error).__name__}: {safe_text(outcome.error)}"
         msg = f"the body now {how}, where the journal goes on. {self._describe_next()}"
-        raise Stuck(msg)
+        raise Stuck(msg, now=f"the body {shorten(how)}")
 
-    def check_end(self, open_commands: Iterable[Command]) -> None:
-        """Check that the body has come to where the journal ends."""
+    def check_end(self, open_commands: Iterable[Command], *, is_over: bool) -> None:
+        """Check that the body has come to where the journal ends.
+
+        Args:
+            open_commands: What it waits for.
+            is_over: Whether it has ended.
+        """
         if self.steps:
             msg = f"{self._describe_next()} The code does not issue it any more."
-            raise Stuck(msg)
+            raise Stuck(msg, now="the body waits")
         if self._withdrawn_too_early is not None:
+            withdrawn = self._withdrawn_too_early
             msg = (
-                f"the code now withdraws {describe(self._withdrawn_too_early)}, for which the "
-                "journal still waits."
+                f"the code now withdraws {describe(withdrawn)}, for which the journal still waits."
             )
-            raise Stuck(msg)
+            raise Stuck(msg, record=withdrawn.record, now="withdrawn")
         for command in open_commands:
             if command.record is None:
                 continue
-            if command.record.state is StepState.CANCELED:
+            if command.record.state is StepState.CANCELED and not self._is_cut_off:
                 msg = (
                     f"the journal says that the body withdrew {describe(command.record)}, for "
                     "which the code now waits."
                 )
-                raise Stuck(msg)
+                raise Stuck(msg, record=command.record, now="the body waits for it")
             if command.kind is StepKind.SLEEP and command.due_ms is None:
                 why = (
                     f"the recorded timer {describe(command.record)} is damaged: it has no due time"
                 )
                 raise Stuck(damaged(f"run {self._run_id!r}", why))
+        if self._has_ended and not is_over:
+            msg = "the journal says that the body ended here, where the code now goes on."
+            raise Stuck(msg, now="the body waits")
 
     def _describe_next(self) -> str:
         if not self.steps:
             return "The journal holds no further step."
         return f"The journal has {describe(min(self.steps.values(), key=_number_of))}."
-
-
-def shorten(text: str) -> str:
-    """Return as much of a text as a message shows."""
-    return text if len(text) <= SHOWN_CHARS_MAX else text[:SHOWN_CHARS_MAX] + "[...]"
-
-
-def describe(step: StepRecord | Command) -> str:
-    """Return what a message says of a step."""
-    args = shorten(step.args)
-    number = f"{step.number} " if step.number >= 0 else ""
-    return f"step {number}{step.name!r} ({step.kind}, key {step.key}) with arguments {args}"
 
 
 def _position_of(step: StepRecord) -> int:

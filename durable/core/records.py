@@ -190,6 +190,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=F
             ``None`` once its body has.
         on_complete: What is owed its end, as JSON: a ``Callback``.
         callback_id: The run that pays it, once the run is over.
+        begun_with: The versions that its body was begun with, as the journal numbers them.
         callback_error: Why that did not succeed the last time: read of it, never written.
     """
 
@@ -209,6 +210,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=F
     restarted_from: int | None = None
     on_complete: str | None = None
     callback_id: str | None = None
+    begun_with: int | None = None
     callback_error: str | None = None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from msgspec.structs import replace
 
 from durable.core.errors import OutcomeUnknown, StepInterrupted
@@ -16,6 +18,9 @@ from durable.core.records import (
     advance_step,
 )
 
+if TYPE_CHECKING:
+    from durable.core.commands import Command
+
 # By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
 RUNNING = StepState.RUNNING
 COMPLETED = StepState.COMPLETED
@@ -24,13 +29,18 @@ SLEEP = StepKind.SLEEP
 # --- runs ----------------------------------------------------------------------------------------
 
 
-def begin_run(record: RunRecord, started_at_ms: int, *, is_canceled: bool = False) -> RunRecord:
-    """The body begins, or goes on: with code that fits again, or after a restart."""
-    state = RunState.CANCELING if is_canceled else RunState.RUNNING
-    running = advance_run(record.state, state)
+def begin_run(record: RunRecord, started_at_ms: int, begun_with: int | None) -> RunRecord:
+    """The body begins, with those versions."""
+    running = advance_run(record.state, RunState.RUNNING)
     return replace(
-        record, state=running, started_at_ms=started_at_ms, restarted_from=None, error=None
+        record, state=running, started_at_ms=started_at_ms, begun_with=begun_with, error=None
     )
+
+
+def continue_run(record: RunRecord, *, is_canceled: bool) -> RunRecord:
+    """The body goes on: with code that fits again, or after a restart."""
+    state = RunState.CANCELING if is_canceled else RunState.RUNNING
+    return replace(record, state=advance_run(record.state, state), restarted_from=None, error=None)
 
 
 def begin_cancel(record: RunRecord) -> RunRecord:
@@ -65,6 +75,18 @@ def make_stuck(record: RunRecord, error: BaseException) -> RunRecord:
 
 
 # --- steps ---------------------------------------------------------------------------------------
+
+
+def new_step(command: Command) -> StepRecord:
+    """The body has issued a command."""
+    return StepRecord(
+        number=command.number,
+        key=command.key,
+        kind=command.kind,
+        name=command.name,
+        args=command.args,
+        due_at_ms=command.due_ms,
+    )
 
 
 def start_timer(step: StepRecord, now_ms: int) -> StepRecord:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from durable.core.histories import RecordedRun
+    from durable.core.versions import VersionTable
     from durable.journal.connections import Writing
     from durable.journal.scopes import Scope
 
@@ -199,6 +201,11 @@ class Journal(Protocol):
         """Whether this is the one that works on the runs."""
         ...
 
+    @property
+    def versions(self) -> VersionTable:
+        """The versions that its runs were begun with, as the owner knows them."""
+        ...
+
     async def open(self) -> None:
         """Migrate, become the owner if there is none, and make claimable what the last one left.
 
@@ -283,6 +290,10 @@ class Journal(Protocol):
 
     async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         """Return the run and all its steps, of one moment, the hidden records among them."""
+        ...
+
+    async def load_recorded(self, run_id: str) -> RecordedRun | None:
+        """Return all that is recorded of a run, of one moment."""
         ...
 
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:

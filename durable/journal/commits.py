@@ -31,6 +31,7 @@ RUN_CHANGES = (
     "finished_at_ms",
     "restarted_from",
     "callback_id",
+    "begun_with",
     "result",
     "error",
 )

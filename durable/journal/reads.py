@@ -8,6 +8,7 @@ import msgspec
 
 from durable.core.callbacks import ON_COMPLETE
 from durable.core.errors import JournalCorruptError, damaged
+from durable.core.histories import RecordedRun
 from durable.journal.base import RunTree
 from durable.journal.rows import (
     EVENT_JSON,
@@ -15,11 +16,13 @@ from durable.journal.rows import (
     RUN_JSON,
     STEP_JSON,
     decode_event,
+    decode_events,
     decode_row,
     decode_run,
     decode_steps,
     text,
 )
+from durable.journal.versions import read_versions
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,11 +36,24 @@ EVENT_BY_ID = f"SELECT CAST({EVENT_JSON} AS BLOB) FROM durable_event WHERE event
 STEPS_OF_RUN = f"""
 SELECT CAST(json_group_array({STEP_JSON}) AS BLOB) FROM durable_step WHERE run_id = ?
 """
+EVENTS_OF_RUN = f"""
+SELECT CAST(json_group_array({EVENT_JSON}) AS BLOB) FROM durable_event WHERE run_id = ?
+"""
 FINISHED_RUNS = """
 SELECT CAST(json_group_array(run_id) AS BLOB) FROM (
     SELECT run_id FROM durable_run WHERE finished_at_ms < ? AND parent_id IS NULL
     ORDER BY finished_at_ms LIMIT ?
 )
+"""
+UNFINISHED_RUNS = """
+SELECT seq, run_id FROM durable_run WHERE finished_at_ms IS NULL AND seq > ? ORDER BY seq LIMIT ?
+"""
+DRAWN_RUNS = """
+SELECT run_id FROM durable_run WHERE finished_at_ms IS NULL ORDER BY random() LIMIT ?
+"""
+UNFINISHED_COUNTS = """
+SELECT name, version, count(*) FROM durable_run WHERE finished_at_ms IS NULL
+GROUP BY name, version ORDER BY name, version
 """
 IDS = msgspec.json.Decoder(list[str])
 RUNS_BY_ID = f"""
@@ -144,6 +160,32 @@ def read_history(db: sqlite3.Connection, run_id: str) -> tuple[RunRecord, list[S
         return None
     (data,) = db.execute(STEPS_OF_RUN, (run_id,)).fetchone()
     return run, decode_steps(run_id, data)
+
+
+def read_recorded(db: sqlite3.Connection, run_id: str) -> RecordedRun | None:
+    """Return all that is recorded of one run."""
+    found = read_history(db, run_id)
+    if found is None:
+        return None
+    run, steps = found
+    (data,) = db.execute(EVENTS_OF_RUN, (run_id,)).fetchone()
+    begun_with = None if run.begun_with is None else read_versions(db).get(run.begun_with)
+    return RecordedRun(run, steps, decode_events(run_id, data), begun_with)
+
+
+def read_unfinished(db: sqlite3.Connection, after: int, limit: int) -> list[tuple[int, str]]:
+    """Return runs that are not over, after a place in the order of their start: place and id."""
+    return db.execute(UNFINISHED_RUNS, (after, limit)).fetchall()
+
+
+def draw_unfinished(db: sqlite3.Connection, count: int) -> list[str]:
+    """Return the ids of so many runs that are not over, drawn at random."""
+    return [run_id for (run_id,) in db.execute(DRAWN_RUNS, (count,))]
+
+
+def count_unfinished(db: sqlite3.Connection) -> list[tuple[str, int, int]]:
+    """Return how many runs are not over, of each workflow: its name, its version, their number."""
+    return db.execute(UNFINISHED_COUNTS).fetchall()
 
 
 def read_finished(db: sqlite3.Connection, before_ms: int, limit: int) -> list[str]:

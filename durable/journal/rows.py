@@ -107,6 +107,7 @@ def probes() -> list[str]:
         "durable_step": ("run_id", *STEP_COLUMNS),
         "durable_event": EVENT_COLUMNS,
         "durable_owner": ("id", "epoch"),
+        "durable_versions": ("id", "python", "durable"),
     }
     return [
         f"SELECT {', '.join(columns)} FROM {table} LIMIT 0" for table, columns in wanted.items()

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import sqlite3
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from durable.core.errors import JournalCorruptError, JournalVersionError
 from durable.journal.rows import probes
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SCHEMA_VERSION = 1
+
+
+CORRUPT = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_SCHEMA")
+
+
+def damage(exc: sqlite3.Error, path: Path | None) -> JournalCorruptError | None:
+    """Return the error that an exception of SQLite is, if it means that the file is damaged."""
+    if not getattr(exc, "sqlite_errorname", "").startswith(CORRUPT):
+        return None
+    msg = (
+        f"{path} is damaged, or not a journal ({exc}). Check the path, or restore the file from a "
+        "backup."
+    )
+    return JournalCorruptError(msg)
 
 
 def make_tables(db: sqlite3.Connection) -> None:

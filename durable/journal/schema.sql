@@ -9,6 +9,14 @@ CREATE TABLE durable_owner (
 
 INSERT INTO durable_owner (id, epoch) VALUES (1, 0);
 
+-- One row for each set of versions that runs were begun with.
+CREATE TABLE durable_versions (
+    id      INTEGER PRIMARY KEY,
+    python  TEXT NOT NULL,
+    durable TEXT NOT NULL,
+    UNIQUE (python, durable)
+) STRICT;
+
 -- One row a run. wake_at_ms: from when on an owner has to work on it; NULL while one does (then
 -- epoch is that owner's) or while it waits for something to be sent.
 CREATE TABLE durable_run (
@@ -29,6 +37,7 @@ CREATE TABLE durable_run (
     restarted_from INTEGER,
     on_complete    TEXT,
     callback_id    TEXT,
+    begun_with     INTEGER,
     wake_at_ms     INTEGER,
     epoch          INTEGER
 ) STRICT;

@@ -24,24 +24,23 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import aiosqlite
 import anyio.to_thread
 
-from durable.core.errors import (
-    JournalCorruptError,
-    JournalError,
-    JournalUnavailableError,
-)
+from durable.core.errors import JournalError, JournalUnavailableError
+from durable.core.versions import VersionTable
 from durable.journal import claims, commits, fence, reads, writes
 from durable.journal import guard as sql
 from durable.journal.connections import AppConnections
 from durable.journal.guard import Guard, Mode
 from durable.journal.locks import Alone, FileLocks, Locks
-from durable.journal.schema import is_journal, make_tables
+from durable.journal.schema import damage, is_journal, make_tables
 from durable.journal.scopes import refuse_in_transaction
+from durable.journal.versions import enter_versions
 from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from durable.core.histories import RecordedRun
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
     from durable.journal.connections import Writing
@@ -57,8 +56,6 @@ HAND_OVER_S_MAX = 0.001
 
 STATEMENTS_CACHED = 256
 """Prepared statements kept by a connection: more than there are."""
-
-_CORRUPT = {"SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_SCHEMA"}
 
 
 @final
@@ -78,6 +75,7 @@ class SqliteJournal:
         self._reader: aiosqlite.Connection | None = None
         self._apps = AppConnections(self)
         self._epoch = 0
+        self._versions = VersionTable()
         self._file: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
@@ -101,6 +99,10 @@ class SqliteJournal:
         """The fencing token of what is written; a guest has none."""
         return self._epoch if self._is_owner else None
 
+    @property
+    def versions(self) -> VersionTable:
+        return self._versions
+
     # --- life ------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -122,6 +124,10 @@ class SqliteJournal:
             locks.close()
             raise
         return locks
+
+    async def sync_nothing(self) -> None:
+        """Let a power cut lose what is committed: for tests, which have none."""
+        await self._call(self._writer, _sync_nothing)
 
     async def take_over(self) -> bool:
         if self._is_owner or not self._locks.owns:
@@ -218,6 +224,7 @@ class SqliteJournal:
         self._epoch = fence.new_epoch(db, self._epoch)
         db.execute(fence.RELEASE_CLAIMS)
         db.execute(fence.RETRY_STUCK)
+        self._versions = enter_versions(db)
         return True
 
     # --- the contract ----------------------------------------------------------------------------
@@ -264,6 +271,9 @@ class SqliteJournal:
 
     async def load_history(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_history, run_id=run_id))
+
+    async def load_recorded(self, run_id: str) -> RecordedRun | None:
+        return await self._read(partial(reads.read_recorded, run_id=run_id))
 
     async def load_status(self, run_id: str) -> tuple[RunRecord, list[StepRecord]] | None:
         return await self._read(partial(reads.read_status, run_id=run_id))
@@ -383,13 +393,10 @@ class SqliteJournal:
         return connection
 
     def translate(self, exc: sqlite3.Error) -> JournalError:
+        damaged = damage(exc, self._path)
+        if damaged is not None:
+            return damaged
         name = getattr(exc, "sqlite_errorname", "")
-        if name.startswith(tuple(_CORRUPT)):
-            msg = (
-                f"{self._path} is damaged, or not a journal ({exc}). Check the path, or restore "
-                "the file from a backup."
-            )
-            return JournalCorruptError(msg)
         if self._reader is None:
             msg = (
                 f"cannot open {self._name}: {exc} ({name or 'no code'}). Check the file, who may "
@@ -445,6 +452,10 @@ def _set_up_writer(db: sqlite3.Connection, name: str) -> None:
     db.execute("PRAGMA journal_mode = WAL").fetchone()
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA temp_store = MEMORY")
+
+
+def _sync_nothing(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA synchronous = OFF")
 
 
 def _set_up_reader(db: sqlite3.Connection) -> None:

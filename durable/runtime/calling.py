@@ -48,7 +48,7 @@ async def call_sync(
     """Call a sync function in a thread, and wait for its end; its time-out is reported before."""
     timer: asyncio.TimerHandle | None = None
     if work.timeout_s is not None:
-        late = Failed(_timed_out(work.timeout_s))
+        late = Failed(timed_out(work.timeout_s))
         timer = asyncio.get_running_loop().call_later(work.timeout_s, report_late, late)
     try:
         result = await anyio.to_thread.run_sync(
@@ -95,10 +95,10 @@ async def _bounded_by(timeout_s: float, call: Callable[[], Awaitable[object]]) -
             result = await call()
     except BaseException:
         if bound.expired() and not _is_cancelled():
-            raise _timed_out(timeout_s) from None
+            raise timed_out(timeout_s) from None
         raise
     if bound.expired():  # It swallowed the cancellation: late is late.
-        raise _timed_out(timeout_s)
+        raise timed_out(timeout_s)
     return result
 
 
@@ -107,5 +107,6 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _timed_out(timeout_s: float) -> TimeoutError:
+def timed_out(timeout_s: float) -> TimeoutError:
+    """Return what an attempt fails with that has taken too long."""
     return TimeoutError(f"the attempt took longer than its timeout of {timeout_s:g} s")

@@ -81,12 +81,15 @@ class SystemClock:
 class Alarm:
     """A callback that is owed at a time. Cancelling it twice is no error."""
 
-    __slots__ = ("callback", "due_ms", "number")
+    __slots__ = ("callback", "due_ms", "is_background", "number")
 
-    def __init__(self, due_ms: int, number: int, callback: Callable[[], None]) -> None:
+    def __init__(
+        self, due_ms: int, number: int, callback: Callable[[], None], *, is_background: bool
+    ) -> None:
         self.due_ms = due_ms
         self.number = number
         self.callback: Callable[[], None] | None = callback
+        self.is_background = is_background
 
     @property
     def is_cancelled(self) -> bool:
@@ -110,10 +113,16 @@ class Alarms:
         self._timer_at_ms = 0
         self._stopped = False
 
-    def set(self, due_ms: int, callback: Callable[[], None]) -> Alarm:
-        """Call ``callback`` once, when the clock has come to ``due_ms``."""
+    def set(
+        self, due_ms: int, callback: Callable[[], None], *, is_background: bool = False
+    ) -> Alarm:
+        """Call ``callback`` once, when the clock has come to ``due_ms``.
+
+        Args:
+            is_background: No run waits for it.
+        """
         self._count += 1
-        alarm = Alarm(due_ms, self._count, callback)
+        alarm = Alarm(due_ms, self._count, callback, is_background=is_background)
         heapq.heappush(self._heap, alarm)
         self._arm()
         return alarm
@@ -128,6 +137,11 @@ class Alarms:
             self._heap = [kept for kept in self._heap if kept.callback is not None]
             heapq.heapify(self._heap)
             self._cancelled_count = 0
+
+    def next_due_ms(self) -> int | None:
+        """Return when the next alarm rings that is none of the background."""
+        dues = (alarm.due_ms for alarm in self._heap if alarm.callback and not alarm.is_background)
+        return min(dues, default=None)
 
     def stop(self) -> None:
         """Ring no more."""

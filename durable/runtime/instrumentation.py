@@ -59,11 +59,22 @@ def _through_stdlib(logger: logging.Logger) -> Any:  # noqa: ANN401  structlog's
             structlog.stdlib.filter_by_level,
             structlog.stdlib.add_log_level,
             structlog.processors.ExceptionRenderer(),
+            _show_lines,
             structlog.dev.ConsoleRenderer(colors=False),
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _show_lines(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Show a diff below its event, line by line, as the renderer shows a stack."""
+    diff = event.pop("diff", None)
+    if diff is not None:
+        event["stack"] = diff
+    return event
 
 
 def body_logger(is_silent: Callable[[], bool], **fields: object) -> Any:  # noqa: ANN401

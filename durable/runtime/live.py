@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from durable.core.callbacks import ON_COMPLETE
 from durable.core.codec import safe_text
 from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
+from durable.core.diff import message_of
 from durable.core.errors import DurableError, NonDeterminismError
 from durable.core.execution import Execution
 from durable.core.records import (
@@ -35,18 +36,22 @@ from durable.core.transitions import (
     begin_cancel,
     begin_run,
     cancel_run,
+    continue_run,
     end_run,
     make_stuck,
     withdraw,
 )
+from durable.core.verifying import Verifier
 from durable.journal.base import Change, Parked
 from durable.runtime.open_steps import EVENT, OpenSteps, StepsHost
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Iterable
 
+    from durable.core.execution import WorkflowSpec
     from durable.core.host import Guard
     from durable.core.records import EventRecord
+    from durable.core.versions import VersionTable
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.job import JobState
     from durable.runtime.open_steps import Effects
@@ -57,28 +62,17 @@ STUCK_HINT = "The run goes on when the engine is opened with code that fits."
 """What a stuck run's error ends with: what can be done about it."""
 
 
-class WorkflowSpec(Protocol):
-    """A workflow's definition, as the runtime sees it."""
-
-    def open(self, execution: Execution) -> Coroutine[Any, Any, object]:
-        """Make the body's coroutine.
-
-        Raises:
-            Stuck: The recorded arguments do not fit the code any more.
-        """
-        ...
-
-    def encode_result(self, value: object) -> str:
-        """Return the body's result as JSON. Raises what the run is to fail with."""
-        ...
-
-
 class LiveHost(StepsHost, Protocol):
     """What a live run needs from the runner."""
 
     writer: Writer
     log: EngineLog
     guard: Guard | None
+
+    @property
+    def versions(self) -> VersionTable:
+        """The versions that runs were begun with, and this process's."""
+        ...
 
     def schedule(self, live: LiveRun, /) -> None:
         """Have ``live.advance`` called soon, from a plain callback."""
@@ -165,6 +159,7 @@ class LiveRun:
         self.is_told = cancel is not None and cancel.position is not None
         self._cancel: StepRecord | None = None if self.is_told else cancel
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
+        self._verifier = Verifier(steps, host.guard) if host.settings.verify_replay else None
         self._execution = Execution(
             record, steps, started_at_ms=self._started_at_ms, guard=host.guard
         )
@@ -379,8 +374,10 @@ class LiveRun:
         if self._execution.is_replaying:
             self.phase = REPLAYING
             return
+        if self._verifier is not None:
+            self._verify(self._verifier, None, turn)
         self.phase = STARTING if self._is_start else LIVE
-        self.record = begin_run(self.record, self._started_at_ms)
+        self.record = begin_run(self.record, self._started_at_ms, self._host.versions.present)
         self._commit_turn(turn, None, run=self.record)
 
     def _deliver(self, deliveries_max: int) -> None:
@@ -400,6 +397,8 @@ class LiveRun:
                     # A restart has to know what the body did because of it.
                     step = replace(step, result=str(self._execution.next_number))
                 turn = self._execution.deliver(step, value)
+                if self._verifier is not None:
+                    self._verify(self._verifier, step, turn)
                 self._deliveries.popleft()
                 self._commit_turn(turn, step)
             else:
@@ -409,6 +408,18 @@ class LiveRun:
         """The body does not want the next outcome: it may be all that the run is in memory for."""
         self._deliveries.popleft()
         self.park_if_idle()
+
+    def _verify(self, verifier: Verifier, delivered: StepRecord | None, turn: Turn) -> None:
+        """Execute the body again, before what it did is committed. Raises ``Stuck``."""
+        run = replace(
+            self.record,
+            state=RunState.RUNNING,
+            started_at_ms=self._started_at_ms,
+            restarted_from=None,
+        )
+        if turn.end is not None:
+            run = self._ended(run, turn.end, self._host.clock.now_ms())
+        verifier.check(run, delivered, turn, self._spec)
 
     def _commit_turn(
         self, turn: Turn, delivered: StepRecord | None, run: RunRecord | None = None
@@ -438,7 +449,7 @@ class LiveRun:
         for command in turn.issued:
             change.issued.append(self._steps.issue(command, now_ms, change, after))
         if turn.end is not None:
-            self._end(self._ended(turn.end, now_ms), change, now_ms, after)
+            self._end(self._ended(self.record, turn.end, now_ms), change, now_ms, after)
         else:
             self._park_if_idle(now_ms, change)
         self.submit(change, after)
@@ -477,17 +488,17 @@ class LiveRun:
         self.phase = LEAVING
         change.parked = PARKED_FOR_EVER
 
-    def _ended(self, end: Returned | Raised, now_ms: int) -> RunRecord:
+    def _ended(self, record: RunRecord, end: Returned | Raised, now_ms: int) -> RunRecord:
         error = end.error if isinstance(end, Raised) else None
         if self._execution.is_canceled and isinstance(error, asyncio.CancelledError):
-            return cancel_run(self.record, now_ms)
+            return cancel_run(record, now_ms)
         result: str | None = None
         if isinstance(end, Returned):
             try:
                 result = self._spec.encode_result(end.value)
             except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
                 error = exc
-        return end_run(self.record, result=result, error=error, now_ms=now_ms)
+        return end_run(record, result=result, error=error, now_ms=now_ms)
 
     def _park_if_idle(self, now_ms: int, change: Change) -> None:
         """Let a run leave memory that has nothing to do for long, in the commit of its turn."""
@@ -562,9 +573,7 @@ class LiveRun:
         change.updated += (withdraw(step, now_ms) for step in again)
         if self.record.state in (RunState.STUCK, RunState.PENDING):
             is_canceled = self._execution.is_canceled
-            self.record = change.run = begin_run(
-                self.record, self._started_at_ms, is_canceled=is_canceled
-            )
+            self.record = change.run = continue_run(self.record, is_canceled=is_canceled)
         is_ending = self._cancel is not None
         if self._execution.early_end is not None and is_ending:
             self._end_canceled()
@@ -579,8 +588,11 @@ class LiveRun:
             change.issued.append(
                 self._steps.issue_anew(command, now_ms, change, after, is_ending=is_ending)
             )
+        if self._verifier is not None:
+            self._verifier.note([*change.updated, *change.issued])
         if self._execution.early_end is not None:
-            self._end(self._ended(self._execution.early_end, now_ms), change, now_ms, after)
+            ended = self._ended(self.record, self._execution.early_end, now_ms)
+            self._end(ended, change, now_ms, after)
             self.submit(change, after)
             return
         if self._cancel is not None:
@@ -599,17 +611,20 @@ class LiveRun:
             self._execution.close()
             self._end_canceled()
             return
+        if isinstance(exc, Stuck):
+            versions = self._host.versions.explain(self.record.begun_with)
+            fields: dict[str, object] = {"diff": exc.diff} if exc.diff else {}
+            if versions:
+                fields["versions"] = versions
+            error: BaseException = NonDeterminismError(message_of(exc, STUCK_HINT, versions))
+        else:
+            fields, error = {"exc_info": exc}, _unexpected(exc)
         self._host.log.error(
             "durable.run_stuck",
             run_id=self.record.run_id,
             workflow=self.record.name,
             reason=safe_text(exc),
-            exc_info=None if isinstance(exc, Stuck) else exc,
-        )
-        error = (
-            NonDeterminismError(f"{exc} {STUCK_HINT}")
-            if isinstance(exc, Stuck)
-            else _unexpected(exc)
+            **fields,
         )
         self.record = make_stuck(self.record, error)
         change = Change(run_id=self.record.run_id, run=self.record, is_start=self._is_start)

@@ -351,7 +351,7 @@ class Mailbox:
         self._is_idle = False
         if self._alarm is None:
             due_ms = self._used_at_ms + PARK_AFTER_CROWDED_MS
-            self._alarm = self._host.alarms.set(due_ms, self._look_if_idle)
+            self._alarm = self._host.alarms.set(due_ms, self._look_if_idle, is_background=True)
 
     def _look_if_idle(self) -> None:
         self._alarm = None
@@ -365,4 +365,4 @@ class Mailbox:
         else:
             # After as long again: it may get crowded meanwhile.
             due_ms = now_ms + max(idle_ms, PARK_AFTER_CROWDED_MS)
-            self._alarm = self._host.alarms.set(due_ms, self._look_if_idle)
+            self._alarm = self._host.alarms.set(due_ms, self._look_if_idle, is_background=True)

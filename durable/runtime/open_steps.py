@@ -27,6 +27,7 @@ from durable.core.transitions import (
     fail,
     interrupt,
     interruption_error,
+    new_step,
     start_child,
     start_timer,
     time_out,
@@ -184,7 +185,7 @@ class OpenSteps:
 
     def issue(self, command: Command, now_ms: int, change: Change, after: Effects) -> StepRecord:
         """Take a new command, to be written by ``change``; return its step's record."""
-        step = _new_record(command)
+        step = new_step(command)
         if command.kind is SLEEP:
             after.append((self._set_alarm, step))
             step = start_timer(step, now_ms)
@@ -210,9 +211,9 @@ class OpenSteps:
         It may be withdrawn by now; and nothing begins where the body is about to be cancelled.
         """
         if command.is_withdrawn:
-            return withdraw(_new_record(command), now_ms)
+            return withdraw(new_step(command), now_ms)
         if is_ending and command.kind not in (SLEEP, EVENT):
-            step = self._records[command.number] = _new_record(command)
+            step = self._records[command.number] = new_step(command)
             return step
         return self.issue(command, now_ms, change, after)
 
@@ -348,7 +349,7 @@ class OpenSteps:
             self._settle(complete(step, outcome.text, now_ms), outcome.value)
             return
         assert isinstance(outcome, Failed)
-        step = _failed(step, job, outcome, now_ms)
+        step = _failed(step, job, outcome, now_ms, self._host.settings)
         if step.state.is_final:
             self._settle(step)
         else:
@@ -364,7 +365,7 @@ class OpenSteps:
             step = complete(step, outcome.text, now_ms)
         else:
             assert isinstance(outcome, Failed)
-            step = _failed(step, job, outcome, now_ms)
+            step = _failed(step, job, outcome, now_ms, self._host.settings)
         return Change(run_id=self._run_id, updated=[step])
 
     def on_recorded(self, job: Job, change: Change) -> None:
@@ -637,27 +638,19 @@ class OpenSteps:
             self.on_outcome(job)
 
 
-def _new_record(command: Command) -> StepRecord:
-    return StepRecord(
-        number=command.number,
-        key=command.key,
-        kind=command.kind,
-        name=command.name,
-        args=command.args,
-        due_at_ms=command.due_ms,
-    )
-
-
-def _failed(step: StepRecord, job: Job, outcome: Failed, now_ms: int) -> StepRecord:
+def _failed(
+    step: StepRecord, job: Job, outcome: Failed, now_ms: int, settings: Settings
+) -> StepRecord:
     """Return the record of a step whose attempt has failed: it has too, or is tried again."""
-    wait_ms = _backoff_ms(job, outcome)
+    wait_ms = _backoff_ms(job, outcome, settings)
     if wait_ms is None:
         return fail(step, outcome.error, now_ms)
     return back_off(step, now_ms + wait_ms, outcome.error)
 
 
-def _backoff_ms(job: Job, outcome: Failed) -> int | None:
+def _backoff_ms(job: Job, outcome: Failed, settings: Settings) -> int | None:
     retry = job.work.retry
     if retry is None or (outcome.is_final and not job.work.is_owed):
         return None
-    return retry.backoff_ms(job.attempt.number, random.random())  # noqa: S311  no secret
+    draw = settings.draw or random.random
+    return retry.backoff_ms(job.attempt.number, draw())

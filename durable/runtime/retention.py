@@ -70,7 +70,8 @@ class Retention:
 
     async def _wait(self) -> None:
         rung = asyncio.Event()
-        alarm = self._alarms.set(self._clock.now_ms() + SWEEP_EVERY_MS, rung.set)
+        due_ms = self._clock.now_ms() + SWEEP_EVERY_MS
+        alarm = self._alarms.set(due_ms, rung.set, is_background=True)
         try:
             await rung.wait()
         finally:

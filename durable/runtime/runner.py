@@ -45,11 +45,12 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from durable.core.errors import JournalError
+    from durable.core.execution import WorkflowSpec
     from durable.core.records import EventRecord, RunRecord, StepRecord
+    from durable.core.versions import VersionTable
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
-    from durable.runtime.live import WorkflowSpec
     from durable.runtime.open_steps import Effects
 
 
@@ -197,6 +198,10 @@ class Runner:
     def live_runs_count(self) -> int:
         """How many runs are in memory."""
         return len(self._live)
+
+    @property
+    def versions(self) -> VersionTable:
+        return self._journal.versions
 
     @property
     def is_owner(self) -> bool:

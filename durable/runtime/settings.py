@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import msgspec
@@ -27,11 +28,17 @@ TRANSACTION_S_MAX = 10.0
 
 @final
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine was made with."""
+    """What an engine was made with.
+
+    Attributes:
+        draw: What a back-off's jitter is drawn with, from 0 to 1; ``None``: uniform, at random.
+    """
 
     max_interruptions: int = MAX_INTERRUPTIONS
     park_after_ms: int = PARK_AFTER_MS
     live_runs_max: int = LIVE_RUNS_MAX
     claim_runs_max: int = CLAIM_RUNS_MAX
     retention_ms: int | None = None
+    draw: Callable[[], float] | None = None
+    verify_replay: bool = False
     is_strict: bool = False

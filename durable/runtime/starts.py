@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, final
 
+from durable.core.diff import shorten
 from durable.core.errors import RunConflictError
-from durable.core.history import shorten
 from durable.journal.base import Change, Parked
 from durable.runtime.transactions import unavailable
 from durable.runtime.waiting import Turns, Waiters
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from durable.core.errors import JournalError
+    from durable.core.execution import WorkflowSpec
     from durable.core.records import RunRecord
     from durable.journal.base import Journal
     from durable.journal.scopes import Scope
     from durable.runtime.clock import Clock, EarliestAlarm
-    from durable.runtime.live import LiveRun, WorkflowSpec
+    from durable.runtime.live import LiveRun
     from durable.runtime.neighbours import Neighbours
     from durable.runtime.open_steps import Effects
     from durable.runtime.transactions import Transactions

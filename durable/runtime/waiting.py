@@ -111,7 +111,11 @@ class EndsHost(Protocol):
 
 @final
 class Ends:
-    """Who waits for the end of a run, across outages of the journal."""
+    """Who waits for the end of a run, across outages of the journal.
+
+    Attributes:
+        on_waiting: Called whenever somebody begins to wait, if given.
+    """
 
     def __init__(self, journal: Journal, host: EndsHost) -> None:
         self._journal = journal
@@ -120,6 +124,7 @@ class Ends:
         self._expected: dict[str, int] = {}
         self._kept: dict[str, RunRecord] = {}
         self._outages_count = 0
+        self.on_waiting: Callable[[], None] | None = None
 
     def expect(self, run_id: str) -> None:
         """Keep the row of that run, should it end before ``forget``."""
@@ -140,6 +145,8 @@ class Ends:
                 return ended
             self._host.check_working()
             waiter = self._waiters.join(run_id)
+            if self.on_waiting is not None:
+                self.on_waiting()
             try:
                 if not self._host.is_here(run_id):
                     is_over, record = await self._look_in_journal(run_id)

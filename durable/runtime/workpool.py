@@ -95,6 +95,16 @@ class Workpool:
         self._queue.clear()
 
     @property
+    def is_launching(self) -> bool:
+        """Whether attempts are about to begin."""
+        return bool(self._launched)
+
+    @property
+    def tasks(self) -> frozenset[asyncio.Task[None]]:
+        """The tasks of the attempts that run, wanted or not."""
+        return frozenset(self._tasks)
+
+    @property
     def queued_count(self) -> int:
         """How many attempts wait for a slot."""
         return sum(job.state is JOB_QUEUED for job in self._queue)

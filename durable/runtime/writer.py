@@ -135,6 +135,17 @@ class Writer:
             self._wake.set()
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing is pending, asked for, or under way."""
+        return not (
+            self._is_busy
+            or self._pending
+            or self._is_claim_asked
+            or self._failure
+            or self._is_other_waiting
+        )
+
+    @property
     def _is_other_waiting(self) -> bool:
         return self.others is not None and self.others.is_waiting
 

@@ -39,6 +39,7 @@ from durable import (
     StepState,
     Transaction,
     Workflow,
+    testing,
 )
 
 
@@ -355,3 +356,36 @@ durable.workflow(version="2")  # type: ignore[call-overload]
 
 class Subclass(Engine):  # type: ignore[misc]
     pass
+
+
+# --- the test kit --------------------------------------------------------------------------------
+
+
+async def fake_charge(order: str, cents: int = 500, *, currency: str = "EUR") -> Receipt:
+    return Receipt(order, 0)
+
+
+def plain_fake_charge(order: str, cents: int = 500, *, currency: str = "EUR") -> Receipt:
+    return Receipt(order, 0)
+
+
+async def the_test_kit() -> None:
+    env = testing.engine("sqlite://", auto=False, max_parallelism=1, retention=timedelta(days=1))
+    testing.engine(max_paralelism=1)  # type: ignore[call-arg]
+    async with env:
+        assert_type(env.now, datetime)
+        assert_type(env.engine, Engine)
+        assert_type(await env.run(checkout("o-1")), Receipt)
+        run = await env.start(checkout("o-1"))
+        assert_type(run, Run[Receipt])
+        assert_type(await env.result(run), Receipt)
+        assert_type(await env.advance(1.5), None)
+        assert_type(await env.ask(lambda engine: engine.status("r")), RunStatus)
+        env.replace(charge, fake_charge)
+        env.replace(charge, plain_fake_charge)
+        env.replace(charge, Receipt("o-1", 5))
+        env.replace(charge, LookupError)
+        env.replace(charge, 5)  # type: ignore[misc]
+        assert_type(env.calls(charge), list[testing.StepCall])
+        assert_type(await env.crash_everywhere(checkout("o-1")), testing.Crashes)
+        assert_type(await testing.shuffle(checkout("o-1"), seeds=[7]), testing.Shuffled)
