@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from durable import Engine, EngineClosedError, JournalError, JournalLockedError, TransactionError
 from durable.current import remove_open
+from durable.journal.base import OwnershipLostError
 from durable.runtime.settings import LIVE_RUNS_MAX
 from simulation.loop import stream
 
@@ -60,7 +61,8 @@ class Host:
                 stopping.cancel()
                 self.is_open = False
         except JournalLockedError as exc:
-            if not self._fleet.disk.was_robbed:  # Else two took themselves for the owner.
+            # Who is robbed may take itself for the owner; who writes for long, holds up others.
+            if isinstance(exc, OwnershipLostError) and not self._fleet.disk.was_robbed:
                 machine.fail(f"I3: {exc}")
         except JournalError as exc:
             machine.note(self.process, f"cannot go on: {type(exc).__name__}")
