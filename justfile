@@ -26,6 +26,10 @@ test *args:
 coverage:
     python -m pytest -q -m "not slow" --cov
 
+# the engine in a simulated machine, seed by seed: --seeds N, --from K, --seed K, --planted
+simulate *args:
+    python -m tests.simulation {{args}}
+
 # all benchmarks; names of workloads restrict them
 bench *args:
     python -m benchmarks {{args}}

@@ -483,7 +483,8 @@ class Stage:
             runner = self._engine._runner
             assert runner is not None
             control, ends = runner.control, runner.ends
-            left = [control._acks, control._told, control._gone, ends._waiters]
+            assert not control._acks
+            left = [control._told, control._gone, ends._waiters]
             assert all(waiters._by_run == {} for waiters in left), left
         await self.die()
         await self._examine(read_file)

@@ -120,7 +120,8 @@ async def check_nothing_is_left(engine: Engine) -> None:
     await until(lambda: runner.pool.running_count == 0)
     assert engine.statistics().queued_actions == 0
     control = runner.control
-    assert control._acks._by_run == control._told._by_run == control._gone._by_run == {}
+    assert not control._acks
+    assert control._told._by_run == control._gone._by_run == {}
     assert runner.ends._waiters._by_run == {}
 
 
@@ -312,3 +313,37 @@ async def test_a_cancel_that_has_read_what_is_old_by_now_reads_again(path: Path)
         status = await run.status()
         assert (status.state, status.result) == (RunState.COMPLETED, "answer")
         assert [step.name async for step in run.steps()] == ["it"]
+
+
+async def test_a_removal_is_not_acknowledged_by_the_commit_of_a_cancel(path: Path) -> None:
+    """Both were asked of one run at the same time, and are written one after the other."""
+    clock, turns = ManualClock(), asyncio.Semaphore(0)
+    async with opened(path, clock) as engine:
+        run = await engine.start(napping_for_long())
+        await until(lambda: world.begun)
+        await until_parked(engine)
+        journal: Any = engine._journal
+        commit, committing = journal.commit, list[Any]()
+
+        async def commit_in_turn(changes: Any) -> Any:  # noqa: ANN401
+            committing.append(changes)
+            await turns.acquire()
+            return await commit(changes)
+
+        journal.commit = commit_in_turn
+        canceling = asyncio.create_task(run.cancel())
+        await until(lambda: len(committing) == 1)
+        removing = asyncio.create_task(run.cleanup(force=True))
+        assert engine._runner is not None
+        writer = engine._runner.writer
+        await until(lambda: bool(writer._pending))
+        turns.release()
+        assert await canceling is True
+        await until(lambda: len(committing) == 2)
+        for _ in range(CYCLES):
+            await asyncio.sleep(0)
+        assert not removing.done()
+        journal.commit = commit
+        turns.release()
+        assert await removing is True
+        assert await engine.get(run.id).cleanup() is False, "there is none any more"

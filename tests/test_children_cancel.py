@@ -221,6 +221,41 @@ async def test_a_cancel_that_meets_a_claim_is_told_once(
         assert world.begun == {"clean": 1}
 
 
+async def test_a_child_that_is_claimed_while_its_parent_is_cancelled_begins_nothing(
+    path: Path, clock: ManualClock, disk: Disk
+) -> None:
+    """Its claim does not find that it is to end, which is written after it."""
+
+    @durable.workflow(name="children.claimed_late")
+    async def late(step: Step) -> None:
+        await step.sleep(MONTH_S)
+        await echo("late")
+
+    @durable.workflow(name="children.calling_late")
+    async def calling_late(_step: Step) -> None:
+        await asyncio.gather(late(), held("it"))
+
+    async with opened(path, clock) as engine:
+        run = await engine.start(calling_late(), id="it")
+        await until(lambda: world.begun["it"] and engine.statistics().live_runs == 2)
+        claims = disk.calls["claim"]
+        disk.answers.clear()
+        clock.advance(MONTH_S)
+        await until(lambda: disk.calls["claim"] > claims)
+        asking = asyncio.create_task(run.cancel())
+        assert engine._runner is not None
+        writer = engine._runner.writer
+        await until(lambda: writer._pending)
+        disk.answers.set()
+        assert await asking is True
+        world.may_end.set()
+        await until_parked(engine)
+        children = [status.id async for status in engine.iter_runs(parent="it")]
+        await until_all_canceled(engine, ["it", *children])
+        assert not world.begun["late"]
+        await check_families(engine)
+
+
 async def test_a_child_that_cleans_up_already_is_left_to_it(path: Path) -> None:
     """It was cancelled alone: its steps, and the children that it calls for that, go on."""
 

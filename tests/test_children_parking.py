@@ -9,8 +9,8 @@ import pytest
 from clock import ManualClock
 from families import check_families, children_of, the_child
 from faults import MONTH_S, Disk, crashing, opened
-from waiting import WAIT_S_MAX, until, until_parked, until_state, until_step
-from world import echoing, held, world
+from waiting import WAIT_S_MAX, until, until_open, until_parked, until_state, until_step
+from world import echo, echoing, gated, held, world
 
 import durable
 from durable import RunCanceled, RunState, Step, StepState
@@ -331,4 +331,70 @@ async def test_children_of_a_start_whose_id_is_taken_keep_no_room(
         await until(lambda: engine._runner and engine._runner.room == 3)
         assert await children_of(engine, "taken") == []
         assert world.begun == {"first": 1}
+        await check_families(engine)
+
+
+# --- what a full memory must not hold up ---------------------------------------------------------
+
+
+@durable.workflow
+async def napping(step: Step) -> str:
+    return await step.run(echoing("late"), run_after=0.5)
+
+
+async def test_a_parent_gives_its_room_to_its_child_that_is_due(
+    path: Path, clock: ManualClock
+) -> None:
+    async with opened(path, clock, live_runs_max=1) as engine:
+        run = await engine.start(napping())
+        await until_open(run)
+        assert engine.statistics().live_runs == 1, "it stays for so short a time"
+        clock.advance(0.5)
+        assert await run.result(timeout=WAIT_S_MAX) == "late"
+        await check_families(engine)
+
+
+@durable.workflow
+async def two_steps(_step: Step) -> list[str]:
+    return [await gated("first"), await echo("second")]
+
+
+@durable.workflow
+async def calling(_step: Step) -> list[str]:
+    return await two_steps()
+
+
+async def test_a_child_begins_nothing_after_the_cancel_of_its_parent_that_is_not_in_memory(
+    path: Path, clock: ManualClock
+) -> None:
+    async with opened(path, clock, live_runs_max=1) as engine:
+        run = await engine.start(calling())
+        await until(lambda: world.begun["first"])
+        assert engine.statistics().live_runs == 1, "there is room for the child alone"
+        assert await run.cancel()
+        world.may_end.set()
+        await until_state(run, RunState.CANCELED)
+        assert not world.begun["second"]
+        await check_families(engine)
+
+
+@durable.workflow
+async def racing(step: Step) -> str:
+    tasks = [asyncio.create_task(step.wait_event("go")) for _ in range(2)]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    return await echoing(f"{len(done)} of 2")
+
+
+async def test_an_outcome_that_is_not_wanted_keeps_no_run_in_memory(
+    path: Path, clock: ManualClock
+) -> None:
+    """Both events are there; the wait for the second is withdrawn before it is its turn."""
+    async with opened(path, clock, live_runs_max=1) as engine:
+        run = await engine.start(racing(), run_after=1)
+        await run.send_event("go", 1)
+        await run.send_event("go", 2)
+        clock.advance(1)
+        assert await run.result(timeout=WAIT_S_MAX) == "1 of 2"
         await check_families(engine)

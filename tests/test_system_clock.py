@@ -53,6 +53,26 @@ def test_the_clock_is_never_set_back(jump: Callable[[float], None]) -> None:
     assert 0 <= clock.now_ms() - before_ms < HOUR_S * 500
 
 
+@pytest.mark.parametrize("seconds", [0.3, 0.9, 1.5])
+def test_the_clock_is_not_set_back_by_a_little_either(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """Nor where it was last looked at some time before it was set."""
+    monotonic_ns, ahead_ns = 0, 0
+    monkeypatch.setattr(time, "time_ns", lambda: HOUR_S * 10**9 + monotonic_ns + ahead_ns)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: monotonic_ns)
+    clock = SystemClock()
+    monotonic_ns = 950_000_000
+    before_ms = clock.now_ms()
+    ahead_ns = -round(seconds * 1e9)
+    told: list[int] = []
+    for _ in range(40):
+        monotonic_ns += 100_000_000
+        told.append(clock.now_ms())
+    assert [before_ms, *told] == sorted([before_ms, *told])
+    assert told[-1] - before_ms >= 4_000 - seconds * 1000
+
+
 def test_the_clock_follows_the_machine_s_forward_once_it_is_not_ahead(
     jump: Callable[[float], None],
 ) -> None:

@@ -73,6 +73,9 @@ class Children:
         # Those that are in memory after the commit of their start, and what was asked of them.
         self._promised: dict[str, StepRecord | None] = {}
         self._here: dict[str, set[str]] = {}
+        # What is asked of those that are not in memory, and is not committed: a claim that is under
+        # way does not find it.
+        self._asked: dict[str, StepRecord] = {}
 
     @property
     def promised_count(self) -> int:
@@ -121,10 +124,14 @@ class Children:
                 self._exit(child)
             self._host.writer.ask_claim()
 
-    def on_live(self, record: RunRecord) -> None:
+    def on_live(self, live: LiveRun) -> None:
         """A run is in memory."""
+        record = live.record
         if record.parent_id is not None:
             self._enter(record)
+            asked = self._asked.get(record.run_id)
+            if asked is not None:
+                live.cancel_recorded(asked)  # It is written before what the run writes.
 
     def owe(self, change: Change, now_ms: int, after: Effects) -> None:
         """Have what is owed the end of a run started by the change that ends it."""
@@ -154,6 +161,9 @@ class Children:
                 self._promised[child_id] = self._promised[child_id] or asked
             elif (live := self._host.live(child_id)) is not None:
                 live.cancel_recorded(asked)
+            else:
+                self._asked.setdefault(child_id, asked)
+                after.append((self._on_asked, child_id))
         if child_ids:
             self._hold(child_ids)
             after.append((self._claim, None))
@@ -172,6 +182,9 @@ class Children:
         for state in (JOB_QUEUED, JOB_RESERVED):  # A slot that is given back is taken at once.
             for live in held:
                 live.hold(state)
+
+    def _on_asked(self, child_id: str) -> None:
+        self._asked.pop(child_id, None)
 
     def _claim(self, _: None) -> None:
         self._host.writer.ask_claim()
@@ -201,11 +214,13 @@ class Children:
         """There is no such run any more, nor what is under it."""
         self._promised.pop(run_id, None)
         self._here.pop(run_id, None)
+        self._asked.pop(run_id, None)
 
     def clear(self) -> None:
         """Forget them: nothing is in memory any more."""
         self._promised.clear()
         self._here.clear()
+        self._asked.clear()
 
     # --- who is here -----------------------------------------------------------------------------
 

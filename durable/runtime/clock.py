@@ -45,20 +45,26 @@ class SystemClock:
     """The machine's clock, save that it is never set back.
 
     When the machine's clock is, this one goes on by the monotonic one, ahead of the machine's by as
-    much: timers that are set ring after the time they were set for. When the machine's is set
-    forward, this one follows, at first only by what it is not ahead.
+    much: timers that are set ring after the time they were set for. By so little that it may be a
+    fine adjustment, this one stands still meanwhile. When the machine's is set forward, this one
+    follows, at first only by what it is not ahead.
     """
 
     def __init__(self) -> None:
         self._wall_ns = time.time_ns()
         self._monotonic_ns = time.monotonic_ns()
         self._ahead_ns = 0
+        self._latest_ms = 0
 
     def now_ms(self) -> int:
         wall_ns = time.time_ns()
         if not 0 <= wall_ns - self._wall_ns < JUMP_NS_MIN:
             self._look_for_jump(wall_ns)
-        return (wall_ns + self._ahead_ns) // 1_000_000
+        now_ms = (wall_ns + self._ahead_ns) // 1_000_000
+        if now_ms < self._latest_ms:
+            return self._latest_ms
+        self._latest_ms = now_ms
+        return now_ms
 
     def _look_for_jump(self, wall_ns: int) -> None:
         monotonic_ns = time.monotonic_ns()

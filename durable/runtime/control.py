@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Protocol, final
 
@@ -90,7 +91,8 @@ class Control:
         self._submitted: dict[str, list[Change]] = {}
         self._removing: set[str] = set()
         self._turns = Turns()
-        self._acks = Waiters()
+        # Not by run: several may ask different things of one at the same time.
+        self._acks: set[asyncio.Future[None]] = set()
         self._told = Waiters()
         self._gone = Waiters()
         self._asking = Asking(journal, self, host)
@@ -256,8 +258,13 @@ class Control:
 
     async def submit(self, change: Change, after: Effects) -> None:
         """Return once a change of a run that is not in memory is committed, with its effects."""
-        self._submit(change, after)
-        await self._wait(self._acks, change.run_id)
+        acked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._acks.add(acked)
+        try:
+            self._submit(change, [*after, (_acknowledge, acked)])
+            await acked
+        finally:
+            self._acks.discard(acked)
 
     def _submit(self, change: Change, after: Effects) -> None:
         self._submitted.setdefault(change.run_id, []).append(change)
@@ -271,6 +278,10 @@ class Control:
         after: Effects = []
         if record.state in (RunState.PENDING, RunState.STUCK):
             self._end(record, open_steps, asked, change, after)
+        else:
+            # What its body is going to withdraw: its children are not to go on until it is back.
+            left = [withdraw(step, asked.finished_at_ms or 0) for step in open_steps]
+            self._host.children.cancel(left, asked, change, after)
         await self.submit(change, after)
 
     def _end(
@@ -342,7 +353,6 @@ class Control:
             self._host.on_over(change.run)
         elif not change.is_removal:
             self._host.on_committed(change, after, taken_by)
-        self._acks.tell(change.run_id, change.run)
 
     async def _wait(self, waiters: Waiters, run_id: str) -> None:
         waiter = waiters.join(run_id)
@@ -377,9 +387,17 @@ class Control:
         """Wake all who wait for a cancel: it may be in the journal or not."""
         self._submitted.clear()
         self._removing.clear()
-        self._acks.fail_all(make_error)
+        for acked in self._acks:
+            if not acked.done():
+                acked.set_exception(make_error())
+                acked.exception()  # Its task may be gone: nobody has to retrieve it.
         self._told.fail_all(make_error)
         self._gone.fail_all(make_error)
+
+
+def _acknowledge(acked: asyncio.Future[None]) -> None:
+    if not acked.done():
+        acked.set_result(None)
 
 
 def is_asked_to_end(steps: Iterable[StepRecord]) -> bool:

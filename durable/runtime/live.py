@@ -323,7 +323,7 @@ class LiveRun:
         return self.phase is not LEAVING or self.record.state.is_final
 
     def park_if_idle(self) -> None:
-        """Leave memory, if there is nothing to do for long: no child is there any more."""
+        """Leave memory, if there is nothing to do for long."""
         if self.phase is LIVE:
             change = Change(run_id=self.record.run_id)
             self._park_if_idle(self._host.clock.now_ms(), change)
@@ -389,7 +389,7 @@ class LiveRun:
                 if step.kind is EVENT and step.finished_at_ms is None:
                     received = self._steps.receive(step)
                     if received is None:
-                        self._deliveries.popleft()
+                        self._drop_delivery()
                         continue
                     step, value = received
                 step = replace(step, position=self._execution.next_position)
@@ -402,7 +402,12 @@ class LiveRun:
                 self._deliveries.popleft()
                 self._commit_turn(turn, step)
             else:
-                self._deliveries.popleft()
+                self._drop_delivery()
+
+    def _drop_delivery(self) -> None:
+        """The body does not want the next outcome: it may be all that the run is in memory for."""
+        self._deliveries.popleft()
+        self.park_if_idle()
 
     def _verify(self, verifier: Verifier, delivered: StepRecord | None, turn: Turn) -> None:
         """Execute the body again, before what it did is committed. Raises ``Stuck``."""

@@ -83,6 +83,11 @@ class StepsHost(MailboxHost, Protocol):
     settings: Settings
     transactions: Transactions
 
+    @property
+    def room(self) -> int:
+        """How many more runs there may be in memory."""
+        ...
+
     def launch(self, job: Job, /) -> None:
         """The pool's, as an effect."""
         ...
@@ -110,7 +115,7 @@ class StepsOwner(MailboxOwner, Protocol):
         ...
 
     def put_off(self, step: StepRecord, now_ms: int, after: Effects) -> None:
-        """Record that a step's next attempt is due later."""
+        """Record that a step goes on later; leave memory, if there is nothing to do for long."""
         ...
 
     def submit(self, change: Change, after: Effects) -> None:
@@ -468,7 +473,10 @@ class OpenSteps:
             if step.state.is_final:
                 return
             begun = self._records[number] = start_child(step, now_ms)
-            self._owner.submit(Change(run_id=self._run_id, updated=[begun]), [])
+            if self._host.room > 0:
+                self._owner.submit(Change(run_id=self._run_id, updated=[begun]), [])
+            else:  # The child may need the room of its parent.
+                self._owner.put_off(begun, now_ms, [])
             return
         after: Effects = []
         begun = self._offer(step, self._owner.work(number), now_ms, after)

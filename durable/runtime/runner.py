@@ -398,7 +398,7 @@ class Runner:
             self, spec, record, steps, interrupted=interrupted, ended=ended, events=events
         )
         self._live[record.run_id] = live
-        self.children.on_live(record)
+        self.children.on_live(live)
         self.control.on_claimed(live)
         self.schedule(live)
 
