@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from durable.core.closing import chain
@@ -115,9 +114,8 @@ def _frames_of(task: WorkflowTask[Any]) -> list[FrameType]:
 
 
 def _frame_of(suspended: Any) -> FrameType | None:  # noqa: ANN401  a coroutine or a generator
-    if isinstance(suspended, AsyncGeneratorType):
-        return suspended.ag_frame  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    return getattr(suspended, "cr_frame", None) or getattr(suspended, "gi_frame", None)
+    frames = (getattr(suspended, name, None) for name in ("cr_frame", "gi_frame", "ag_frame"))
+    return next((frame for frame in frames if frame is not None), None)
 
 
 def _innermost(frames: Iterable[FrameType], package: str | None) -> FrameType | None:
