@@ -391,12 +391,6 @@ async def test_a_tool_that_is_a_plain_function_is_refused_with_a_word() -> None:
             await env.run(scripted_run("go"))
 
 
-async def test_the_clocks_that_it_reads_are_refused_by_a_strict_engine() -> None:
-    async with testing.engine(strict=True) as env:
-        with pytest.raises(RunFailed, match=r"may not use time\.time_ns\(\).*pydantic_ai"):
-            await env.run(asking("What is it like outside?"))
-
-
 async def test_an_agent_that_gives_up_fails_its_run() -> None:
     """With an exception of pydantic-ai's own, which the workflow's module names."""
     async with testing.engine(verify_replay=True) as env:

@@ -41,6 +41,8 @@ import pytest
 from changing import act, today
 from corpus import CORPUS, Case
 from player import AnyOrder, dice
+from pydantic_ai import Agent
+from pydantic_ai.models.test import TestModel
 from replay_driver import replay_all, run_live
 from waiting import WAIT_S_MAX, until_open, until_state
 
@@ -694,3 +696,18 @@ async def test_what_verify_replay_executes_again_is_watched_too() -> None:
     async with Engine("sqlite://", strict=True, verify_replay=True) as engine:
         with pytest.raises(RunFailed, match=r"open\(\)"):
             await engine.run(verified())
+
+
+agent = Agent(TestModel())
+
+
+@durable.workflow
+async def asking_an_agent(step: Step) -> str:
+    return (await agent.run("go")).output  # durable: allow
+
+
+async def test_the_clocks_that_an_agent_reads_in_its_own_tasks_are_refused(strict: Engine) -> None:
+    """The line's comment reaches its own calls, where an agent draws an id, and not those."""
+    message = await refusal_of(strict, asking_an_agent())
+    assert "may not use datetime.now()" in message
+    assert "pydantic_ai" in message
