@@ -17,6 +17,7 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, cast, final
 
+import clock
 import msgspec
 from msgspec.structs import replace
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from durable.call import Call
     from durable.core.commands import Command, Turn
 
-START_MS = 1_700_000_000_000
+START_MS = clock.START_MS
 DELAYS_MS = (0, 0, 1, 250, 3_000)
 """How much later than the last one a completion is."""
 
