@@ -282,12 +282,22 @@ async def test_the_time_out_of_a_tool_is_a_durable_timer() -> None:
         assert (env.now - began).total_seconds() == 2 * DAY_S
 
 
-async def test_a_tool_that_fails_ends_the_run_with_its_error() -> None:
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        pytest.param({"city": "oslo"}, ValueError, id="of the tool"),
+        pytest.param({"town": "Oslo"}, UnexpectedModelBehavior, id="of the agent, which gives up"),
+    ],
+)
+async def test_an_agent_that_fails_ends_the_run_with_its_error(
+    given: dict[str, str], error: type[Exception]
+) -> None:
+    """An action's own, or one of pydantic-ai's, which the workflow's module names."""
     async with testing.engine(verify_replay=True) as env:
-        answer_by(env, lambda _: [ToolCallPart("count", {"city": "oslo"})])
+        answer_by(env, lambda _: [ToolCallPart("count", given)])
         with pytest.raises(RunFailed) as failed:
             await env.run(scripted_run("go"))
-    assert isinstance(failed.value.__cause__, ValueError)
+    assert isinstance(failed.value.__cause__, error)
 
 
 async def test_a_tool_that_is_called_wrongly_is_called_again() -> None:
@@ -389,12 +399,3 @@ async def test_a_tool_that_is_a_plain_function_is_refused_with_a_word() -> None:
         answer_by(env, lambda _: [ToolCallPart("plain", {"city": "Oslo"})])
         with pytest.raises(RunFailed, match=r"thread.*action"):
             await env.run(scripted_run("go"))
-
-
-async def test_an_agent_that_gives_up_fails_its_run() -> None:
-    """With an exception of pydantic-ai's own, which the workflow's module names."""
-    async with testing.engine(verify_replay=True) as env:
-        answer_by(env, lambda _: [ToolCallPart("count", {"town": "Oslo"})])
-        with pytest.raises(RunFailed) as failed:
-            await env.run(scripted_run("go"))
-    assert isinstance(failed.value.__cause__, UnexpectedModelBehavior)
