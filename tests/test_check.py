@@ -436,6 +436,56 @@ def test_bad_usage_says_what_is_wrong(
     assert said in capsys.readouterr().err
 
 
+class NotAnException(BaseException):
+    pass
+
+
+@pytest.fixture
+def importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Return the name of a module that does that when it is imported."""
+
+    def importing(text: str) -> str:
+        (tmp_path / "raises_at_import.py").write_text(text)
+        return "raises_at_import"
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importing
+    sys.modules.pop("raises_at_import", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "raised"),
+    [
+        ("import sys; sys.exit()", "SystemExit. "),
+        ("import sys; sys.exit(0)", "SystemExit: 0. "),
+        ("import sys; sys.exit('no settings')", "SystemExit: no settings. "),
+        ("import test_check; raise test_check.NotAnException('x')", "NotAnException: x. "),
+        ("raise ValueError('x')", "ValueError: x. "),
+    ],
+)
+@pytest.mark.parametrize("command", [["check"], ["replay", "r0"]])
+def test_what_a_module_raises_at_its_import_is_no_success(  # noqa: PLR0917
+    path: Path,
+    importing: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    text: str,
+    raised: str,
+) -> None:
+    """A pipeline that looks at the status must not go on."""
+    assert main([*command, "--journal", str(path), importing(text)]) == 2
+    said = capsys.readouterr()
+    assert f"cannot import 'raises_at_import': {raised}" in said.err
+    assert said.out == ""
+
+
+def test_ctrl_c_while_a_module_is_imported_is_ctrl_c(
+    path: Path, importing: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(path, code=importing("raise KeyboardInterrupt")) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_ctrl_c_ends_it_quietly(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
