@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=(
             "open the debugger in the body's frame there, to go on from it; without --to-step, "
-            "where the replay has ended"
+            "or when the replay does not come to that delivery, where the replay has ended"
         ),
     )
     replay.set_defaults(run=_replay, prog=replay.prog)
