@@ -67,6 +67,12 @@ async def other(step: Step, amount: int) -> None:
     await step.sleep(amount)
 
 
+@durable.workflow
+async def spread(step: Step, number: int) -> None:
+    await note(f"n{number}")
+    await asyncio.gather(*(step.sleep(DAY_S + number) for _ in range(3)))
+
+
 @pytest.fixture(autouse=True)
 def _first_day() -> Iterator[None]:
     texts[:] = ["old"]
@@ -125,6 +131,7 @@ async def test_runs_that_would_get_stuck_are_listed_with_the_diff_and_the_way_ou
     said = capsys.readouterr().out
     assert said.startswith(
         "test_check:sleeping: 12 runs: r0, r1, r2, r3, r4, r5, r6, r7, r8, r9 and 2 more\n"
+        "  r0, for example:\n"
         "  the journal has step 0 'test_check:note'"
     )
     assert '    - 0  action  test_check:note  {"text":"old"}\n' in said
@@ -133,6 +140,96 @@ async def test_runs_that_would_get_stuck_are_listed_with_the_diff_and_the_way_ou
     assert "12 would get stuck, of 12 unfinished runs" in said
     assert "step.patched()" in said
     assert "a new version" in said
+
+
+# --- what differs in the same way ----------------------------------------------------------------
+
+
+async def spread_out(path: Path) -> None:
+    async with Engine(path) as engine:
+        for number in range(4):
+            run = await engine.start(spread(number), id=f"r{number}")
+            await until_step(run, "sleep", StepState.RUNNING)
+
+
+async def grouped(path: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    assert await checked(path, "--json") == 1
+    return [each["runs"] for each in json.loads(capsys.readouterr().out)["stuck"]]
+
+
+async def test_a_parameter_that_is_new_is_one_finding_whatever_the_arguments_are(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def with_currency(step: Step, number: int, currency: str) -> None: ...
+
+    await spread_out(path)
+    monkeypatch.setattr(spread, "fn", with_currency)
+    assert await grouped(path, capsys) == [["r0", "r1", "r2", "r3"]]
+
+
+async def test_of_an_exception_the_class_counts_and_not_its_text(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def raising(_step: Step, number: int) -> None:
+        raise (LookupError if number == 3 else ValueError)(f"of order {number}")
+
+    await spread_out(path)
+    monkeypatch.setattr(spread, "fn", raising)
+    assert await grouped(path, capsys) == [["r0", "r1", "r2"], ["r3"]]
+
+
+async def test_the_same_exception_at_another_step_is_another_finding(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def raising(_step: Step, number: int) -> None:
+        if number < 2:
+            await note(f"n{number}")
+        raise ValueError(number)
+
+    await spread_out(path)
+    monkeypatch.setattr(spread, "fn", raising)
+    assert await grouped(path, capsys) == [["r0", "r1"], ["r2", "r3"]]
+
+
+async def test_a_step_that_is_not_issued_is_another_finding_than_another_step(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def less(step: Step, number: int) -> None:
+        await note(f"n{number}")
+        await asyncio.gather(*(step.sleep(DAY_S + number) for _ in range(1 + number % 2)))
+
+    await spread_out(path)
+    monkeypatch.setattr(spread, "fn", less)
+    assert await grouped(path, capsys) == [["r0", "r2"], ["r1", "r3"]]
+
+
+async def test_a_result_that_does_not_fit_is_one_finding_whatever_the_step_s_arguments_are(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change() -> None:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("UPDATE durable_step SET result = '17' WHERE result IS NOT NULL")
+            db.commit()
+
+    await spread_out(path)
+    await asyncio.to_thread(change)
+    assert await grouped(path, capsys) == [["r0", "r1", "r2", "r3"]]
+
+
+async def test_arguments_that_do_not_fit_are_one_finding(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change() -> None:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("UPDATE durable_run SET args = replace(args, 'number', 'n')")
+            db.commit()
+
+    await spread_out(path)
+    await asyncio.to_thread(change)
+    assert await grouped(path, capsys) == [["r0", "r1", "r2", "r3"]]
+
+
+# --- what else is said ---------------------------------------------------------------------------
 
 
 async def test_the_versions_that_a_run_was_begun_with_are_named(
