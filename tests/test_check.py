@@ -533,6 +533,25 @@ def test_bad_usage_says_what_is_wrong(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("journal", "code", "said"),
+    [
+        ("sqlite://", "test_check", "in memory"),
+        ("no-such-file.db", "test_check", "there is no such file"),
+        ("x.db", "no_such_module", "cannot import 'no_such_module'"),
+    ],
+)
+def test_programs_get_an_object_when_nothing_could_be_checked_too(
+    journal: str, code: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--json", "--journal", journal, code]) == 2
+    told = capsys.readouterr()
+    error = json.loads(told.out)
+    assert list(error) == ["error"]
+    assert said in error["error"]
+    assert told.err == f"python -m durable check: {error['error']}\n"
+
+
 class NotAnException(BaseException):
     pass
 
