@@ -144,11 +144,11 @@ class BoundCallback:
         owed = f"{kind} {name!r}, which is owed the end of run {args['completion']['run_id']!r}"
         if definition is None:
             msg = f"the code has no {owed}. Import the module that defines it."
-            raise Stuck(msg)
+            raise Stuck(msg, way=("no definition", kind, name))
         why = _why_unfit(definition)
         if why is not None:
             msg = f"the code has {owed}, but it does not take a Completion: {why}"
-            raise Stuck(msg)
+            raise Stuck(msg, way=("unfit definition", kind, name, why))
 
     def encode_result(self, value: object) -> str:
         text: str = self._bound.encode_result(value)

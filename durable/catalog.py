@@ -9,10 +9,10 @@ from durable import registry
 from durable.bounding import bounded
 from durable.callbacks import NO_BOUND, BoundCallback, call_back
 from durable.core.callbacks import ON_COMPLETE
-from durable.core.codec import DecodeError, decode_plain
+from durable.core.codec import DecodeError, decode_plain, safe_text
 from durable.core.commands import Stuck
 from durable.core.errors import JournalCorruptError, RunCanceled, RunFailed
-from durable.core.failures import decode_error, rebuild_error
+from durable.core.failures import decode_error, rebuild_error, type_name_of
 from durable.core.records import RunState, StepKind
 from durable.core.retry import Retry
 from durable.issue import MAX_PAYLOAD, Defaults, Environment, known_errors
@@ -48,7 +48,7 @@ class BoundWorkflow:
                 f"the recorded arguments of the run do not fit {self.definition.name!r} any more: "
                 f"{exc}. Make it accept both, or give it a new version."
             )
-            raise Stuck(msg) from exc
+            raise Stuck(msg, way=("arguments", type_name_of(type(exc)))) from exc
         execution.environment = self._environment
         step = Step(execution, self.definition)
         try:
@@ -58,7 +58,8 @@ class BoundWorkflow:
                 f"the journal has the run with arguments {execution.run.args}; the code's "
                 f"{exc}. Give new parameters a default, or the workflow a new version."
             )
-            raise Stuck(msg) from exc
+            # Python's sentence names parameters, and no values.
+            raise Stuck(msg, way=("parameters", safe_text(exc))) from exc
         return coroutine
 
     def encode_result(self, value: object) -> str:

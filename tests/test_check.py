@@ -67,6 +67,12 @@ async def other(step: Step, amount: int) -> None:
     await step.sleep(amount)
 
 
+@durable.workflow
+async def spread(step: Step, number: int) -> None:
+    await note(f"n{number}")
+    await asyncio.gather(*(step.sleep(DAY_S + number) for _ in range(3)))
+
+
 @pytest.fixture(autouse=True)
 def _first_day() -> Iterator[None]:
     texts[:] = ["old"]
@@ -125,6 +131,7 @@ async def test_runs_that_would_get_stuck_are_listed_with_the_diff_and_the_way_ou
     said = capsys.readouterr().out
     assert said.startswith(
         "test_check:sleeping: 12 runs: r0, r1, r2, r3, r4, r5, r6, r7, r8, r9 and 2 more\n"
+        "  r0, for example:\n"
         "  the journal has step 0 'test_check:note'"
     )
     assert '    - 0  action  test_check:note  {"text":"old"}\n' in said
@@ -133,6 +140,96 @@ async def test_runs_that_would_get_stuck_are_listed_with_the_diff_and_the_way_ou
     assert "12 would get stuck, of 12 unfinished runs" in said
     assert "step.patched()" in said
     assert "a new version" in said
+
+
+# --- what differs in the same way ----------------------------------------------------------------
+
+
+async def spread_out(path: Path) -> None:
+    async with Engine(path) as engine:
+        for number in range(4):
+            run = await engine.start(spread(number), id=f"r{number}")
+            await until_step(run, "sleep", StepState.RUNNING)
+
+
+async def grouped(path: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    assert await checked(path, "--json") == 1
+    return [each["runs"] for each in json.loads(capsys.readouterr().out)["stuck"]]
+
+
+async def test_a_parameter_that_is_new_is_one_finding_whatever_the_arguments_are(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def with_currency(step: Step, number: int, currency: str) -> None: ...
+
+    await spread_out(path)
+    monkeypatch.setattr(spread, "fn", with_currency)
+    assert await grouped(path, capsys) == [["r0", "r1", "r2", "r3"]]
+
+
+async def test_of_an_exception_the_class_counts_and_not_its_text(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def raising(_step: Step, number: int) -> None:
+        raise (LookupError if number == 3 else ValueError)(f"of order {number}")
+
+    await spread_out(path)
+    monkeypatch.setattr(spread, "fn", raising)
+    assert await grouped(path, capsys) == [["r0", "r1", "r2"], ["r3"]]
+
+
+async def test_the_same_exception_at_another_step_is_another_finding(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def raising(_step: Step, number: int) -> None:
+        if number < 2:
+            await note(f"n{number}")
+        raise ValueError(number)
+
+    await spread_out(path)
+    monkeypatch.setattr(spread, "fn", raising)
+    assert await grouped(path, capsys) == [["r0", "r1"], ["r2", "r3"]]
+
+
+async def test_a_step_that_is_not_issued_is_another_finding_than_another_step(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def less(step: Step, number: int) -> None:
+        await note(f"n{number}")
+        await asyncio.gather(*(step.sleep(DAY_S + number) for _ in range(1 + number % 2)))
+
+    await spread_out(path)
+    monkeypatch.setattr(spread, "fn", less)
+    assert await grouped(path, capsys) == [["r0", "r2"], ["r1", "r3"]]
+
+
+async def test_a_result_that_does_not_fit_is_one_finding_whatever_the_step_s_arguments_are(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change() -> None:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("UPDATE durable_step SET result = '17' WHERE result IS NOT NULL")
+            db.commit()
+
+    await spread_out(path)
+    await asyncio.to_thread(change)
+    assert await grouped(path, capsys) == [["r0", "r1", "r2", "r3"]]
+
+
+async def test_arguments_that_do_not_fit_are_one_finding(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change() -> None:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("UPDATE durable_run SET args = replace(args, 'number', 'n')")
+            db.commit()
+
+    await spread_out(path)
+    await asyncio.to_thread(change)
+    assert await grouped(path, capsys) == [["r0", "r1", "r2", "r3"]]
+
+
+# --- what else is said ---------------------------------------------------------------------------
 
 
 async def test_the_versions_that_a_run_was_begun_with_are_named(
@@ -434,6 +531,75 @@ def test_bad_usage_says_what_is_wrong(
     monkeypatch.delenv("DURABLE_URL", raising=False)
     assert main(["check", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("journal", "code", "said"),
+    [
+        ("sqlite://", "test_check", "in memory"),
+        ("no-such-file.db", "test_check", "there is no such file"),
+        ("x.db", "no_such_module", "cannot import 'no_such_module'"),
+    ],
+)
+def test_programs_get_an_object_when_nothing_could_be_checked_too(
+    journal: str, code: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--json", "--journal", journal, code]) == 2
+    told = capsys.readouterr()
+    error = json.loads(told.out)
+    assert list(error) == ["error"]
+    assert said in error["error"]
+    assert told.err == f"python -m durable check: {error['error']}\n"
+
+
+class NotAnException(BaseException):
+    pass
+
+
+@pytest.fixture
+def importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Return the name of a module that does that when it is imported."""
+
+    def importing(text: str) -> str:
+        (tmp_path / "raises_at_import.py").write_text(text)
+        return "raises_at_import"
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importing
+    sys.modules.pop("raises_at_import", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "raised"),
+    [
+        ("import sys; sys.exit()", "SystemExit. "),
+        ("import sys; sys.exit(0)", "SystemExit: 0. "),
+        ("import sys; sys.exit('no settings')", "SystemExit: no settings. "),
+        ("import test_check; raise test_check.NotAnException('x')", "NotAnException: x. "),
+        ("raise ValueError('x')", "ValueError: x. "),
+    ],
+)
+@pytest.mark.parametrize("command", [["check"], ["replay", "r0"]])
+def test_what_a_module_raises_at_its_import_is_no_success(  # noqa: PLR0917
+    path: Path,
+    importing: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    text: str,
+    raised: str,
+) -> None:
+    """A pipeline that looks at the status must not go on."""
+    assert main([*command, "--journal", str(path), importing(text)]) == 2
+    said = capsys.readouterr()
+    assert f"cannot import 'raises_at_import': {raised}" in said.err
+    assert said.out == ""
+
+
+def test_ctrl_c_while_a_module_is_imported_is_ctrl_c(
+    path: Path, importing: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(path, code=importing("raise KeyboardInterrupt")) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_ctrl_c_ends_it_quietly(

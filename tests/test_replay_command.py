@@ -56,6 +56,25 @@ async def flow(step: Step, number: int) -> str:
 
 
 @durable.workflow
+async def two(step: Step) -> None:
+    """Waits in a task of its own, and in the body."""
+
+    async def sleep(seconds: float) -> None:
+        await step.sleep(seconds)
+
+    first = await note("a")
+    if "raise" in prints:
+        raise KeyError(first)
+    await asyncio.gather(sleep(60), sleep(70))
+
+
+@durable.workflow
+async def deadlocked(_step: Step) -> None:
+    await note("a")
+    await asyncio.Event().wait()
+
+
+@durable.workflow
 async def failing(_step: Step) -> None:
     await note("a")
     local = "what is here"
@@ -95,7 +114,10 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
             await done.result(WAIT_S_MAX)
             with pytest.raises(RunFailed):
                 await engine.run(failing(), id="failed")
+            with pytest.raises(RunFailed):
+                await engine.run(deadlocked(), id="deadlocked")
             await until_step(await engine.start(flow(1), id="r"), "sleep", StepState.RUNNING)
+            await until_step(await engine.start(two(), id="two"), "sleep", StepState.RUNNING)
         async with Engine(path, worker=False) as client:
             await client.start(flow(3), id="new")
 
@@ -270,6 +292,59 @@ def test_without_a_step_it_opens_where_the_replay_ends(  # noqa: PLR0917
     say(f"p {name}\nquit\n")
     assert replay(journal, run_id, "--pdb") == status
     assert expected in capsys.readouterr().out
+
+
+def test_it_opens_where_the_body_raises_while_the_journal_goes_on(
+    journal: Path, capsys: pytest.CaptureFixture[str], say: Callable[[str], None]
+) -> None:
+    prints.append("raise")
+    say("p first\nquit\n")
+    assert replay(journal, "two", "--pdb") == 1
+    shown = capsys.readouterr().out
+    assert "the body now ends with KeyError: 'a', where the journal goes on" in shown
+    assert "(Pdb) 'a'\n" in shown.partition("It would get stuck")[2]
+
+
+@pytest.mark.parametrize(("number", "seconds"), [("1", "60"), ("2", "70")])
+def test_it_opens_in_the_frame_that_waits_for_a_step_that_was_never_delivered(
+    journal: Path,
+    capsys: pytest.CaptureFixture[str],
+    say: Callable[[str], None],
+    number: str,
+    seconds: str,
+) -> None:
+    say("p seconds\nquit\n")
+    assert replay(journal, "two", "--to-step", number, "--pdb") == 0
+    shown = capsys.readouterr().out
+    assert f"(Pdb) {seconds}\n" in shown.partition("waits for 2")[2]
+
+
+def test_it_opens_where_the_replay_ends_before_the_step(
+    journal: Path, capsys: pytest.CaptureFixture[str], say: Callable[[str], None]
+) -> None:
+    texts[0] = "new"
+    say("p number\nquit\n")
+    assert replay(journal, "r", "--to-step", "3", "--pdb") == 1
+    assert "(Pdb) 1\n" in capsys.readouterr().out.partition("It would get stuck")[2]
+
+
+def test_what_was_opened_before_the_step_is_not_opened_again(
+    journal: Path, capsys: pytest.CaptureFixture[str], say: Callable[[str], None]
+) -> None:
+    prints.append("raise")
+    say("continue\n")
+    assert replay(journal, "two", "--to-step", "0", "--pdb") == 1
+    assert capsys.readouterr().out.count("(Pdb)") == 1
+
+
+def test_where_no_line_of_the_body_has_raised_there_is_nothing_to_open(
+    journal: Path, capsys: pytest.CaptureFixture[str], say: Callable[[str], None]
+) -> None:
+    say("quit\n")
+    assert replay(journal, "deadlocked", "--pdb") == 0
+    shown = capsys.readouterr().out
+    assert "ends with DeadlockError" in shown
+    assert "(Pdb)" not in shown
 
 
 # --- what cannot be done -------------------------------------------------------------------------

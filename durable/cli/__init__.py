@@ -7,6 +7,7 @@ code and journal do not fit each other, and 2 when that could not be found out.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except (UsageError, JournalError) as exc:
         print(f"{options.prog}: {exc}", file=sys.stderr)  # noqa: T201  a command line
+        if options.json:
+            print(json.dumps({"error": str(exc)}, indent=2))  # noqa: T201
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -90,10 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=(
             "open the debugger in the body's frame there, to go on from it; without --to-step, "
-            "where the replay has ended"
+            "or when the replay does not come to that delivery, where the replay has ended"
         ),
     )
-    replay.set_defaults(run=_replay, prog=replay.prog)
+    replay.set_defaults(run=_replay, prog=replay.prog, json=False)
     return parser
 
 

@@ -14,7 +14,7 @@ from durable.cli.loading import import_code, journal_path
 from durable.cli.progress import Progress
 from durable.core.codec import safe_text
 from durable.core.commands import Stuck
-from durable.core.diff import WAYS_OUT
+from durable.core.diff import WAYS_OUT, way_of
 from durable.core.errors import JournalCorruptError
 from durable.core.records import StepKind
 from durable.core.replaying import replay_run
@@ -170,12 +170,11 @@ def _is_asked_to_end(recorded: RecordedRun) -> bool:
 
 
 def _point(stuck: Stuck) -> tuple[object, ...]:
-    """Return where a run differs, the same for runs that differ in the same way."""
-    sides = [
-        None if side is None else (side.key, side.kind, side.name)
-        for side in (stuck.record, stuck.command)
-    ]
-    return (*sides, stuck.now) if any(sides) or stuck.now else (str(stuck),)
+    """Return where and how a run differs, the same for runs that differ in the same way."""
+    sides = (stuck.record, stuck.command)
+    if stuck.way or any(sides):
+        return (*(None if side is None else way_of(side) for side in sides), stuck.way)
+    return (str(stuck),)
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -211,6 +210,8 @@ def _write_finding(finding: Finding, stream: TextIO) -> None:
     stream.write(
         f"{_name(finding.workflow, finding.version)}: {_runs(len(finding.runs))}: {shown}\n"
     )
+    if len(finding.runs) > 1:
+        stream.write(f"  {finding.runs[0]}, for example:\n")
     for text in (finding.message, finding.diff, finding.versions):
         if text:
             stream.write("".join(f"  {line}".rstrip() + "\n" for line in text.splitlines()))

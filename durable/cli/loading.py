@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+from durable.core.codec import safe_text
 from durable.journal.url import SCHEME, parse_url
 
 if TYPE_CHECKING:
@@ -38,15 +39,28 @@ def import_code(names: Iterable[str]) -> None:
         try:
             with redirect_stdout(sys.stderr):
                 module = importlib.import_module(module_name)
-        except Exception as exc:
-            msg = (
-                f"cannot import {module_name!r}: {type(exc).__name__}: {exc}. Call the command "
-                "from where the application is started, or set PYTHONPATH."
-            )
-            raise UsageError(msg) from exc
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
+            # Not an ``Exception`` alone: by a module's ``sys.exit()`` this would end, as if all
+            # were well.
+            raise UsageError(_cannot_import(module_name, exc)) from exc
         if attribute and not hasattr(module, attribute):
             msg = f"the module {module_name!r} has no {attribute!r}"
             raise UsageError(msg)
+
+
+def _cannot_import(module_name: str, error: BaseException) -> str:
+    text = safe_text(error)
+    raised = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, Exception):
+        way_out = "Call the command from where the application is started, or set PYTHONPATH."
+    else:
+        way_out = (
+            "A module that is imported must not end its process: what a script does goes below "
+            "if __name__ == '__main__'."
+        )
+    return f"cannot import {module_name!r}: {raised}. {way_out}"
 
 
 def journal_path(url: str | None) -> Path:

@@ -77,6 +77,7 @@ class _Replay:
         self._spec = spec
         self._to_step = to_step
         self._debugger = debugger
+        self._is_opened = False
         run = recorded.run
         self._execution = TracedExecution(run, recorded.steps, started_at_ms=run.started_at_ms or 0)
 
@@ -120,6 +121,7 @@ class _Replay:
                     return
                 frame = execution.frame_of(delivery)
                 if frame is not None:
+                    self._is_opened = True
                     self._debugger.step_from(frame)
             if delivery is not None:
                 _say(f"delivers {_outcome_text(delivery)}")
@@ -131,9 +133,22 @@ class _Replay:
         self._show_end()
 
     def _look_at(self, frame: FrameType | None) -> None:
-        """Let the user look at where the replay has ended, if that was not stopped before."""
-        if self._debugger is not None and self._to_step is None and frame is not None:
+        """Let the user look at where the replay has ended, if that was not stopped before.
+
+        Args:
+            frame: Where the body waits, if it does; otherwise it is where it has raised.
+        """
+        if self._debugger is None or self._is_opened:
+            return
+        end = self._execution.end
+        if frame is not None:
             self._debugger.look_at(frame)
+        elif isinstance(end, Raised) and end.error.__traceback__ is not None:
+            self._debugger.look_at_error(end.error)
+
+    def _step_to_stop_at(self) -> StepRecord | None:
+        steps = self._recorded.steps
+        return next((step for step in steps if step.number == self._to_step), None)
 
     # --- what is shown ---------------------------------------------------------------------------
 
@@ -149,14 +164,13 @@ class _Replay:
         end = self._execution.end
         if end is None:
             self._show_waiting()
-            self._look_at(self._execution.frame_of(None))
+            self._look_at(self._execution.frame_of(self._step_to_stop_at()))
             return
         if isinstance(end, Raised):
             place = place_of_error(end.error)
             at = "" if place is None else f", at {place}"
             _say(f"ends with {type(end.error).__name__}: {safe_text(end.error)}{at}")
-            if self._debugger is not None and self._to_step is None:
-                self._debugger.look_at_error(end.error)
+            self._look_at(None)
             return
         _say(f"returns {shorten(repr(end.value), SHOWN_CHARS_MAX)}")
 

@@ -27,6 +27,8 @@ class Stuck(Exception):
         record: The recorded step that it is about, if it is about one.
         command: What the code has issued in its place, or where the journal has nothing.
         now: What the code does instead of issuing a command, in words.
+        way: What tells this difference from others, where the step and the command do not, without
+            what is a run's own: the same for all runs that differ in the same way.
         diff: Both sides line by line, with what is around them and where the code stands; empty
             when it is about something else.
     """
@@ -38,11 +40,13 @@ class Stuck(Exception):
         record: StepRecord | None = None,
         command: Command | None = None,
         now: str = "",
+        way: tuple[str, ...] = (),
     ) -> None:
         super().__init__(summary)
         self.record = record
         self.command = command
         self.now = now
+        self.way = way
         self.diff = ""
 
 

@@ -213,3 +213,8 @@ def describe(step: StepRecord | Command, args: str | None = None) -> str:
     args = shorten(step.args) if args is None else args
     number = f"{step.number} " if step.number >= 0 else ""
     return f"step {number}{step.name!r} ({step.kind}, key {step.key}) with arguments {args}"
+
+
+def way_of(step: StepRecord | Command) -> tuple[str, str, str]:
+    """Return what tells a step from the others of its run, the same in all runs."""
+    return step.key, step.kind, step.name

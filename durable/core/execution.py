@@ -32,8 +32,9 @@ from durable.core.commands import (
     Stuck,
     Turn,
 )
-from durable.core.diff import describe, diff_of, shorten
+from durable.core.diff import describe, diff_of, shorten, way_of
 from durable.core.errors import DeadlockError, NonDeterminismError, damaged
+from durable.core.failures import type_name_of
 from durable.core.history import History
 from durable.core.loop import TurnTooLongError, WorkflowLoop
 from durable.core.places import place_of_body, place_of_error
@@ -425,7 +426,8 @@ class Execution:
                 f"any more: {exc}. Annotate it so that both fit, or give the workflow a new "
                 "version."
             )
-            raise Stuck(msg) from None
+            way = ("result", type_name_of(type(exc)), *way_of(record))
+            raise Stuck(msg, way=way) from None
 
     def _rebuild(self, record: StepRecord, work: Work) -> BaseException:
         try:

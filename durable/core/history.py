@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, final
 
 from durable.core.codec import safe_text
 from durable.core.commands import Raised, Stuck
-from durable.core.diff import describe, shorten, shorten_pair
+from durable.core.diff import describe, shorten, shorten_pair, way_of
 from durable.core.errors import damaged
+from durable.core.failures import type_name_of
 from durable.core.records import RunState, StepKind, StepState
 
 if TYPE_CHECKING:
@@ -124,11 +125,12 @@ class History:
         may_end = self._restarted_from is not None or self._has_ended
         if may_end and not self.deliveries and not self.steps:
             return
-        how = "returns"
+        how, way = "returns", "returns"
         if isinstance(outcome, Raised):
             how = f"ends with {type(outcome.error).__name__}: {safe_text(outcome.error)}"
+            way = type_name_of(type(outcome.error))
         msg = f"the body now {how}, where the journal goes on. {self._describe_next()}"
-        raise Stuck(msg, now=f"the body {shorten(how)}")
+        raise Stuck(msg, now=f"the body {shorten(how)}", way=(way, *self._way_of_next()))
 
     def check_end(self, open_commands: Iterable[Command], *, is_over: bool) -> None:
         """Check that the body has come to where the journal ends.
@@ -139,13 +141,13 @@ class History:
         """
         if self.steps:
             msg = f"{self._describe_next()} The code does not issue it any more."
-            raise Stuck(msg, now="the body waits")
+            raise Stuck(msg, now="the body waits", way=("not issued", *self._way_of_next()))
         if self._withdrawn_too_early is not None:
             withdrawn = self._withdrawn_too_early
             msg = (
                 f"the code now withdraws {describe(withdrawn)}, for which the journal still waits."
             )
-            raise Stuck(msg, record=withdrawn.record, now="withdrawn")
+            raise Stuck(msg, record=withdrawn.record, now="withdrawn", way=("withdrawn",))
         for command in open_commands:
             if command.record is None:
                 continue
@@ -154,7 +156,8 @@ class History:
                     f"the journal says that the body withdrew {describe(command.record)}, for "
                     "which the code now waits."
                 )
-                raise Stuck(msg, record=command.record, now="the body waits for it")
+                now = "the body waits for it"
+                raise Stuck(msg, record=command.record, now=now, way=("not withdrawn",))
             if command.kind is StepKind.SLEEP and command.due_ms is None:
                 why = (
                     f"the recorded timer {describe(command.record)} is damaged: it has no due time"
@@ -162,12 +165,20 @@ class History:
                 raise Stuck(damaged(f"run {self._run_id!r}", why))
         if self._has_ended and not is_over:
             msg = "the journal says that the body ended here, where the code now goes on."
-            raise Stuck(msg, now="the body waits")
+            raise Stuck(msg, now="the body waits", way=("not ended",))
 
     def _describe_next(self) -> str:
-        if not self.steps:
+        step = self._next()
+        if step is None:
             return "The journal holds no further step."
-        return f"The journal has {describe(min(self.steps.values(), key=_number_of))}."
+        return f"The journal has {describe(step)}."
+
+    def _way_of_next(self) -> tuple[str, ...]:
+        step = self._next()
+        return () if step is None else way_of(step)
+
+    def _next(self) -> StepRecord | None:
+        return min(self.steps.values(), key=_number_of, default=None)
 
 
 def _position_of(step: StepRecord) -> int:
