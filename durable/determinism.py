@@ -110,7 +110,7 @@ def warn_of_findings(body: Callable[..., Any]) -> None:
                 DeterminismWarning,
                 finding.code.co_filename,
                 finding.line,
-                module=function.__module__,
+                module=function.__module__ or "<unknown>",  # Without any, nothing is told.
                 registry=namespace.setdefault("__warningregistry__", {}),
             )
 
@@ -226,7 +226,10 @@ class _Reader:
     def resolve(self, name: str) -> object:
         """Return what a global name stands for."""
         found = self._globals.get(name, UNKNOWN)
-        return builtin_of(name) if found is UNKNOWN else found
+        if found is UNKNOWN:
+            return builtin_of(name)
+        # One that answers for its attributes by code of its own would be executed by a look.
+        return UNKNOWN if isinstance(type(found).__getattribute__, FunctionType) else found
 
     def read(
         self,

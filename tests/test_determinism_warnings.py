@@ -539,6 +539,13 @@ def test_a_body_without_source_is_read_too() -> None:
     assert (caught[0].filename, caught[0].lineno) == ("<stdin>", 4)
 
 
+def test_a_body_in_a_namespace_without_a_name_is_read_too() -> None:
+    namespace: dict[str, Any] = {"time": time}
+    exec("async def flow(step): return time()", namespace)  # noqa: S102  a test's own
+    with pytest.warns(DeterminismWarning, match=r"time\.time"):
+        durable.workflow(name=f"determinism.{next(serial_numbers)}")(namespace["flow"])
+
+
 @pytest.mark.slow
 def test_the_comment_of_a_body_in_an_archive_is_found(tmp_path: Path) -> None:
     body = "@durable.workflow\nasync def flow(step: Step): time.time()  # durable: allow\n"
@@ -603,6 +610,16 @@ class Nosy:
 time = random = Nosy()
 """
     assert app.body("time.time.time()", "random.random()", top=top) == []
+
+
+def test_a_global_whose_attributes_cannot_be_asked_for_is_no_finding(app: App) -> None:
+    top = """
+import time
+class Nosy:
+    def __getattribute__(self, name): raise RuntimeError("an attribute was asked for")
+current = Nosy()
+"""
+    assert app.body("current.time()", "time.time()", top=top) == ["time.time():2"]
 
 
 # --- cost ----------------------------------------------------------------------------------------
