@@ -480,6 +480,9 @@ def test_functions_of_other_modules_are_not_read(app: App) -> None:
         ("time.time()  # noqa  # durable: allow, it is for the log", False),
         ("time.time()  # durable: allowance", True),
         ("time.time()  # durable", True),
+        ("print('# durable: allow', time.time())", True),
+        ("print('#', time.time())  # durable: allow", False),
+        ("print(\n    time.time())  # durable: allow", False),
         ("# durable: allow\n    time.time()", True),
     ],
 )
