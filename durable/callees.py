@@ -29,6 +29,11 @@ _index: dict[int, tuple[str, object]] = {}
 """The forbidden functions by their address; with the objects, so that no other gets the address."""
 
 
+_ORDER_FREE: Final = (sorted, sum, any, all, min, max, len, set, frozenset)
+_ORDERING: Final = (list, tuple, enumerate, iter, map, filter, zip)
+_METHODS_OF_VALUES: Final = frozenset({*dir(str), *dir(bytes), *dir(int), *dir(tuple)})
+
+
 class Absent(NamedTuple):
     """What is known by its dotted name alone: a module that is not imported yet, what it has."""
 
@@ -131,6 +136,30 @@ def has_forbidden_methods(cls: type[Any]) -> bool:
 def is_set_class(called: object) -> bool:
     """Whether what it makes is in no order."""
     return called is set or called is frozenset
+
+
+def is_order_free(called: object) -> bool:
+    """Whether it gives the same in whatever order it gets what it is given."""
+    return any(called is each for each in _ORDER_FREE)
+
+
+def is_ordering(called: object) -> bool:
+    """Whether what it gives is in the order of what it is given."""
+    if isinstance(called, Member):
+        return called.owner is str and called.name == "join"
+    return any(called is each for each in _ORDERING)
+
+
+def method_of_value(name: str) -> object:
+    """Return a method of an unknown object, if it has the name of one that plain values have."""
+    return Member(str, name) if name in _METHODS_OF_VALUES else UNKNOWN
+
+
+def has_no_effect(called: object) -> bool:
+    """Whether it does not matter when it is called: a builtin, a method of a plain value."""
+    if isinstance(called, Member):
+        return called.owner is str
+    return isinstance(called, type | BuiltinMethodType) and called.__module__ == "builtins"
 
 
 def is_definition(called: object) -> bool:

@@ -40,10 +40,14 @@ from durable.callees import (
     builtin_of,
     forbidden,
     has_forbidden_methods,
+    has_no_effect,
     is_as_completed,
     is_definition,
     is_of_interest,
+    is_order_free,
+    is_ordering,
     is_set_class,
+    method_of_value,
     module_of,
     update_index,
 )
@@ -106,7 +110,7 @@ def warn_of_findings(body: Callable[..., Any]) -> None:
                 DeterminismWarning,
                 finding.code.co_filename,
                 finding.line,
-                module=function.__module__,
+                module=function.__module__ or "<unknown>",  # Without any, nothing is told.
                 registry=namespace.setdefault("__warningregistry__", {}),
             )
 
@@ -130,9 +134,23 @@ def is_allowed(finding: Finding, namespace: dict[str, Any]) -> bool:
 
     places = (*finding.calls, (finding.code, finding.line))
     return any(
-        ALLOWED.search(linecache.getline(code.co_filename, line, namespace))
-        for code, line in places
+        _has_comment(linecache.getline(code.co_filename, line, namespace)) for code, line in places
     )
+
+
+def _has_comment(line: str) -> bool:
+    """Whether a comment of the line allows it; the same words within a string do not."""
+    if ALLOWED.search(line) is None:
+        return False
+    import tokenize  # noqa: PLC0415  late: as above
+
+    try:
+        return any(
+            each.type == tokenize.COMMENT and ALLOWED.search(each.string)
+            for each in tokenize.generate_tokens(iter([line.strip()]).__next__)
+        )
+    except (tokenize.TokenError, SyntaxError):
+        return True  # A part of a statement: it cannot be told.
 
 
 def _functions_of(body: Any) -> Iterator[FunctionType]:  # noqa: ANN401  any callable
@@ -176,10 +194,12 @@ class _Reader:
 
     Attributes:
         findings: What cannot be replayed.
+        effects: Where something is called that may have one.
     """
 
     def __init__(self, namespace: dict[str, Any]) -> None:
         self.findings: list[Finding] = []
+        self.effects: list[Position] = []
         self._globals = namespace
         self._seen: set[CodeType] = set()
         self._suspects: dict[CodeType, bool] = {}
@@ -220,7 +240,10 @@ class _Reader:
     def resolve(self, name: str) -> object:
         """Return what a global name stands for."""
         found = self._globals.get(name, UNKNOWN)
-        return builtin_of(name) if found is UNKNOWN else found
+        if found is UNKNOWN:
+            return builtin_of(name)
+        # One that answers for its attributes by code of its own would be executed by a look.
+        return UNKNOWN if isinstance(type(found).__getattribute__, FunctionType) else found
 
     def read(
         self,
@@ -251,6 +274,8 @@ class _Reader:
 
     def note_call(self, called: object, made: _Made) -> None:
         """Take note of a call, for what contains it or is contained in it."""
+        if not has_no_effect(called):
+            self.effects.append(made.place)
         if is_as_completed(called):
             self._completing.append(made)
         elif _is_coroutine_function(called):
@@ -307,27 +332,38 @@ class _Function:
         self._sets: set[Position] = set()
         self._comprehensions: set[Position] = set()
         self._is_definition_next = False
+        # Where the order of a set is used: as far as what it is given to is not read yet, for good,
+        # and that within what does not depend on it.
+        self._pending: list[Position] = []
+        self._ordered: list[Position] = []
+        self._order_free: list[tuple[Position, Position]] = []
 
     def read(self) -> None:
         """Note what cannot be replayed."""
         for index, each in enumerate(self._instructions):
-            name = each.name
-            if name in LOADS or name in ATTRIBUTES:
-                self._load(index, each)
-            elif name in CALLS:
-                self._call(each)
-            elif name in STORES:
-                self._store(each)
-            elif name in IMPORTS:
-                self._import(index, each)
-            elif name == "GET_ITER":
-                self._iterate(index, each)
-            elif name == "LOAD_CONST":
-                self._load_constant(each)
-            elif name == "BUILD_SET":
-                self._note_set(each)
-            elif name not in _KEEPING:
-                self._latest = UNKNOWN
+            self._read_one(index, each)
+        self._note_order()
+
+    def _read_one(self, index: int, each: Instruction) -> None:
+        name = each.name
+        if name in LOADS or name in ATTRIBUTES:
+            self._load(index, each)
+        elif name in CALLS:
+            self._call(index, each)
+        elif name in STORES:
+            self._store(each)
+        elif name in IMPORTS:
+            self._import(index, each)
+        elif name == "GET_ITER":
+            self._iterate(index, each)
+        elif name == "LOAD_CONST":
+            self._load_constant(each)
+        elif name == "BUILD_SET":
+            self._note_set(each)
+        elif name == "BINARY_OP":
+            self._operate(index, each)
+        elif name not in _KEEPING:
+            self._latest = UNKNOWN
 
     def _store(self, each: Instruction) -> None:
         if each.value in self._stored_once and self._latest is not UNKNOWN:
@@ -351,27 +387,36 @@ class _Function:
     def _find(self, each: Instruction) -> None:
         """Look at what is going to be called."""
         called = self._latest
+        if called is UNKNOWN and each.name in ATTRIBUTES:
+            called = method_of_value(each.value)
         found = forbidden(called)
         if found is not None and found.name not in FREE_WITH_ARGUMENTS:
-            self._note(f"{found.name}()", found.instead, each)
+            self._note(f"{found.name}()", found.instead, each.place)
         self._called.setdefault(each.start, []).append(called)
         line = each.place[0]
         if line is not None:
             self._reader.follow(called, (*self._calls, (self._code, line)))
 
-    def _call(self, each: Instruction) -> None:
+    def _call(self, index: int, each: Instruction) -> None:
         self._latest = UNKNOWN
         if each.place in self._comprehensions:
+            if each.place in self._sets:
+                self._use_of_order(each.place, is_free=True)
             return
         at_start = self._called.get(each.start) or self._called.get(None)
         called = at_start.pop() if at_start and each.start is not None else UNKNOWN
         self._reader.note_call(called, _Made(each.place, self._code, self._calls))
+        if not is_ordering(called):
+            self._use_of_order(each.place, is_free=is_order_free(called))
         if is_set_class(called):
-            self._sets.add(each.place)
+            if each.arguments_count:
+                self._sets.add(each.place)
+        elif (is_ordering(called) or each.name == "CALL_FUNCTION_EX") and self._is_set(index - 1):
+            self._pending.append(each.place)
         found = forbidden(called)
         if found is not None and found.name in FREE_WITH_ARGUMENTS:
             if each.arguments_count <= FREE_WITH_ARGUMENTS[found.name]:
-                self._note(f"{found.name}()", found.instead, each)
+                self._note(f"{found.name}()", found.instead, each.place)
         elif isinstance(called, type) and has_forbidden_methods(called):
             self._latest = called  # What it makes has the methods of the class.
 
@@ -403,22 +448,59 @@ class _Function:
 
     def _note_set(self, each: Instruction) -> None:
         self._latest = UNKNOWN
+        if each.arguments_count == 0:  # Of a comprehension, in some Pythons.
+            self._use_of_order(each.place, is_free=True)
         if each.arguments_count != 1 and each.start is not None:
             self._sets.add(each.place)
 
     def _iterate(self, index: int, each: Instruction) -> None:
         self._latest = UNKNOWN
-        before = self._instructions[index - 1]
-        is_set = before.name == "SET_UPDATE" or before.place in self._sets
-        if before.name == "BUILD_SET":
-            is_set = before.arguments_count > 1
-        elif before.name == "LOAD_CONST":
-            is_set = is_set_class(before.value.__class__) and len(before.value) > 1
-        if is_set:
-            self._note("the order of a set", UNORDERED, each)
+        if self._is_set(index - 1):
+            self._pending.append(each.place)
 
-    def _note(self, what: str, instead: str, each: Instruction) -> None:
-        line = each.place[0]
+    def _is_set(self, index: int) -> bool:
+        """Whether an instruction leaves a set of more than one."""
+        each = self._instructions[index]
+        if each.name == "BUILD_SET":
+            return each.arguments_count > 1
+        if each.name == "LOAD_CONST":
+            return is_set_class(each.value.__class__) and len(each.value) > 1
+        return each.name == "SET_UPDATE" or each.place in self._sets
+
+    def _operate(self, index: int, each: Instruction) -> None:
+        """Note a union, difference, or the like: what begins it is a set, or what ends it."""
+        self._latest = UNKNOWN
+        begin = [place for place in self._sets if (place[0], place[2]) == each.start]
+        if any(is_within(place, each.place) for place in begin) or self._is_set(index - 1):
+            self._sets.add(each.place)
+
+    def _use_of_order(self, consumer: Position, *, is_free: bool) -> None:
+        """Decide on what is used in the order of a set by what it is given to."""
+        within = [
+            place
+            for place in self._pending
+            # Some Pythons give the iteration of a comprehension the place of the whole.
+            if is_within(place, consumer) or (place == consumer and None not in place)
+        ]
+        self._pending = [place for place in self._pending if place not in within]
+        if is_free:
+            self._order_free += [(place, consumer) for place in within]
+        else:
+            self._ordered += within
+
+    def _note_order(self) -> None:
+        """Note where the order of a set is used, now that all that has an effect is known."""
+        effects = self._reader.effects
+        dependent = [
+            place
+            for place, consumer in self._order_free
+            if any(is_within(effect, consumer) for effect in effects)
+        ]
+        for place in (*self._ordered, *self._pending, *dependent):
+            self._note("the order of a set", UNORDERED, place)
+
+    def _note(self, what: str, instead: str, place: Position) -> None:
+        line = place[0]
         if line is not None:
             finding = Finding(what, instead, self._code, line, self._calls)
             self._reader.findings.append(finding)

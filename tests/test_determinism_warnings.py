@@ -215,6 +215,33 @@ def test_what_depends_on_the_arguments_or_the_object(
         ("return [x for x in {'a', step.run_id}]", True),
         ("return [x for x in {str(y) for y in xs}]", True),
         ("for x in {str(y) for y in xs}: pass", True),
+        ("return list({'a', step.run_id})", True),
+        ("return tuple(set(xs))", True),
+        ("for x in list({'a', 'b', 'c'}): pass", True),
+        ("for i, x in enumerate({'a', 'b'}): pass", True),
+        ("for i, x in enumerate(list({'a', 'b'})): pass", True),
+        ("return next(iter({'a', 'b'}))", True),
+        ("return ','.join({'a', 'b'})", True),
+        ("return '-'.join(x.upper() for x in set(xs))", True),
+        ("await asyncio.gather(*{step.sleep(x) for x in xs})", True),
+        ("await asyncio.gather(*{step.sleep(1), step.sleep(2)})", True),
+        ("await asyncio.gather(*map(step.sleep, set(xs)))", True),
+        ("for x in set(xs) - set(step.run_id): pass", True),
+        ("for x in set(xs) | {1}: pass", True),
+        ("for x in xs - set(step.run_id): pass", True),
+        ("return sorted(step.uuid4() for x in set(xs))", True),
+        ("return {asyncio.create_task(step.sleep(x)) for x in set(xs)}", True),
+        ("return {x: 1 for x in set(xs)}", True),
+        ("return sorted(asyncio.isfuture(list(set(xs))))", True),
+        ("return sorted(x.upper() for x in set(xs))", False),
+        ("return sorted(list(set(xs))), len(tuple(set(xs)))", False),
+        ("return sum(len(x) for x in {'a', 'bb'}), any(x for x in {'a', 'b'})", False),
+        ("return max((abs(x) for x in set(xs)), default=0)", False),
+        ("return {x.upper() for x in set(xs)}, frozenset(x for x in set(xs))", False),
+        ("for x in set(): pass", False),
+        ("for x in frozenset(): pass", False),
+        ("return sorted(set(xs) - {1}), 1 in set(xs) - {1}", False),
+        ("return list(xs), enumerate(xs), ','.join(xs)", False),
         ("for x in sorted({'a', 'b'}): pass", False),
         ("for x in sorted(set(xs)): pass", False),
         ("for x in {'a'}: pass", False),
@@ -453,6 +480,9 @@ def test_functions_of_other_modules_are_not_read(app: App) -> None:
         ("time.time()  # noqa  # durable: allow, it is for the log", False),
         ("time.time()  # durable: allowance", True),
         ("time.time()  # durable", True),
+        ("print('# durable: allow', time.time())", True),
+        ("print('#', time.time())  # durable: allow", False),
+        ("print(\n    time.time())  # durable: allow", False),
         ("# durable: allow\n    time.time()", True),
     ],
 )
@@ -510,6 +540,13 @@ def test_a_body_without_source_is_read_too() -> None:
     with pytest.warns(DeterminismWarning, match=r"time\.time") as caught:
         durable.workflow(namespace["flow"])
     assert (caught[0].filename, caught[0].lineno) == ("<stdin>", 4)
+
+
+def test_a_body_in_a_namespace_without_a_name_is_read_too() -> None:
+    namespace: dict[str, Any] = {"time": time}
+    exec("async def flow(step): return time()", namespace)  # noqa: S102  a test's own
+    with pytest.warns(DeterminismWarning, match=r"time\.time"):
+        durable.workflow(name=f"determinism.{next(serial_numbers)}")(namespace["flow"])
 
 
 @pytest.mark.slow
@@ -576,6 +613,16 @@ class Nosy:
 time = random = Nosy()
 """
     assert app.body("time.time.time()", "random.random()", top=top) == []
+
+
+def test_a_global_whose_attributes_cannot_be_asked_for_is_no_finding(app: App) -> None:
+    top = """
+import time
+class Nosy:
+    def __getattribute__(self, name): raise RuntimeError("an attribute was asked for")
+current = Nosy()
+"""
+    assert app.body("current.time()", "time.time()", top=top) == ["time.time():2"]
 
 
 # --- cost ----------------------------------------------------------------------------------------

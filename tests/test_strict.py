@@ -29,6 +29,7 @@ import time
 import urllib.request
 import uuid
 import warnings
+import weakref
 from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ from durable.runtime import strictness
 from durable.runtime.strictness import strict_guard
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
     from types import FrameType
 
@@ -408,6 +409,102 @@ async def test_what_the_host_does_when_the_collector_runs_is_the_hosts(strict: E
     finally:
         gc.callbacks.remove(callback)
     assert heard
+
+
+class Thing:
+    """The host's: does what bodies may not when it is freed."""
+
+    def __init__(self, cleaned: list[str]) -> None:
+        self.cleaned = cleaned
+        self.me: object = None
+
+    def __del__(self) -> None:
+        cleaned_up(self.cleaned)
+
+
+def cleaned_up(cleaned: list[str]) -> None:
+    time.time()
+    os.listdir("/")  # noqa: PTH208
+    cleaned.append("to the end")
+
+
+def part_of_a_thing(cleaned: list[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        cleaned_up(cleaned)
+
+
+class Plain:
+    """May be in a cycle, and may be referred to weakly."""
+
+    me: object = None
+
+
+def thing_with_del(cleaned: list[str]) -> Thing:
+    return Thing(cleaned)
+
+
+def thing_with_finalize(cleaned: list[str]) -> Plain:
+    thing = Plain()
+    weakref.finalize(thing, cleaned_up, cleaned)
+    return thing
+
+
+def thing_with_callback(cleaned: list[str]) -> Plain:
+    thing = Plain()
+    REFERENCES.append(weakref.ref(thing, lambda _: cleaned_up(cleaned)))
+    return thing
+
+
+def thing_with_generator(cleaned: list[str]) -> Plain:
+    thing = Plain()
+    part = part_of_a_thing(cleaned)
+    next(part)
+    thing.parts = part  # type: ignore[attr-defined]
+    return thing
+
+
+REFERENCES: list[weakref.ref[Plain]] = []
+HELD: list[Any] = []
+
+
+@durable.workflow
+async def freeing(_step: Step) -> str:
+    HELD.clear()
+    return "done"
+
+
+@pytest.mark.parametrize(
+    "make", [thing_with_del, thing_with_finalize, thing_with_callback, thing_with_generator]
+)
+async def test_a_finalizer_that_the_collector_runs_in_a_bodys_turn_is_the_hosts(
+    strict: Engine, make: Callable[[list[str]], Any]
+) -> None:
+    cleaned: list[str] = []
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        thing = make(cleaned)
+        thing.me = thing
+        del thing
+        assert await strict.run(collecting()) == "done"
+    finally:
+        if was_enabled:
+            gc.enable()
+    assert cleaned == ["to the end"]
+    assert strictness._on_collection not in gc.callbacks
+    await refusal_of(strict, doing("time.time()"))
+
+
+@pytest.mark.parametrize("make", [thing_with_del, thing_with_finalize, thing_with_callback])
+async def test_a_finalizer_of_what_is_freed_in_a_bodys_turn_is_the_hosts(
+    strict: Engine, make: Callable[[list[str]], Any]
+) -> None:
+    cleaned: list[str] = []
+    HELD.append(make(cleaned))
+    assert await strict.run(freeing()) == "done"
+    assert cleaned == ["to the end"]
 
 
 async def test_a_profile_function_of_the_host_goes_on_and_stays(strict: Engine) -> None:

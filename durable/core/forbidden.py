@@ -76,6 +76,8 @@ FORBIDDEN: dict[str, dict[str, str]] = {
     "_thread": _all(THREAD, "start_new_thread"),
     "concurrent.futures.thread": _all(THREAD, "ThreadPoolExecutor"),
     "concurrent.futures.process": _all(ACTION, "ProcessPoolExecutor"),
+    # Looked up by these names, the two above are imported when they are asked for.
+    "concurrent.futures": {"ThreadPoolExecutor": THREAD, "ProcessPoolExecutor": ACTION},
     "multiprocessing": _all(ACTION, "Process", "Pool", "Queue", "Pipe", "Manager"),
     "socket": _all(
         *(ACTION, "socket", "create_connection", "create_server", "socketpair", "fromfd"),

@@ -10,7 +10,10 @@ Rules:
 - Both see the calls of any code that runs in the turn, the body's or a library's: what a library
   reads comes to the body all the same.
 - Not refused: imports, logging, texts of warnings and errors, time zones, debuggers, handlers of
-  signals and of the collector, and lines that end with ``# durable: allow``.
+  signals and of the collector, finalizers, and lines that end with ``# durable: allow``.
+- What is freed in a turn may be anyone's, so no finalizer is taken for the body's: nothing that
+  runs while the collector does, which tells so by a callback, and no ``__del__`` or callback of a
+  weak reference, which are known by their frames.
 - A refusal is that of the body's loop: a body that ends with it has failed, one that swallows it is
   stuck, so nothing is lost by a profile function being dropped once it has raised.
 """
@@ -22,6 +25,7 @@ import linecache
 import os
 import sys
 import threading
+import weakref
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +109,9 @@ LIBRARY = os.path.dirname(os.__file__) + os.sep  # noqa: PTH120  no need for pat
 _refusing: dict[int, Refuse] = {}
 """The threads in which a strict body has its turn."""
 
+_collecting: set[int] = set()
+"""The threads of those in which the collector runs just now."""
+
 _reads: dict[object, tuple[str, str]] = {}
 """The functions in C that read a clock or draw: how they are called, and what to do instead."""
 
@@ -139,6 +146,7 @@ def _watch(run: Callable[[], None], refuse: Refuse) -> None:
     profile = sys.getprofile()
     is_watching = profile is None or callable(profile)
     try:
+        gc.callbacks.append(_on_collection)
         _refusing[thread] = refuse
         if is_watching:
             sys.setprofile(_on_call if profile is None else _chained(profile))
@@ -150,6 +158,7 @@ def _watch(run: Callable[[], None], refuse: Refuse) -> None:
             del _refusing[thread]
         else:
             _refusing[thread] = outer
+        gc.callbacks.remove(_on_collection)
 
 
 # --- what is seen --------------------------------------------------------------------------------
@@ -192,6 +201,14 @@ def _on_call(frame: FrameType, event: str, called: Any) -> None:  # noqa: ANN401
         _refuse(refuse, *read, frame)
 
 
+def _on_collection(phase: str, _info: object) -> None:
+    """Note whether the collector runs: what it frees may be anyone's."""
+    if phase == "start":
+        _collecting.add(threading.get_ident())
+    else:
+        _collecting.discard(threading.get_ident())
+
+
 def _chained(outer: Profile) -> Profile:
     def on_event(frame: FrameType, event: str, called: Any) -> None:  # noqa: ANN401
         outer(frame, event, called)
@@ -205,9 +222,11 @@ def _chained(outer: Profile) -> Profile:
 
 def _refuse(refuse: Refuse, what: str, instead: str, frame: FrameType) -> None:
     """Refuse what a frame asks for, unless it is not the body's."""
+    if threading.get_ident() in _collecting:
+        return
     frames = _frames_of_turn(frame)
     callbacks = signal_handlers().union(map(code_of, gc.callbacks))
-    if any(_is_guest(each) or each.f_code in callbacks for each in frames):
+    if any(_is_guest(each) or each.f_code in callbacks or _is_finalizer(each) for each in frames):
         return
     own = [each for each in frames if not _is_library(each)]
     if any(_is_allowed(each) for each in own):
@@ -244,6 +263,16 @@ def _frames_of_turn(frame: FrameType | None) -> list[FrameType]:
 def _is_guest(frame: FrameType) -> bool:
     name = str(frame.f_globals.get("__name__"))
     return name.partition(".")[0] in GUESTS or frame.f_code.co_filename in IMPORTERS
+
+
+def _is_finalizer(frame: FrameType) -> bool:
+    """Whether it runs since an object is freed: its ``__del__``, or what a weak reference calls."""
+    code = frame.f_code
+    if code.co_name == "__del__":
+        return True
+    parameters = code.co_varnames[: code.co_argcount]
+    given: list[Any] = [frame.f_locals[name] for name in parameters if name in frame.f_locals]
+    return any(weakref.ref in type(each).__mro__ and each() is None for each in given)
 
 
 def _is_library(frame: FrameType) -> bool:
