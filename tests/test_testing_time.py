@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import anyio.from_thread
 import pytest
 
 import durable
@@ -333,3 +334,71 @@ async def test_it_says_where_it_stands() -> None:
     assert repr(testing.engine()) == (
         "<Environment 2025-01-01T00:00:00+00:00 <Engine in memory closed>>"
     )
+
+
+# --- actions that wait for runs ------------------------------------------------------------------
+
+
+@durable.action
+async def waits_for_a_run(seconds: float | None) -> object:
+    if seconds is None:
+        return await Engine.current().run(waits_for_approval(), id="inner")
+    return await Engine.current().run(sleeps(seconds))
+
+
+@durable.action
+async def waits_in_tasks(seconds: float) -> int:
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(waits_a_moment(seconds))
+    return 3
+
+
+async def waits_a_moment(seconds: float) -> None:
+    run = await Engine.current().start(sleeps(seconds), id=f"sleeps {seconds}")
+    await asyncio.wait_for(run.result(), 60)
+
+
+@durable.action
+def waits_in_a_thread(seconds: float) -> object:
+    return anyio.from_thread.run(Engine.current().run, sleeps(seconds))
+
+
+@durable.workflow
+async def awaits_an_action(step: Step, which: str) -> datetime:
+    calls = {
+        "a run": waits_for_a_run(3600),
+        "tasks": waits_in_tasks(3600),
+        "a thread": waits_in_a_thread(3600),
+        "an event": waits_for_a_run(None),
+    }
+    await calls[which]
+    return step.now()
+
+
+@pytest.mark.parametrize("which", ["a run", "tasks", "a thread"])
+async def test_an_action_that_waits_for_a_run_does_not_hold_the_time(which: str) -> None:
+    async with asyncio.timeout(20), testing.engine() as env:
+        assert await env.run(awaits_an_action(which)) == THE_YEAR + timedelta(hours=1)
+
+
+async def test_an_action_s_wait_lets_no_time_pass_that_the_test_does_not_wait_for() -> None:
+    async with asyncio.timeout(20), testing.engine() as env:
+        run = await env.start(awaits_an_action("a run"))
+        await env.run_until_idle()
+        assert env.now == THE_YEAR
+        await env.advance(1800)
+        assert env.now == THE_YEAR + timedelta(minutes=30)
+        assert await run.result() == THE_YEAR + timedelta(hours=1)
+
+
+async def test_a_run_that_an_action_waits_for_in_vain_is_named_and_left_as_it_is() -> None:
+    async with asyncio.timeout(20), testing.engine() as env:
+        run = await env.start(awaits_an_action("an event"), id="outer")
+        with pytest.raises(StalledError, match=r"(?s)end of run 'outer', .*'inner' .*'approval'"):
+            await run.result()
+        (call,) = env.calls(waits_for_a_run)
+        assert not call.is_over
+        await env.send_event("inner", "approval", "yes")
+        assert await run.result() == THE_YEAR
+        assert len(env.calls(waits_for_a_run)) == 1
