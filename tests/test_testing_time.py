@@ -238,10 +238,36 @@ async def test_a_wait_that_nothing_can_end_fails_and_says_what_is_waited_for() -
         assert await run.result() == "at last"
 
 
-async def test_it_fails_without_auto_as_well() -> None:
-    async with testing.engine(auto=False) as env:
-        with pytest.raises(StalledError):
-            await env.run(waits_for_approval())
+async def test_without_auto_a_test_may_wait_for_what_its_own_input_brings() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        await asyncio.to_thread(time.sleep, 0.02)  # Really: all else is idle meanwhile.
+        writer.write(b"yes\n")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async def ask(env: testing.Environment, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"well?\n")
+        line = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        await env.send_event("r-1", "approval", line.decode().strip())
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, asyncio.timeout(20), testing.engine(auto=False) as env:
+        run = await env.start(waits_for_approval(), id="r-1")
+        port = server.sockets[0].getsockname()[1]
+        text, _ = await asyncio.gather(run.result(), ask(env, port))
+        assert text == "yes"
+
+
+async def test_without_auto_a_wait_is_bounded_by_the_test_s_patience() -> None:
+    async with asyncio.timeout(20), testing.engine(auto=False) as env:
+        run = await env.start(waits_for_approval())
+        with pytest.raises(TimeoutError, match="did not end within"):
+            await run.result(timeout=0.02)
 
 
 async def test_a_step_without_a_slot_is_named() -> None:

@@ -51,7 +51,8 @@ class Driver:
 
     Attributes:
         alarms: What of the kit itself waits for the test's time.
-        is_auto: Whether time passes by itself while somebody waits for a run's end.
+        is_auto: Whether time passes by itself while the test waits for a run's end, and a wait that
+            nothing ends fails.
     """
 
     def __init__(
@@ -245,13 +246,11 @@ class Driver:
         if runner is None:
             return False
         waited = self._waited_for()
-        if not waited:
+        if not waited or not self.is_auto:  # Without auto, others may bring about what is to come.
             return False
         due_ms = self._next_due_ms()
         if due_ms is None:
             why = "nothing is due, and nobody is at work"
-        elif not self.is_auto:
-            return False
         elif due_ms - self._started_at_ms > HORIZON_MS:
             why = "ten years of the test's time have passed"
         else:

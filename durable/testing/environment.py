@@ -171,6 +171,7 @@ class Environment:
 
         Raises:
             StalledError: The run does not end, and nothing is due: it says what is waited for.
+                With ``auto=False`` the wait goes on instead.
             RunFailed, RunCanceled: As for ``Run.result``.
         """
         run = await self.start(call, id=id)
