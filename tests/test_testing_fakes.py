@@ -218,3 +218,16 @@ async def test_what_is_changed_holds_for_steps_that_wait() -> None:
         env.restore(charge)
         await env.advance(10)
         assert await run.result() == "paid 5 for o-1"
+
+
+@pytest.mark.parametrize("name", ["advance", "run_until_idle"])
+async def test_a_fake_is_told_that_the_time_is_the_test_s(name: str) -> None:
+    async with asyncio.timeout(20), testing.engine() as env:
+
+        async def fake(order: str, cents: int = 5) -> str:
+            await (env.advance(5) if name == "advance" else env.run_until_idle())
+            return order
+
+        env.replace(charge, fake)
+        with pytest.raises(RunFailed, match=rf"RuntimeError: env\.{name}\(\) is for the test"):
+            await env.run(checkout("o-1"))

@@ -25,6 +25,7 @@ from durable.definitions import Action
 from durable.engine import Engine
 from durable.events import Event, EventId
 from durable.run import Run
+from durable.runtime.attempt import CURRENT_ATTEMPT
 from durable.runtime.ids import new_run_id
 from durable.sending import store_event
 from durable.status import to_datetime
@@ -146,6 +147,7 @@ class Environment:
 
         Raises:
             ValueError: It is negative.
+            RuntimeError: A step's function, or its fake, asks for it, which itself holds the time.
         """
         self._check_open("env.advance()")
         return self._driver.advance(_delay_ms(delay))
@@ -154,6 +156,9 @@ class Environment:
         """Return when all that can be done at this time is done. No time passes by it.
 
         Then each run that is not over waits: for a time, for an event, or for a slot.
+
+        Raises:
+            RuntimeError: A step's function, or its fake, asks for it, which itself is at work.
         """
         self._check_open("env.run_until_idle()")
         await self._driver.wait_until_idle()
@@ -393,6 +398,12 @@ class Environment:
                 "durable.testing.engine(...) as env`, or in an async test that has the fixture"
             )
             raise EngineClosedError(msg)
+        if CURRENT_ATTEMPT.get(None) in self._steps.under_way:
+            msg = (
+                f"{what} is for the test, not for the function of a step or its fake: that is at "
+                "work, so no time passes until it ends. To have it take time, use env.delay()"
+            )
+            raise RuntimeError(msg)
 
     async def _revive(self) -> None:
         """Let the engine die, and open it again: the driver calls this when a crash has come."""
