@@ -428,3 +428,28 @@ async def test_a_run_that_an_action_waits_for_in_vain_is_named_and_left_as_it_is
         await env.send_event("inner", "approval", "yes")
         assert await run.result() == THE_YEAR
         assert len(env.calls(waits_for_a_run)) == 1
+
+
+# --- long waits ----------------------------------------------------------------------------------
+
+begun: list[str] = []
+
+
+@durable.workflow
+async def waits_often(step: Step) -> None:
+    begun.append("again")
+    for _ in range(5):
+        await step.sleep(DAY)
+
+
+async def test_a_run_that_waits_long_stays_in_memory() -> None:
+    begun.clear()
+    async with testing.engine() as env:
+        await env.run(waits_often())
+    assert begun == ["again"]
+
+
+async def test_what_is_shuffled_leaves_memory_as_in_production() -> None:
+    begun.clear()
+    await testing.shuffle(waits_often(), seeds=1)
+    assert len(begun) > 5

@@ -4,8 +4,9 @@ Rules:
 
 - Everything is the environment's: its engine, its clock, what stands in for steps. Nothing global
   is changed, and two environments know nothing of each other.
-- The engine is the real one. Only its journal is watched, its clock is the test's, and a back-off
-  is as long as the policy says: no jitter is drawn.
+- The engine is the real one. Only its journal is watched, its clock is the test's, a back-off is as
+  long as the policy says, without jitter, and a run that waits stays in memory: where years pass in
+  milliseconds, leaving it would read the whole history again at each wait.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from durable.events import Event, EventId
 from durable.run import Run
 from durable.runtime.attempt import CURRENT_ATTEMPT
 from durable.runtime.ids import new_run_id
+from durable.runtime.settings import PARK_AFTER_MS
 from durable.sending import store_event
 from durable.status import to_datetime
 from durable.testing.clock import START_MS, VirtualClock
-from durable.testing.driver import Driver
+from durable.testing.driver import HORIZON_MS, Driver
 from durable.testing.fakes import REAL, Replacement, StepCall, Steps
 from durable.testing.journals import Traffic
 
@@ -100,7 +102,7 @@ class Environment:
 
     def _prepare(self, engine: Engine) -> None:
         self._clock.install(engine)
-        engine._settings = changed(engine._settings, draw=_no_jitter)
+        engine._settings = changed(engine._settings, draw=_no_jitter, park_after_ms=2 * HORIZON_MS)
         engine._wrap_journal = self._traffic.wrap
         engine._catalog = Catalog(engine._catalog.defaults._replace(wrap=self._steps.wrap))
 
@@ -389,6 +391,8 @@ class Environment:
         start = to_datetime(self._start_ms)
         twin = Environment(url, self._options, start=start, auto=self._driver.is_auto)
         twin._steps.take_over(self._steps)
+        # What is played there is to be read again from the journal, too, as in production.
+        twin.engine._settings = changed(twin.engine._settings, park_after_ms=PARK_AFTER_MS)
         return twin
 
     def _check_open(self, what: str) -> None:
