@@ -231,3 +231,14 @@ async def test_a_fake_is_told_that_the_time_is_the_test_s(name: str) -> None:
         env.replace(charge, fake)
         with pytest.raises(RunFailed, match=rf"RuntimeError: env\.{name}\(\) is for the test"):
             await env.run(checkout("o-1"))
+
+
+async def test_what_cannot_fail_or_be_called_is_refused() -> None:
+    async with testing.engine() as env:
+        with pytest.raises(TypeError, match="error is an exception"):
+            env.fail(charge, "down")  # type: ignore[arg-type]
+        for numbers in (0, (), (1, -1)):
+            with pytest.raises(ValueError, match="counted from 1"):
+                env.fail(charge, OSError, on_attempt=numbers)
+        with pytest.raises(TypeError, match="no action, query or mutation"):
+            env.calls(checkout)

@@ -33,7 +33,7 @@ from durable.sending import store_event
 from durable.status import to_datetime
 from durable.testing.clock import START_MS, VirtualClock
 from durable.testing.driver import HORIZON_MS, Driver
-from durable.testing.fakes import REAL, Replacement, StepCall, Steps
+from durable.testing.fakes import REAL, Replacement, StepCall, Steps, check_steered, is_error
 from durable.testing.journals import Traffic
 
 if TYPE_CHECKING:
@@ -292,8 +292,18 @@ class Environment:
             definition: An action, a query or a mutation: of each of its steps.
             error: What is raised.
             on_attempt: By which attempts, from 1; by default the first.
+
+        Raises:
+            TypeError: ``error`` cannot be raised, or the definition is a workflow's.
+            ValueError: There is no such attempt.
         """
-        numbers = [on_attempt] if isinstance(on_attempt, int) else on_attempt
+        if not is_error(error):
+            msg = f"error is an exception, such as OSError('down'), not {error!r}"
+            raise TypeError(msg)
+        numbers = [on_attempt] if isinstance(on_attempt, int) else list(on_attempt)
+        if not numbers or min(numbers) < 1:
+            msg = f"attempts are counted from 1: on_attempt is {on_attempt!r}"
+            raise ValueError(msg)
         self._steps.steer(definition).failures.update(dict.fromkeys(numbers, error))
 
     def delay(
@@ -321,7 +331,12 @@ class Environment:
         self._steps.steer(definition).delays_ms[on_attempt] = _delay_ms(delay)
 
     def calls(self, definition: Definition[Any, Any]) -> list[StepCall]:
-        """Return the attempts that were made of a definition's steps, in order of their begin."""
+        """Return the attempts that were made of a definition's steps, in order of their begin.
+
+        Raises:
+            TypeError: It is a workflow, whose calls are runs.
+        """
+        check_steered(definition)
         return list(self._steps.calls(definition))
 
     # --- crashes, and orders of completion -------------------------------------------------------

@@ -136,12 +136,7 @@ class Steps:
         Raises:
             TypeError: It is none that a step calls.
         """
-        if not isinstance(definition, (Action, Query, Mutation)):
-            msg = (
-                f"{definition!r} is no action, query or mutation. Of a workflow, replace what its "
-                "body calls."
-            )
-            raise TypeError(msg)
+        check_steered(definition)
         return self._steering.setdefault(definition, Steering())
 
     def is_steered(self, definition: Definition[Any, Any]) -> bool:
@@ -335,7 +330,7 @@ class WatchedStep:
 
 
 async def _call_fake(fake: Any, positional: Iterable[Any], keyword: dict[str, Any]) -> Any:  # noqa: ANN401
-    if _is_error(fake):
+    if is_error(fake):
         raise fake
     if not callable(fake):
         return fake
@@ -343,6 +338,17 @@ async def _call_fake(fake: Any, positional: Iterable[Any], keyword: dict[str, An
     return await result if inspect.isawaitable(result) else result
 
 
-def _is_error(fake: object) -> bool:
+def is_error(fake: object) -> bool:
+    """Whether it can be raised."""
     is_class = isinstance(fake, type) and issubclass(fake, BaseException)
     return is_class or isinstance(fake, BaseException)
+
+
+def check_steered(definition: object) -> None:
+    """Raise ``TypeError`` unless it is a definition whose calls are steps with a function."""
+    if not isinstance(definition, (Action, Query, Mutation)):
+        msg = (
+            f"{definition!r} is no action, query or mutation. Of a workflow, replace what its "
+            "body calls."
+        )
+        raise TypeError(msg)
