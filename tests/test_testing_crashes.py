@@ -346,3 +346,24 @@ async def test_a_run_that_fails_is_replayed_too() -> None:
 
     shuffled = await testing.shuffle(fails(), seeds=2)
     assert str(shuffled.outcomes[0]) == "failed: LookupError: mine"
+
+
+# --- what would test nothing ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [0, -3, [], ()])
+async def test_no_seeds_are_refused(seeds: int | list[int]) -> None:
+    with pytest.raises(ValueError, match="nothing would be tested"):
+        await testing.shuffle(packing(1), seeds=seeds)
+
+
+@pytest.mark.parametrize("ignore", ["booking", ["booking", 1]])
+async def test_what_is_ignored_is_a_list_of_texts(ignore: list[str]) -> None:
+    with pytest.raises(TypeError, match="a list of names"):
+        await testing.crash_everywhere(packing(1), ignore=ignore)
+
+
+@pytest.mark.parametrize("name", ["", "a.b.c", "booking.", ".at"])
+async def test_what_is_ignored_has_the_form_of_a_table_or_a_column(name: str) -> None:
+    with pytest.raises(ValueError, match="names tables"):
+        await testing.crash_everywhere(packing(1), ignore=["booking", name])

@@ -218,3 +218,27 @@ async def test_what_is_changed_holds_for_steps_that_wait() -> None:
         env.restore(charge)
         await env.advance(10)
         assert await run.result() == "paid 5 for o-1"
+
+
+@pytest.mark.parametrize("name", ["advance", "run_until_idle"])
+async def test_a_fake_is_told_that_the_time_is_the_test_s(name: str) -> None:
+    async with asyncio.timeout(20), testing.engine() as env:
+
+        async def fake(order: str, cents: int = 5) -> str:
+            await (env.advance(5) if name == "advance" else env.run_until_idle())
+            return order
+
+        env.replace(charge, fake)
+        with pytest.raises(RunFailed, match=rf"RuntimeError: env\.{name}\(\) is for the test"):
+            await env.run(checkout("o-1"))
+
+
+async def test_what_cannot_fail_or_be_called_is_refused() -> None:
+    async with testing.engine() as env:
+        with pytest.raises(TypeError, match="error is an exception"):
+            env.fail(charge, "down")  # type: ignore[arg-type]
+        for numbers in (0, (), (1, -1)):
+            with pytest.raises(ValueError, match="counted from 1"):
+                env.fail(charge, OSError, on_attempt=numbers)
+        with pytest.raises(TypeError, match="no action, query or mutation"):
+            env.calls(checkout)

@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import anyio.from_thread
 import pytest
 
 import durable
@@ -237,10 +238,36 @@ async def test_a_wait_that_nothing_can_end_fails_and_says_what_is_waited_for() -
         assert await run.result() == "at last"
 
 
-async def test_it_fails_without_auto_as_well() -> None:
-    async with testing.engine(auto=False) as env:
-        with pytest.raises(StalledError):
-            await env.run(waits_for_approval())
+async def test_without_auto_a_test_may_wait_for_what_its_own_input_brings() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        await asyncio.to_thread(time.sleep, 0.02)  # Really: all else is idle meanwhile.
+        writer.write(b"yes\n")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async def ask(env: testing.Environment, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"well?\n")
+        line = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        await env.send_event("r-1", "approval", line.decode().strip())
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, asyncio.timeout(20), testing.engine(auto=False) as env:
+        run = await env.start(waits_for_approval(), id="r-1")
+        port = server.sockets[0].getsockname()[1]
+        text, _ = await asyncio.gather(run.result(), ask(env, port))
+        assert text == "yes"
+
+
+async def test_without_auto_a_wait_is_bounded_by_the_test_s_patience() -> None:
+    async with asyncio.timeout(20), testing.engine(auto=False) as env:
+        run = await env.start(waits_for_approval())
+        with pytest.raises(TimeoutError, match="did not end within"):
+            await run.result(timeout=0.02)
 
 
 async def test_a_step_without_a_slot_is_named() -> None:
@@ -333,3 +360,96 @@ async def test_it_says_where_it_stands() -> None:
     assert repr(testing.engine()) == (
         "<Environment 2025-01-01T00:00:00+00:00 <Engine in memory closed>>"
     )
+
+
+# --- actions that wait for runs ------------------------------------------------------------------
+
+
+@durable.action
+async def waits_for_a_run(seconds: float | None) -> object:
+    if seconds is None:
+        return await Engine.current().run(waits_for_approval(), id="inner")
+    return await Engine.current().run(sleeps(seconds))
+
+
+@durable.action
+async def waits_in_tasks(seconds: float) -> int:
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(waits_a_moment(seconds))
+    return 3
+
+
+async def waits_a_moment(seconds: float) -> None:
+    run = await Engine.current().start(sleeps(seconds), id=f"sleeps {seconds}")
+    await asyncio.wait_for(run.result(), 60)
+
+
+@durable.action
+def waits_in_a_thread(seconds: float) -> object:
+    return anyio.from_thread.run(Engine.current().run, sleeps(seconds))
+
+
+@durable.workflow
+async def awaits_an_action(step: Step, which: str) -> datetime:
+    calls = {
+        "a run": waits_for_a_run(3600),
+        "tasks": waits_in_tasks(3600),
+        "a thread": waits_in_a_thread(3600),
+        "an event": waits_for_a_run(None),
+    }
+    await calls[which]
+    return step.now()
+
+
+@pytest.mark.parametrize("which", ["a run", "tasks", "a thread"])
+async def test_an_action_that_waits_for_a_run_does_not_hold_the_time(which: str) -> None:
+    async with asyncio.timeout(20), testing.engine() as env:
+        assert await env.run(awaits_an_action(which)) == THE_YEAR + timedelta(hours=1)
+
+
+async def test_an_action_s_wait_lets_no_time_pass_that_the_test_does_not_wait_for() -> None:
+    async with asyncio.timeout(20), testing.engine() as env:
+        run = await env.start(awaits_an_action("a run"))
+        await env.run_until_idle()
+        assert env.now == THE_YEAR
+        await env.advance(1800)
+        assert env.now == THE_YEAR + timedelta(minutes=30)
+        assert await run.result() == THE_YEAR + timedelta(hours=1)
+
+
+async def test_a_run_that_an_action_waits_for_in_vain_is_named_and_left_as_it_is() -> None:
+    async with asyncio.timeout(20), testing.engine() as env:
+        run = await env.start(awaits_an_action("an event"), id="outer")
+        with pytest.raises(StalledError, match=r"(?s)end of run 'outer', .*'inner' .*'approval'"):
+            await run.result()
+        (call,) = env.calls(waits_for_a_run)
+        assert not call.is_over
+        await env.send_event("inner", "approval", "yes")
+        assert await run.result() == THE_YEAR
+        assert len(env.calls(waits_for_a_run)) == 1
+
+
+# --- long waits ----------------------------------------------------------------------------------
+
+begun: list[str] = []
+
+
+@durable.workflow
+async def waits_often(step: Step) -> None:
+    begun.append("again")
+    for _ in range(5):
+        await step.sleep(DAY)
+
+
+async def test_a_run_that_waits_long_stays_in_memory() -> None:
+    begun.clear()
+    async with testing.engine() as env:
+        await env.run(waits_often())
+    assert begun == ["again"]
+
+
+async def test_what_is_shuffled_leaves_memory_as_in_production() -> None:
+    begun.clear()
+    await testing.shuffle(waits_often(), seeds=1)
+    assert len(begun) > 5

@@ -36,6 +36,7 @@ class Waiters:
 
     def leave(self, run_id: str, waiter: Waiter) -> None:
         """Wait no more."""
+        waiter.cancel()  # Not told, it waits for nothing: whoever knows of it sees that.
         waiters = self._by_run.get(run_id)
         if waiters is not None:
             waiters.pop(waiter, None)
@@ -114,7 +115,8 @@ class Ends:
     """Who waits for the end of a run, across outages of the journal.
 
     Attributes:
-        on_waiting: Called whenever somebody begins to wait, if given.
+        on_waiting: Called whenever somebody begins to wait, if given, with the run's id and what
+            is done once the wait is over.
     """
 
     def __init__(self, journal: Journal, host: EndsHost) -> None:
@@ -124,7 +126,7 @@ class Ends:
         self._expected: dict[str, int] = {}
         self._kept: dict[str, RunRecord] = {}
         self._outages_count = 0
-        self.on_waiting: Callable[[], None] | None = None
+        self.on_waiting: Callable[[str, Waiter], None] | None = None
 
     def expect(self, run_id: str) -> None:
         """Keep the row of that run, should it end before ``forget``."""
@@ -146,7 +148,7 @@ class Ends:
             self._host.check_working()
             waiter = self._waiters.join(run_id)
             if self.on_waiting is not None:
-                self.on_waiting()
+                self.on_waiting(run_id, waiter)
             try:
                 if not self._host.is_here(run_id):
                     is_over, record = await self._look_in_journal(run_id)

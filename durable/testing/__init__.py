@@ -54,7 +54,8 @@ def engine(
     Args:
         url: The journal, as ``Engine`` takes it; by default in memory.
         start: When the test's time begins, an aware datetime; by default the year 2025.
-        auto: Whether time goes on by itself; else by ``env.advance`` alone.
+        auto: Whether time goes on by itself, and a wait that nothing ends fails; else time goes on
+            by ``env.advance`` alone, and a wait lasts until its ``timeout``.
         options: Those of ``Engine``. ``drain_timeout`` is 0 by default: what runs at the end of
             the test is cut off.
     """

@@ -77,14 +77,33 @@ async def crash_everywhere(
         env: Whose options, time and fakes are used; by default those of a new ``Environment``.
 
     Raises:
+        TypeError: ``ignore`` is no collection of texts.
+        ValueError: One of them is no name of a table or a column.
         AssertionError: It is not so. The message says at which commit, before or after it, what
             was in it, and what differs.
     """
     owner = env or Environment("sqlite://", {}, start=None, auto=True)
     play = Play(call, script, setup, check)
     allowed = may_raise if isinstance(may_raise, tuple) else (may_raise,)
-    sweep = _Sweep(owner, play, {type_name_of(error) for error in allowed}, frozenset(ignore))
+    sweep = _Sweep(owner, play, {type_name_of(error) for error in allowed}, _ignored(ignore))
     return await sweep.run()
+
+
+def _is_text(name: object) -> bool:
+    return isinstance(name, str)
+
+
+def _ignored(ignore: Iterable[str]) -> frozenset[str]:
+    names = list(ignore)
+    if isinstance(ignore, str) or not all(map(_is_text, names)):
+        msg = f"ignore= is a list of names, such as ['orders', 'audit.at'], not {ignore!r}"
+        raise TypeError(msg)
+    for name in names:
+        parts = name.split(".")
+        if len(parts) > 2 or not all(parts):  # noqa: PLR2004  a table, or a table and a column
+            msg = f"ignore= names tables, or columns as 'table.column', which {name!r} is not"
+            raise ValueError(msg)
+    return frozenset(names)
 
 
 @final

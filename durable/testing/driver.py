@@ -2,10 +2,11 @@
 
 Rules:
 
-- The clock moves while nothing is at work: no body, no commit, no function of a step, and no task
-  of the test's that could go on by itself. So nothing is ever late by the test's own slowness.
+- The clock moves while nothing is at work: no body, no commit, no function of a step but one that
+  waits for a run's end itself, and no task of the test's that could go on by itself. So nothing is
+  ever late by the test's own slowness.
 - It moves to the next time that something is due at, never past it, and on from there.
-- It moves by itself only while somebody waits for a run's end; else only as it is told.
+- It moves by itself only while the test waits for a run's end; else only as it is told.
 - Nothing is waited for by the machine's clock: what is at work says when it has ended.
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from durable.core.records import RunState
 from durable.runtime.clock import Alarms
 from durable.testing.errors import StalledError
+from durable.testing.waits import Waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +51,8 @@ class Driver:
 
     Attributes:
         alarms: What of the kit itself waits for the test's time.
-        is_auto: Whether time passes by itself while somebody waits for a run's end.
+        is_auto: Whether time passes by itself while the test waits for a run's end, and a wait that
+            nothing ends fails.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Driver:
         self._idle_waiters: list[asyncio.Future[None]] = []
         self.alarms = Alarms(clock)
         self.is_auto = is_auto
+        self._waits = Waits(traffic.changed.set)
         self._steps: Steps | None = None
         self._revive: partial[Any] | None = None
 
@@ -76,7 +80,7 @@ class Driver:
         """Hear of those who wait for the end of runs, now that the engine is open."""
         runner = self._runner
         assert runner is not None
-        runner.ends.on_waiting = self._traffic.changed.set
+        runner.ends.on_waiting = self._waits.join
 
     @property
     def _runner(self) -> Runner | None:
@@ -137,7 +141,11 @@ class Driver:
     def _is_wanted(self) -> bool:
         if self._traffic.has_crashed or self._advances or self._idle_waiters:
             return True
-        return self._runner is not None and bool(self._runner.ends.waited_for())
+        return bool(self._waited_for())
+
+    def _waited_for(self) -> dict[asyncio.Future[Any], str]:
+        """Return the waits of the test, each with the run whose end it is for."""
+        return {} if self._steps is None else self._waits.of_test(self._steps)
 
     async def _settle(self) -> None:
         """Return when nothing is at work, or a crash has come."""
@@ -173,7 +181,12 @@ class Driver:
         runner = self._runner
         if runner is None or self._steps is None:
             return frozenset()
-        return runner.pool.tasks - self._steps.asleep
+        functions = runner.pool.tasks - self._steps.asleep
+        waiting = self._waits.attempts()
+        if not waiting:
+            return functions
+        jobs = runner.pool._begun.values()
+        return functions - {job.task for job in jobs if job.attempt in waiting}
 
     def _is_at_work(self) -> bool:
         runner = self._runner
@@ -232,24 +245,24 @@ class Driver:
         runner = self._runner
         if runner is None:
             return False
-        run_ids = runner.ends.waited_for()
-        if not run_ids:
+        waited = self._waited_for()
+        if not waited or not self.is_auto:  # Without auto, others may bring about what is to come.
             return False
         due_ms = self._next_due_ms()
         if due_ms is None:
             why = "nothing is due, and nobody is at work"
-        elif not self.is_auto:
-            return False
         elif due_ms - self._started_at_ms > HORIZON_MS:
             why = "ten years of the test's time have passed"
         else:
             self._clock.move_to(due_ms)
             return True
-        text = await self._describe(run_ids, why)
+        text = await self._describe(dict.fromkeys(waited.values()), why)
         if self._is_at_work():  # Somebody has done something meanwhile.
             return True
-        for run_id in run_ids:
-            runner.ends.fail(run_id, lambda: StalledError(text))
+        for waiter in waited:
+            if not waiter.done():
+                waiter.set_exception(StalledError(text))
+                waiter.exception()  # Its task may be gone: nobody has to retrieve it.
         return True
 
     # --- what is wrong ---------------------------------------------------------------------------

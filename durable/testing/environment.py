@@ -4,8 +4,9 @@ Rules:
 
 - Everything is the environment's: its engine, its clock, what stands in for steps. Nothing global
   is changed, and two environments know nothing of each other.
-- The engine is the real one. Only its journal is watched, its clock is the test's, and a back-off
-  is as long as the policy says: no jitter is drawn.
+- The engine is the real one. Only its journal is watched, its clock is the test's, a back-off is as
+  long as the policy says, without jitter, and a run that waits stays in memory: where years pass in
+  milliseconds, leaving it would read the whole history again at each wait.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from durable.definitions import Action
 from durable.engine import Engine
 from durable.events import Event, EventId
 from durable.run import Run
+from durable.runtime.attempt import CURRENT_ATTEMPT
 from durable.runtime.ids import new_run_id
+from durable.runtime.settings import PARK_AFTER_MS
 from durable.sending import store_event
 from durable.status import to_datetime
 from durable.testing.clock import START_MS, VirtualClock
-from durable.testing.driver import Driver
-from durable.testing.fakes import REAL, Replacement, StepCall, Steps
+from durable.testing.driver import HORIZON_MS, Driver
+from durable.testing.fakes import REAL, Replacement, StepCall, Steps, check_steered, is_error
 from durable.testing.journals import Traffic
 
 if TYPE_CHECKING:
@@ -99,7 +102,7 @@ class Environment:
 
     def _prepare(self, engine: Engine) -> None:
         self._clock.install(engine)
-        engine._settings = changed(engine._settings, draw=_no_jitter)
+        engine._settings = changed(engine._settings, draw=_no_jitter, park_after_ms=2 * HORIZON_MS)
         engine._wrap_journal = self._traffic.wrap
         engine._catalog = Catalog(engine._catalog.defaults._replace(wrap=self._steps.wrap))
 
@@ -146,6 +149,7 @@ class Environment:
 
         Raises:
             ValueError: It is negative.
+            RuntimeError: A step's function, or its fake, asks for it, which itself holds the time.
         """
         self._check_open("env.advance()")
         return self._driver.advance(_delay_ms(delay))
@@ -154,6 +158,9 @@ class Environment:
         """Return when all that can be done at this time is done. No time passes by it.
 
         Then each run that is not over waits: for a time, for an event, or for a slot.
+
+        Raises:
+            RuntimeError: A step's function, or its fake, asks for it, which itself is at work.
         """
         self._check_open("env.run_until_idle()")
         await self._driver.wait_until_idle()
@@ -171,6 +178,7 @@ class Environment:
 
         Raises:
             StalledError: The run does not end, and nothing is due: it says what is waited for.
+                With ``auto=False`` the wait goes on instead.
             RunFailed, RunCanceled: As for ``Run.result``.
         """
         run = await self.start(call, id=id)
@@ -284,8 +292,18 @@ class Environment:
             definition: An action, a query or a mutation: of each of its steps.
             error: What is raised.
             on_attempt: By which attempts, from 1; by default the first.
+
+        Raises:
+            TypeError: ``error`` cannot be raised, or the definition is a workflow's.
+            ValueError: There is no such attempt.
         """
-        numbers = [on_attempt] if isinstance(on_attempt, int) else on_attempt
+        if not is_error(error):
+            msg = f"error is an exception, such as OSError('down'), not {error!r}"
+            raise TypeError(msg)
+        numbers = [on_attempt] if isinstance(on_attempt, int) else list(on_attempt)
+        if not numbers or min(numbers) < 1:
+            msg = f"attempts are counted from 1: on_attempt is {on_attempt!r}"
+            raise ValueError(msg)
         self._steps.steer(definition).failures.update(dict.fromkeys(numbers, error))
 
     def delay(
@@ -313,7 +331,12 @@ class Environment:
         self._steps.steer(definition).delays_ms[on_attempt] = _delay_ms(delay)
 
     def calls(self, definition: Definition[Any, Any]) -> list[StepCall]:
-        """Return the attempts that were made of a definition's steps, in order of their begin."""
+        """Return the attempts that were made of a definition's steps, in order of their begin.
+
+        Raises:
+            TypeError: It is a workflow, whose calls are runs.
+        """
+        check_steered(definition)
         return list(self._steps.calls(definition))
 
     # --- crashes, and orders of completion -------------------------------------------------------
@@ -383,6 +406,8 @@ class Environment:
         start = to_datetime(self._start_ms)
         twin = Environment(url, self._options, start=start, auto=self._driver.is_auto)
         twin._steps.take_over(self._steps)
+        # What is played there is to be read again from the journal, too, as in production.
+        twin.engine._settings = changed(twin.engine._settings, park_after_ms=PARK_AFTER_MS)
         return twin
 
     def _check_open(self, what: str) -> None:
@@ -392,6 +417,12 @@ class Environment:
                 "durable.testing.engine(...) as env`, or in an async test that has the fixture"
             )
             raise EngineClosedError(msg)
+        if CURRENT_ATTEMPT.get(None) in self._steps.under_way:
+            msg = (
+                f"{what} is for the test, not for the function of a step or its fake: that is at "
+                "work, so no time passes until it ends. To have it take time, use env.delay()"
+            )
+            raise RuntimeError(msg)
 
     async def _revive(self) -> None:
         """Let the engine die, and open it again: the driver calls this when a crash has come."""

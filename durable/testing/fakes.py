@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from durable.issue import ActionStep, TransactionStep
     from durable.journal.scopes import Scope
+    from durable.runtime.attempt import Attempt
     from durable.runtime.clock import Alarms
     from durable.testing.clock import VirtualClock
     from durable.testing.journals import Traffic
@@ -112,6 +113,7 @@ class Steps:
         traffic: The journal's, which knows what is recorded.
         shuffler: What chooses the order of completions; ``None``: they come as they come.
         asleep: The tasks of attempts that wait for the test's time, or for their turn to complete.
+        under_way: The attempts whose function is called now.
         begun_again: Names of steps whose function has begun though their outcome was recorded.
     """
 
@@ -123,6 +125,7 @@ class Steps:
         self.traffic = traffic
         self.shuffler: random.Random | None = None
         self.asleep: set[asyncio.Task[Any] | None] = set()
+        self.under_way: set[Attempt | None] = set()
         self.begun_again: list[str] = []
         self._held: dict[int, _Nap] = {}
         self._begun_count = 0
@@ -133,12 +136,7 @@ class Steps:
         Raises:
             TypeError: It is none that a step calls.
         """
-        if not isinstance(definition, (Action, Query, Mutation)):
-            msg = (
-                f"{definition!r} is no action, query or mutation. Of a workflow, replace what its "
-                "body calls."
-            )
-            raise TypeError(msg)
+        check_steered(definition)
         return self._steering.setdefault(definition, Steering())
 
     def is_steered(self, definition: Definition[Any, Any]) -> bool:
@@ -306,6 +304,8 @@ class WatchedStep:
         positional, keyword = arguments
         named = self._definition.parameters.bind(tuple(positional), keyword)
         call = self._steps.begin(self._definition, named)
+        attempt = CURRENT_ATTEMPT.get()
+        self._steps.under_way.add(attempt)
         try:
             yield call
         except BaseException as exc:
@@ -313,6 +313,7 @@ class WatchedStep:
             raise
         finally:
             call.is_over = True
+            self._steps.under_way.discard(attempt)
 
     def _noted_in_thread(self, args: str, call_real: Callable[[], Any]) -> Any:  # noqa: ANN401
         with self._begin(recorded_arguments(self._definition, args)) as call:
@@ -329,7 +330,7 @@ class WatchedStep:
 
 
 async def _call_fake(fake: Any, positional: Iterable[Any], keyword: dict[str, Any]) -> Any:  # noqa: ANN401
-    if _is_error(fake):
+    if is_error(fake):
         raise fake
     if not callable(fake):
         return fake
@@ -337,6 +338,17 @@ async def _call_fake(fake: Any, positional: Iterable[Any], keyword: dict[str, An
     return await result if inspect.isawaitable(result) else result
 
 
-def _is_error(fake: object) -> bool:
+def is_error(fake: object) -> bool:
+    """Whether it can be raised."""
     is_class = isinstance(fake, type) and issubclass(fake, BaseException)
     return is_class or isinstance(fake, BaseException)
+
+
+def check_steered(definition: object) -> None:
+    """Raise ``TypeError`` unless it is a definition whose calls are steps with a function."""
+    if not isinstance(definition, (Action, Query, Mutation)):
+        msg = (
+            f"{definition!r} is no action, query or mutation. Of a workflow, replace what its "
+            "body calls."
+        )
+        raise TypeError(msg)

@@ -49,12 +49,13 @@ async def shuffle(
         script, setup, check, env: As for ``crash_everywhere``.
 
     Raises:
+        ValueError: There is no seed: nothing would be tested.
         AssertionError: It is not so. The message names the first seed that shows it.
     """
     owner = env or Environment("sqlite://", {}, start=None, auto=True)
     play = Play(call, script, setup, check)
     outcomes: dict[int, Outcome] = {}
-    for seed in range(seeds) if isinstance(seeds, int) else seeds:
+    for seed in _listed(seeds):
         twin = owner.twin("sqlite://")
         twin.shuffle_by(random.Random(seed))  # noqa: S311  no secret
         try:
@@ -63,3 +64,11 @@ async def shuffle(
             msg = f"with seed {seed}, {play} goes wrong: {type(exc).__name__}: {exc}"
             raise AssertionError(msg) from exc
     return Shuffled(outcomes)
+
+
+def _listed(seeds: int | Iterable[int]) -> list[int]:
+    listed = list(range(seeds) if isinstance(seeds, int) else seeds)
+    if not listed:
+        msg = f"seeds={seeds!r} are none, so nothing would be tested: say how many, or which"
+        raise ValueError(msg)
+    return listed
