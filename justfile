@@ -22,6 +22,10 @@ layers:
 test *args:
     python -m pytest {{args}}
 
+# the tests that play all orders of commits, and all crashes: minutes
+exhaustive *args:
+    python -m pytest -m exhaustive {{args}}
+
 # which lines and branches the fast tests reach; it fails when too few are
 coverage:
     python -m pytest -q -m "not slow" --cov

@@ -40,7 +40,7 @@ LOOK_S: Final = 0.02
 
 GOING_ON: Final = (RunState.PENDING, RunState.RUNNING)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,8 @@ from durable import (
     StepState,
 )
 
+pytestmark = pytest.mark.exhaustive
+
 MEMORY, PARKED = 10.0, 86400.0
 """How long the wait is: with a run that stays in memory, and with one that leaves it."""
 LONG_S = 10 * 86400.0
