@@ -234,6 +234,7 @@ ALLOWED: dict[str, Callable[[Step], object]] = {
     "context": lambda _: SHARED.set(2),
     "a line that may": lambda _: time.time(),  # durable: allow
     "a line that may, further up": lambda _: clock_of_host(),  # durable: allow
+    "a statement that may": lambda _: clock_of_host_and_more(),
     "traceback": lambda _: describe(),
 }
 
@@ -245,6 +246,13 @@ class Dice(random.Random):
 
 def clock_of_host() -> float:
     return time.time()
+
+
+def clock_of_host_and_more() -> list[float]:
+    return [  # durable: allow
+        1.5,
+        time.time(),
+    ]
 
 
 def describe() -> str:

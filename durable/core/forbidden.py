@@ -5,8 +5,6 @@ All of it gives another value, or has its effect again, when the body is replaye
 
 from __future__ import annotations
 
-import re
-
 ACTION = "put it in an action"
 NOW = "step.now(), which is the run's own time"
 SLEEP = "await step.sleep() or asyncio.sleep(), which are durable"
@@ -100,9 +98,6 @@ FORBIDDEN: dict[str, dict[str, str]] = {
 }
 """What to do instead of each function, by module."""
 
-ALLOWED = re.compile(r"#\s*durable:\s*allow\b")
-"""The comment of a line that may do what is forbidden."""
-
 FREE_WITH_ARGUMENTS = {
     **{f"time.{name}": 0 for name in CLOCK_WHEN_BARE},
     "time.strftime": 1,
@@ -118,7 +113,14 @@ FILES = (
     *("open", "read_text", "read_bytes", "write_text", "write_bytes", "exists", "is_file"),
     *("is_dir", "stat", "lstat", "iterdir", "glob", "rglob", "walk", "mkdir", "touch", "unlink"),
     *("rename", "replace", "rmdir", "symlink_to", "hardlink_to", "chmod", "cwd", "home"),
+    *("is_symlink", "is_mount", "samefile", "owner", "group", "readlink", "resolve", "expanduser"),
 )
+PATH_METHODS = (
+    *("joinpath", "with_name", "with_stem", "with_suffix", "with_segments", "relative_to"),
+    *("absolute", "resolve", "expanduser", "readlink", "rename", "replace"),
+)
+"""The methods of a path that give another one."""
+PATH_ATTRIBUTES = ("parent",)
 
 METHODS: dict[str, dict[str, dict[str, str]]] = {
     "pathlib": {"Path": _all(ACTION, *FILES)},

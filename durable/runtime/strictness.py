@@ -21,7 +21,6 @@ Rules:
 from __future__ import annotations
 
 import gc
-import linecache
 import os
 import sys
 import threading
@@ -31,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 from durable.core.forbidden import (
     ACTION,
-    ALLOWED,
     CLOCKS,
     DATE_METHODS,
     NOW,
@@ -42,6 +40,7 @@ from durable.core.forbidden import (
     instead_of,
 )
 from durable.core.interrupts import code_of, signal_handlers
+from durable.runtime.allowing import is_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -283,8 +282,7 @@ def _is_library(frame: FrameType) -> bool:
 
 
 def _is_allowed(frame: FrameType) -> bool:
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno, frame.f_globals)
-    return ALLOWED.search(line) is not None
+    return is_allowed(frame.f_code.co_filename, frame.f_lineno, frame.f_globals)
 
 
 def _place_of(frames: list[FrameType]) -> str:

@@ -40,7 +40,7 @@ class Instruction(NamedTuple):
 
     Attributes:
         name: Of all variants of one load or store, the plain one's.
-        value: What it is about: a name, a constant.
+        value: What it is about: a name, a constant, an operator.
         is_call: Whether what it loads is going to be called.
         arguments_count: How many arguments a call hands over; many, where nobody can know.
         place: Where it stands in the source.
@@ -96,6 +96,8 @@ def _simple(code: CodeType) -> Iterator[Instruction]:
             is_marked = not CALLEE_BEFORE_NULL
             continue
         argument, argument_value = each.arg or 0, cast("object", each.argval)
+        if name == "BINARY_OP":
+            argument_value = each.argrepr
         positions = each.positions
         place: Position = (None, None, None, None) if positions is None else positions
         is_marked = is_marked or _is_call(name, argument)
