@@ -231,18 +231,15 @@ def workflow(
             without a JSON form.
         DuplicateDefinitionError: Another workflow has the name and version.
     """
-
-    def decorate(body: Callable[..., Any]) -> Workflow[Any, Any]:
-        return Workflow(
-            body,
-            name=name,
-            version=version,
-            retry=retry,
-            retry_actions_by_default=retry_actions_by_default,
-            timeout=timeout,
-        )
-
-    return decorate if fn is None else decorate(fn)
+    make: partial[Workflow[Any, Any]] = partial(
+        Workflow,
+        name=name,
+        version=version,
+        retry=retry,
+        retry_actions_by_default=retry_actions_by_default,
+        timeout=timeout,
+    )
+    return make if fn is None else make(fn)
 
 
 @overload
@@ -283,11 +280,10 @@ def action(
         TypeError: It is a generator, or has an annotation without a JSON form.
         DuplicateDefinitionError: Another action has the name.
     """
-
-    def decorate(function: Callable[..., Any]) -> Action[Any, Any]:
-        return Action(function, name=name, retry=retry, timeout=timeout, raises=raises)
-
-    return decorate if fn is None else decorate(fn)
+    make: partial[Action[Any, Any]] = partial(
+        Action, name=name, retry=retry, timeout=timeout, raises=raises
+    )
+    return make if fn is None else make(fn)
 
 
 @overload
@@ -311,11 +307,8 @@ def query(fn: Callable[..., Any] | None = None, /, *, name: str | None = None) -
             without a JSON form.
         DuplicateDefinitionError: Another query has the name.
     """
-
-    def decorate(function: Callable[..., Any]) -> Query[Any, Any]:
-        return Query(function, name=name)
-
-    return decorate if fn is None else decorate(fn)
+    make: partial[Query[Any, Any]] = partial(Query, name=name)
+    return make if fn is None else make(fn)
 
 
 @overload
@@ -344,11 +337,8 @@ def mutation(fn: Callable[..., Any] | None = None, /, *, name: str | None = None
             without a JSON form.
         DuplicateDefinitionError: Another mutation has the name.
     """
-
-    def decorate(function: Callable[..., Any]) -> Mutation[Any, Any]:
-        return Mutation(function, name=name)
-
-    return decorate if fn is None else decorate(fn)
+    make: partial[Mutation[Any, Any]] = partial(Mutation, name=name)
+    return make if fn is None else make(fn)
 
 
 class _ActionDecorator:

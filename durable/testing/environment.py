@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, final, ove
 from msgspec.structs import replace as changed
 
 from durable.catalog import Catalog
-from durable.checks import milliseconds
 from durable.core.errors import EngineClosedError, EventAlreadySentError
-from durable.core.retry import Retry, seconds
-from durable.definitions import Action
+from durable.core.retry import Retry
 from durable.engine import Engine
 from durable.events import Event, EventId
 from durable.run import Run
@@ -33,18 +31,18 @@ from durable.sending import store_event
 from durable.status import to_datetime
 from durable.testing.clock import START_MS, VirtualClock
 from durable.testing.driver import HORIZON_MS, Driver
-from durable.testing.fakes import REAL, Replacement, StepCall, Steps, check_steered, is_error
+from durable.testing.fakes import Steps
+from durable.testing.faking import Faking, delay_ms_of
 from durable.testing.journals import Traffic
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
     from types import TracebackType
 
     from durable.call import Call
     from durable.core.records import EventRecord
-    from durable.definitions import Definition
     from durable.testing.crashes import Crashes
     from durable.testing.journals import CrashPoint
     from durable.testing.playing import Check, Script, Setup
@@ -71,7 +69,7 @@ class EngineOptions(TypedDict, total=False):
 
 
 @final
-class Environment:
+class Environment(Faking):
     """An engine of a test's own. Made by ``durable.testing.engine``, and used by ``async with``.
 
     Attributes:
@@ -152,7 +150,7 @@ class Environment:
             RuntimeError: A step's function, or its fake, asks for it, which itself holds the time.
         """
         self._check_open("env.advance()")
-        return self._driver.advance(_delay_ms(delay))
+        return self._driver.advance(delay_ms_of(delay))
 
     async def run_until_idle(self) -> None:
         """Return when all that can be done at this time is done. No time passes by it.
@@ -240,104 +238,6 @@ class Environment:
     async def cancel(self, run_id: str, *, interrupt: bool = False) -> bool:
         """Cancel a run: ``Engine.cancel``, done again after a crash."""
         return await self.ask(lambda engine: engine.cancel(run_id, interrupt=interrupt))
-
-    # --- fakes -----------------------------------------------------------------------------------
-
-    @overload
-    def replace(
-        self, definition: Definition[P, R], fake: Callable[P, Coroutine[Any, Any, R]]
-    ) -> Replacement: ...
-    @overload
-    def replace(self, definition: Definition[P, R], fake: Callable[P, R]) -> Replacement: ...
-    @overload
-    def replace(
-        self, definition: Definition[P, R], fake: R | Exception | type[Exception]
-    ) -> Replacement: ...
-    def replace(self, definition: Definition[Any, Any], fake: Any) -> Replacement:
-        """Let something else stand in for the function of an action, a query or a mutation.
-
-        It holds from now on, in this environment. ``with env.replace(...):`` takes it back at the
-        end of the block.
-
-        Args:
-            definition: What is replaced. Its calls stay steps, with its options and types.
-            fake: A function, async or not, that takes the arguments as callers write them, so
-                without ``tx``; or the result; or an exception to raise.
-
-        Raises:
-            TypeError: It is a workflow: replace what its body calls.
-        """
-        steering = self._steps.steer(definition)
-        replacement = Replacement(steering, steering.fake)
-        steering.fake = fake
-        return replacement
-
-    def restore(self, definition: Definition[Any, Any]) -> None:
-        """Take back what ``replace``, ``fail`` and ``delay`` have said of a definition."""
-        steering = self._steps.steer(definition)
-        steering.fake = REAL
-        steering.failures.clear()
-        steering.delays_ms.clear()
-
-    def fail(
-        self,
-        definition: Definition[Any, Any],
-        error: Exception | type[Exception],
-        *,
-        on_attempt: int | Iterable[int] = 1,
-    ) -> None:
-        """Let attempts of a step raise ``error``, without calling anything.
-
-        Args:
-            definition: An action, a query or a mutation: of each of its steps.
-            error: What is raised.
-            on_attempt: By which attempts, from 1; by default the first.
-
-        Raises:
-            TypeError: ``error`` cannot be raised, or the definition is a workflow's.
-            ValueError: There is no such attempt.
-        """
-        if not is_error(error):
-            msg = f"error is an exception, such as OSError('down'), not {error!r}"
-            raise TypeError(msg)
-        numbers = [on_attempt] if isinstance(on_attempt, int) else list(on_attempt)
-        if not numbers or min(numbers) < 1:
-            msg = f"attempts are counted from 1: on_attempt is {on_attempt!r}"
-            raise ValueError(msg)
-        self._steps.steer(definition).failures.update(dict.fromkeys(numbers, error))
-
-    def delay(
-        self,
-        definition: Definition[Any, Any],
-        delay: float | timedelta,
-        *,
-        on_attempt: int | None = None,
-    ) -> None:
-        """Let attempts of an action take so much of the test's time before their function begins.
-
-        One whose ``timeout`` is shorter ends by that.
-
-        Args:
-            definition: The action.
-            delay: Seconds, or a ``timedelta``.
-            on_attempt: Of which attempt, from 1; by default of each.
-
-        Raises:
-            TypeError: It is no action. Queries and mutations hold up all commits.
-        """
-        if not isinstance(definition, Action):
-            msg = f"only an action can be delayed, which {definition!r} is not"
-            raise TypeError(msg)
-        self._steps.steer(definition).delays_ms[on_attempt] = _delay_ms(delay)
-
-    def calls(self, definition: Definition[Any, Any]) -> list[StepCall]:
-        """Return the attempts that were made of a definition's steps, in order of their begin.
-
-        Raises:
-            TypeError: It is a workflow, whose calls are runs.
-        """
-        check_steered(definition)
-        return list(self._steps.calls(definition))
 
     # --- crashes, and orders of completion -------------------------------------------------------
 
@@ -447,14 +347,6 @@ async def _send_once(record: EventRecord, engine: Engine) -> EventId:
         return await store_event(runner, record)
     except EventAlreadySentError:
         return EventId(record.event_id)
-
-
-def _delay_ms(delay: float | timedelta) -> int:
-    delay_s = seconds(delay, "delay")
-    if delay_s < 0:
-        msg = f"time does not go back: delay is {delay!r}"
-        raise ValueError(msg)
-    return milliseconds(delay_s)
 
 
 def _no_jitter() -> float:
