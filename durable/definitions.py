@@ -9,6 +9,7 @@ Rules:
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import (
@@ -48,8 +49,14 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
+async def _coroutine() -> None: ...
+
+
 class Definition(Generic[P, R]):
     """A decorated function.
+
+    To whoever looks at it, it is a coroutine function of the parameters that callers see: to
+    ``inspect.signature``, ``typing.get_type_hints``, and libraries that make a schema of them.
 
     Attributes:
         fn: The function as it was written.
@@ -62,8 +69,13 @@ class Definition(Generic[P, R]):
     injected: str | None = None
     """The first parameter, which callers do not see."""
 
+    if sys.version_info < (3, 12):
+        # What makes it a coroutine function to ``inspect``: others are marked as such.
+        __code__ = _coroutine.__code__
+        __defaults__ = __kwdefaults__ = None
+
     def __init__(self, fn: Callable[..., Any], name: str | None, version: int) -> None:
-        if not callable(fn):
+        if not callable(fn) or isinstance(fn, Definition):
             msg = f"@{type(self).__name__.lower()} decorates a function, not {fn!r}"
             raise TypeError(msg)
         name = check_name(name, "name=")
@@ -79,6 +91,10 @@ class Definition(Generic[P, R]):
         self.__module__ = fn.__module__
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
+        self.__annotations__ = self.parameters.annotations
+        self.__signature__ = self.parameters.signature()
+        if sys.version_info >= (3, 12):
+            inspect.markcoroutinefunction(self)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Bind the arguments.

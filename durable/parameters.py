@@ -15,7 +15,7 @@ import inspect
 import sys
 import typing
 from functools import partial
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, final
 
 import msgspec
@@ -42,6 +42,9 @@ class Parameters:
         injected: What the first parameter is called, by convention, if callers do not see it.
         frame: Where it is being decorated, to resolve annotations that name local classes.
 
+    Attributes:
+        annotations: Those of the parameters, and of the result; resolved, as soon as they can be.
+
     Raises:
         TypeError: The function lacks the injected parameters, or an annotation has no JSON form.
     """
@@ -56,7 +59,8 @@ class Parameters:
     ) -> None:
         self._fn = fn
         self._what = what
-        parameters = list(inspect.signature(fn).parameters.values())
+        signature = inspect.signature(fn)
+        parameters = list(signature.parameters.values())
         if injected is not None and (not parameters or parameters[0].kind not in _POSITIONAL):
             name = getattr(fn, "__name__", "body")
             msg = (
@@ -66,6 +70,11 @@ class Parameters:
             raise TypeError(msg)
         self._parameters = parameters if injected is None else parameters[1:]
         self._signature = inspect.Signature(self._parameters)
+        self.annotations: dict[str, Any] = {
+            p.name: p.annotation for p in self._parameters if p.annotation is not _EMPTY
+        }
+        if signature.return_annotation is not _EMPTY:
+            self.annotations["return"] = signature.return_annotation
         self._places = {p.name: place for place, p in enumerate(self._parameters)}
         self._plain_names = _plain_names(self._parameters)
         self._required_count = sum(p.default is _EMPTY for p in self._parameters)
@@ -81,6 +90,14 @@ class Parameters:
             pass  # Something defined further down: resolved at the first call.
         else:
             self._locals = {}
+
+    def signature(self) -> inspect.Signature:
+        """Return what callers see, with its annotations resolved, if they are by now."""
+        shown = self.annotations
+        return inspect.Signature(
+            [p.replace(annotation=shown.get(p.name, _EMPTY)) for p in self._parameters],
+            return_annotation=shown.get("return", _EMPTY),
+        )
 
     # --- binding ---------------------------------------------------------------------------------
 
@@ -213,12 +230,8 @@ class Parameters:
         return self._args, self._result
 
     def _resolve(self) -> None:
-        annotations = {p.name: p.annotation for p in self._parameters if p.annotation is not _EMPTY}
-        returns = inspect.signature(self._fn).return_annotation
-        if returns is not _EMPTY:
-            annotations["return"] = returns
         hints = typing.get_type_hints(
-            SimpleNamespace(__annotations__=annotations),
+            SimpleNamespace(__annotations__=self.annotations),
             globalns=globals_of(self._fn),
             localns=dict(self._locals),
             include_extras=True,
@@ -229,6 +242,7 @@ class Parameters:
         self._own_types = {name: Shape(hint).own_type for name, hint, _ in fields}
         self._result = self._shape(hints.get("return", Any), "the result")
         self._locals = {}
+        self.annotations.update({name: _as_written(hint) for name, hint in hints.items()})
 
     def _field_type(self, parameter: inspect.Parameter, hints: dict[str, Any]) -> Any:  # noqa: ANN401
         hint = hints.get(parameter.name, Any)
@@ -246,6 +260,10 @@ class Parameters:
         except TypeError as exc:
             msg = f"the annotation of {of} of {self._what} has no JSON form: {exc}"
             raise TypeError(msg) from exc
+
+
+def _as_written(hint: Any) -> Any:  # noqa: ANN401  any annotation
+    return None if hint is NoneType else hint
 
 
 def check_size(text: str, payload_max: int, what: str) -> None:

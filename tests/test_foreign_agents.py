@@ -393,6 +393,39 @@ async def test_its_ids_are_arguments_of_steps_if_they_are_the_steps_own() -> Non
 # --- what it cannot do ---------------------------------------------------------------------------
 
 
+@durable.action
+def in_a_thread(city: str, days: int = 1) -> str:
+    """Tell the weather of some days."""
+    return f"{days} days of rain in {city}"
+
+
+@durable.workflow
+async def tell_weather_durably(_step: Step, city: str) -> str:
+    """Tell the weather, as a run of its own."""
+    return await weather(city)
+
+
+@durable.workflow
+async def with_definitions_as_tools(_step: Step) -> str:
+    agent = Agent(TestModel(), tools=[weather, in_a_thread, tell_weather_durably])
+    return (await agent.run("Where does it rain?")).output
+
+
+async def test_actions_and_workflows_are_tools_as_they_are() -> None:
+    async with testing.engine(verify_replay=True) as env:
+        output = await env.run(with_definitions_as_tools(), id="agent")
+        assert output == (
+            '{"weather":"rain in a","in_a_thread":"1 days of rain in a",'
+            '"tell_weather_durably":"rain in a"}'
+        )
+        steps = [step async for step in env.engine.iter_steps("agent")]
+    assert [(step.kind, step.args) for step in steps] == [
+        ("action", {"city": "a"}),
+        ("action", {"city": "a", "days": 1}),
+        ("workflow", {"city": "a"}),
+    ]
+
+
 async def test_a_tool_that_is_a_plain_function_is_refused_with_a_word() -> None:
     """pydantic-ai would run it in a thread."""
     async with testing.engine() as env:
