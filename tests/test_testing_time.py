@@ -308,6 +308,71 @@ async def test_a_task_that_polls_does_not_stop_time() -> None:
         await asyncio.gather(run.result(), poll())
 
 
+async def test_time_passes_for_a_test_that_watches_a_run() -> None:
+    async with testing.engine() as env:
+        run = await env.start(sleeps(3600))
+        states = [status.state async for status in run.watch()]
+        assert states[-1] is RunState.COMPLETED
+        assert env.now == THE_YEAR + timedelta(hours=1)
+
+
+async def test_it_stands_still_while_the_test_does_something_with_what_it_has_seen() -> None:
+    async with testing.engine() as env:
+        run = await env.start(waits_for_approval(60), id="r-1")
+        async for status in run.watch():
+            if status.running:
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert env.now == THE_YEAR
+                await env.send_event("r-1", "approval", "seen")
+        assert await run.result() == "seen"
+        assert env.now == THE_YEAR
+
+
+async def test_an_action_that_watches_a_run_does_not_hold_the_time() -> None:
+    async with testing.engine() as env:
+        assert await env.run(watches_another()) == RunState.COMPLETED
+        assert env.now == THE_YEAR + timedelta(hours=1)
+
+
+@durable.action
+async def watch_another() -> str:
+    run = await Engine.current().start(sleeps(3600))
+    return [status.state async for status in run.watch()][-1]
+
+
+@durable.workflow
+async def watches_another(_step: Step) -> str:
+    return await watch_another()
+
+
+async def test_a_watch_that_nothing_can_bring_on_fails_and_can_go_on() -> None:
+    async with testing.engine() as env:
+        run = await env.start(waits_for_approval(), id="r-1")
+        watch = run.watch()
+        with pytest.raises(StalledError, match="event 'approval'"):
+            async for _ in watch:
+                pass
+        await env.send_event("r-1", "approval", "at last")
+        assert [status.state async for status in watch][-1] is RunState.COMPLETED
+
+
+async def test_without_auto_a_watch_waits_for_what_the_test_does() -> None:
+    async with asyncio.timeout(20), testing.engine(auto=False) as env:
+        run = await env.start(sleeps(3600))
+        seen: list[str] = []
+
+        async def watch() -> None:
+            seen.extend([status.state async for status in run.watch()])
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch())
+            await env.advance(3599)
+            assert not seen
+            await env.advance(1)
+        assert seen[-1] == RunState.COMPLETED
+
+
 async def test_a_result_s_own_timeout_is_real() -> None:
     async with testing.engine(auto=False) as env:
         run = await env.start(sleeps(3600))

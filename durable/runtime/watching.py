@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from durable.core.records import RunRecord, StepRecord
     from durable.journal.base import Change, Journal
 
+    OnWaiting = Callable[[str, asyncio.Future[None]], None]
+
 Snapshot: TypeAlias = "tuple[RunRecord, list[StepRecord]]"
 """A run and its open steps, of one moment."""
 
@@ -56,27 +58,39 @@ class Topic:
         snapshot: What was read last; ``None`` when there is no such run.
         is_over: Whether no change of it follows: it is final, or gone.
         failure: What makes the error that its watchers get.
-        news: Set when one of these has changed; a new one is there then.
     """
 
     __slots__ = (
         "__weakref__",
+        "_on_waiting",
+        "_waiters",
         "asked_count",
         "failure",
         "is_over",
-        "news",
         "read_count",
         "run_id",
         "snapshot",
     )
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, on_waiting: OnWaiting | None) -> None:
         self.run_id = run_id
         self.asked_count = self.read_count = 0
         self.snapshot: Snapshot | None = None
         self.is_over = False
         self.failure: Callable[[], Exception] | None = None
-        self.news = asyncio.Event()
+        self._on_waiting = on_waiting
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    async def wait(self) -> None:
+        """Return when what is known of the run has changed."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        if self._on_waiting is not None:
+            self._on_waiting(self.run_id, waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
 
     def publish(self, snapshot: Snapshot | None, count: int) -> None:
         """Show what was found when a read had been asked for so often."""
@@ -94,8 +108,9 @@ class Topic:
             self._tell()
 
     def _tell(self) -> None:
-        news, self.news = self.news, asyncio.Event()
-        news.set()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 @final
@@ -123,14 +138,20 @@ class Watcher:
                 return self._seen
             if topic.failure is not None:
                 raise topic.failure()
-            await topic.news.wait()
+            await topic.wait()
 
 
 @final
 class Watching:
-    """All that is watched of one journal."""
+    """All that is watched of one journal.
+
+    Attributes:
+        on_waiting: Called whenever a watcher begins to wait, if given, with the run's id and what
+            is done once the wait is over.
+    """
 
     def __init__(self, journal: Journal, host: WatchingHost) -> None:
+        self.on_waiting: OnWaiting | None = None
         self._journal = journal
         self._host = host
         self._topics: weakref.WeakValueDictionary[str, Topic] = weakref.WeakValueDictionary()
@@ -141,7 +162,7 @@ class Watching:
         """Watch a run, from now on."""
         topic = self._topics.get(run_id)
         if topic is None or topic.is_over or topic.failure is not None:
-            self._topics[run_id] = topic = Topic(run_id)
+            self._topics[run_id] = topic = Topic(run_id, self.on_waiting)
         self._ask(topic)
         return Watcher(topic)
 

@@ -3,10 +3,11 @@
 Rules:
 
 - The clock moves while nothing is at work: no body, no commit, no function of a step but one that
-  waits for a run's end itself, and no task of the test's that could go on by itself. So nothing is
-  ever late by the test's own slowness.
+  itself waits for a run's end or watches it, and no task of the test's that could go on by itself.
+  So nothing is ever late by the test's own slowness.
 - It moves to the next time that something is due at, never past it, and on from there.
-- It moves by itself only while the test waits for a run's end; else only as it is told.
+- It moves by itself only while the test waits for a run's end or watches it; else only as it is
+  told.
 - Nothing is waited for by the machine's clock: what is at work says when it has ended.
 """
 
@@ -51,7 +52,7 @@ class Driver:
 
     Attributes:
         alarms: What of the kit itself waits for the test's time.
-        is_auto: Whether time passes by itself while the test waits for a run's end, and a wait that
+        is_auto: Whether time passes by itself while the test waits for a run, and a wait that
             nothing ends fails.
     """
 
@@ -77,10 +78,10 @@ class Driver:
         self._revive = revive
 
     def watch(self) -> None:
-        """Hear of those who wait for the end of runs, now that the engine is open."""
+        """Hear of those who wait for what becomes of runs, now that the engine is open."""
         runner = self._runner
         assert runner is not None
-        runner.ends.on_waiting = self._waits.join
+        runner.ends.on_waiting = runner.watching.on_waiting = self._waits.join
 
     @property
     def _runner(self) -> Runner | None:
@@ -144,7 +145,7 @@ class Driver:
         return bool(self._waited_for())
 
     def _waited_for(self) -> dict[asyncio.Future[Any], str]:
-        """Return the waits of the test, each with the run whose end it is for."""
+        """Return the waits of the test, each with the run that it is for."""
         return {} if self._steps is None else self._waits.of_test(self._steps)
 
     async def _settle(self) -> None:

@@ -1,9 +1,11 @@
-"""Who waits for the end of a run: the test, or an action that is called meanwhile.
+"""Who waits for a run, for its end or as one who watches: the test, or an action meanwhile.
 
 Rules:
 
-- An action that waits for a run's end, itself or in a task of its own, is not at work: only the
-  test's time can end its wait.
+- An action that waits for a run, itself or in a task of its own, is not at work: only the test's
+  time can end its wait.
+- One that asks again and again, after pauses of its own, is at work: what it waits for cannot be
+  known, nor whether a pause is one of work.
 - Time passes by itself for the test's waits alone, and only they are told that they are stalled.
 """
 
@@ -25,7 +27,7 @@ class Wait(NamedTuple):
     """One wait.
 
     Attributes:
-        run_id: The run whose end is waited for.
+        run_id: The run that is waited for.
         attempt: The attempt that waits; ``None``: it is no step's.
     """
 
@@ -35,7 +37,7 @@ class Wait(NamedTuple):
 
 @final
 class Waits:
-    """Who waits now for the ends of an engine's runs."""
+    """Who waits now for an engine's runs."""
 
     def __init__(self, on_waiting: Callable[[], None]) -> None:
         self._on_waiting = on_waiting
