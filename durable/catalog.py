@@ -51,8 +51,10 @@ class BoundWorkflow:
             raise Stuck(msg, way=("arguments", type_name_of(type(exc)))) from exc
         execution.environment = self._environment
         step = Step(execution, self.definition)
+        body_of = self._environment.defaults.body_of
+        body = self.definition.fn if body_of is None else body_of(self.definition)
         try:
-            coroutine: Coroutine[Any, Any, object] = self.definition.fn(step, *args, **kwargs)
+            coroutine: Coroutine[Any, Any, object] = body(step, *args, **kwargs)
         except TypeError as exc:
             msg = (
                 f"the journal has the run with arguments {execution.run.args}; the code's "

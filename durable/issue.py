@@ -23,7 +23,7 @@ from durable.parameters import globals_of
 from durable.transaction import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from durable.call import Call
     from durable.core.commands import CommandFuture, Work
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     Stepped = Action[Any, Any] | Query[Any, Any] | Mutation[Any, Any] | Workflow[Any, Any]
     Wrap: TypeAlias = "Callable[[Stepped, ActionStep | TransactionStep], Work]"
+    BodyOf = Callable[[Workflow[Any, Any]], Callable[..., Coroutine[Any, Any, object]]]
 
 
 MAX_PAYLOAD = 8 * 1024 * 1024
@@ -44,12 +45,14 @@ class Defaults(NamedTuple):
 
     Attributes:
         wrap: What stands for a step in the place of what would, if anything does.
+        body_of: What is executed as a workflow's body, if it is not always the workflow's own.
     """
 
     retry: Retry
     retry_actions_by_default: bool
     payload_max: int
     wrap: Wrap | None = None
+    body_of: BodyOf | None = None
 
 
 class StepOptions(NamedTuple):

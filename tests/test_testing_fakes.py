@@ -125,10 +125,99 @@ async def test_mutations_and_queries_are_replaced_without_their_transaction() ->
         assert stored == ["o-1"]
 
 
-async def test_a_workflow_is_not_replaced() -> None:
+# --- workflows -----------------------------------------------------------------------------------
+
+
+@durable.workflow
+async def ordering(step: Step, order: str) -> str:
+    try:
+        return await step.run(checkout(order), name="checked out")
+    except RunFailed as failed:
+        return f"failed: {failed.error.message}"
+
+
+async def fake_checkout(order: str) -> str:
+    await asyncio.sleep(3600)
+    return await charge(order, 1)
+
+
+def plain_fake_checkout(order: str) -> str:
+    return f"a gift: {order}"
+
+
+@pytest.mark.parametrize(
+    ("fake", "result"),
+    [
+        ("a gift: o-1", "a gift: o-1"),
+        (plain_fake_checkout, "a gift: o-1"),
+        (fake_checkout, "paid 1 for o-1"),
+        (LookupError("gone"), "failed: gone"),
+    ],
+)
+async def test_a_child_is_replaced_and_stays_a_run(fake: object, result: str) -> None:
+    async with testing.engine(verify_replay=True) as env:
+        began = env.now
+        env.replace(checkout, cast("str", fake))
+        assert await env.run(ordering("o-1"), id="parent") == result
+        assert env.now - began == timedelta(hours=1 if fake is fake_checkout else 0)
+        (child,) = (await env.engine.list_runs(parent="parent")).items
+        assert (child.name, child.args) == (checkout.name, {"order": "o-1"})
+        assert paid == (["o-1"] if fake is fake_checkout else [])
+        env.restore(checkout)
+        assert await env.run(ordering("o-2")) == "paid 5 for o-2"
+
+
+async def test_a_workflow_is_replaced_where_it_is_started_too_and_for_a_block() -> None:
+    async with testing.engine() as env, testing.engine() as other:
+        with env.replace(checkout, "free"):
+            assert await env.run(checkout("o-1")) == "free"
+            assert await other.run(checkout("o-1")) == "paid 5 for o-1"
+        assert await env.run(checkout("o-1")) == "paid 5 for o-1"
+
+
+async def test_what_stands_in_for_a_workflow_has_to_keep_to_the_types() -> None:
     async with testing.engine() as env:
-        with pytest.raises(TypeError, match="replace what its body calls"):
-            env.replace(checkout, "x")
+        wrong: Any = 5
+        env.replace(checkout, wrong)
+        with pytest.raises(RunFailed) as caught:
+            await env.run(checkout("o-1"))
+        assert isinstance(caught.value.__cause__, ReturnTypeError)
+        wrong = lambda: "takes no order"  # noqa: E731
+        env.replace(checkout, wrong)
+        with pytest.raises(RunFailed, match="positional argument"):
+            await env.run(checkout("o-1"))
+
+
+async def test_a_fake_of_a_workflow_is_a_body_and_does_no_io() -> None:
+    async with testing.engine() as env:
+        env.replace(checkout, lambda order: asyncio.to_thread(str, order))
+        with pytest.raises(RunFailed, match="put it in an action"):
+            await env.run(checkout("o-1"))
+
+
+@pytest.mark.slow
+async def test_a_replaced_child_recovers_from_every_crash() -> None:
+    async with testing.engine() as env:
+        env.replace(checkout, fake_checkout)
+        crashes = await env.crash_everywhere(ordering("o-1"))
+        assert crashes.outcome.result == "paid 1 for o-1"
+        shuffled = await env.shuffle(ordering("o-1"), seeds=3)
+        assert {outcome.result for outcome in shuffled.outcomes.values()} == {"paid 1 for o-1"}
+
+
+async def test_attempts_of_a_workflow_are_none() -> None:
+    async with testing.engine() as env:
+        for steer in (lambda: env.fail(checkout, OSError), lambda: env.calls(checkout)):
+            with pytest.raises(TypeError, match=r"env\.replace\(child, fake\)"):
+                steer()
+        with pytest.raises(TypeError, match="only an action"):
+            env.delay(checkout, 5)
+        function: Any = plain_fake_checkout
+        with pytest.raises(TypeError, match="no action, query, mutation or workflow"):
+            env.replace(function, "x")
+
+
+# --- failures and delays -------------------------------------------------------------------------
 
 
 async def test_attempts_fail_by_their_number() -> None:

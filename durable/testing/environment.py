@@ -102,7 +102,10 @@ class Environment(Faking):
         self._clock.install(engine)
         engine._settings = changed(engine._settings, draw=_no_jitter, park_after_ms=2 * HORIZON_MS)
         engine._wrap_journal = self._traffic.wrap
-        engine._catalog = Catalog(engine._catalog.defaults._replace(wrap=self._steps.wrap))
+        defaults = engine._catalog.defaults
+        engine._catalog = Catalog(
+            defaults._replace(wrap=self._steps.wrap, body_of=self._steps.body_of)
+        )
 
     def __repr__(self) -> str:
         return f"<Environment {self.now.isoformat()} {self.engine!r}>"

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Coroutine, Generator, Iterable
 
+    from durable.definitions import Workflow
     from durable.issue import ActionStep, TransactionStep
     from durable.journal.scopes import Scope
     from durable.runtime.attempt import Attempt
     from durable.runtime.clock import Alarms
+    from durable.step import Step
     from durable.testing.clock import VirtualClock
     from durable.testing.journals import Traffic
 
@@ -137,7 +139,25 @@ class Steps:
             TypeError: It is none that a step calls.
         """
         check_steered(definition)
+        return self.stand_in(definition)
+
+    def stand_in(self, definition: Definition[Any, Any]) -> Steering:
+        """Return what stands in for a definition, which may be a workflow.
+
+        Raises:
+            TypeError: It is no definition.
+        """
+        if not isinstance(definition, Definition):
+            msg = f"{definition!r} is no action, query, mutation or workflow"
+            raise TypeError(msg)
         return self._steering.setdefault(definition, Steering())
+
+    def body_of(self, workflow: Workflow[Any, Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """Return what is executed as a workflow's body."""
+        steering = self._steering.get(workflow)
+        if steering is None or steering.fake is REAL:
+            return workflow.fn
+        return partial(_fake_body, steering.fake)
 
     def is_steered(self, definition: Definition[Any, Any]) -> bool:
         """Whether anything is to be done but call the function."""
@@ -329,6 +349,10 @@ class WatchedStep:
         return call.result
 
 
+async def _fake_body(fake: Any, _step: Step, /, *positional: Any, **keyword: Any) -> Any:  # noqa: ANN401
+    return await _call_fake(fake, positional, keyword)
+
+
 async def _call_fake(fake: Any, positional: Iterable[Any], keyword: dict[str, Any]) -> Any:  # noqa: ANN401
     if is_error(fake):
         raise fake
@@ -348,7 +372,7 @@ def check_steered(definition: object) -> None:
     """Raise ``TypeError`` unless it is a definition whose calls are steps with a function."""
     if not isinstance(definition, (Action, Query, Mutation)):
         msg = (
-            f"{definition!r} is no action, query or mutation. Of a workflow, replace what its "
-            "body calls."
+            f"{definition!r} is no action, query or mutation. A workflow can be replaced, by an "
+            "exception or a function that takes its time, too: env.replace(child, fake)"
         )
         raise TypeError(msg)

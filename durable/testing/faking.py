@@ -36,27 +36,30 @@ class Faking:
         self, definition: Definition[P, R], fake: R | Exception | type[Exception]
     ) -> Replacement: ...
     def replace(self, definition: Definition[Any, Any], fake: Any) -> Replacement:
-        """Let something else stand in for the function of an action, a query or a mutation.
+        """Let something else stand in for a definition's function.
 
         It holds from now on, in this environment. ``with env.replace(...):`` takes it back at the
         end of the block.
 
         Args:
-            definition: What is replaced. Its calls stay steps, with its options and types.
+            definition: What is replaced. Its calls stay steps, with its options and types. A
+                workflow's stay runs, as a child or by themselves, from their next replay on.
             fake: A function, async or not, that takes the arguments as callers write them, so
-                without ``tx``; or the result; or an exception to raise.
+                without ``tx`` or ``step``; or the result; or an exception to raise. For a workflow,
+                the function is a body: it may await steps and durable timers, does no I/O, and is
+                called again when the run is replayed.
 
         Raises:
-            TypeError: It is a workflow: replace what its body calls.
+            TypeError: It is no definition.
         """
-        steering = self._steps.steer(definition)
+        steering = self._steps.stand_in(definition)
         replacement = Replacement(steering, steering.fake)
         steering.fake = fake
         return replacement
 
     def restore(self, definition: Definition[Any, Any]) -> None:
         """Take back what ``replace``, ``fail`` and ``delay`` have said of a definition."""
-        steering = self._steps.steer(definition)
+        steering = self._steps.stand_in(definition)
         steering.fake = REAL
         steering.failures.clear()
         steering.delays_ms.clear()
