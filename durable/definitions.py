@@ -33,9 +33,9 @@ from durable.checks import (
     check_timeout,
     check_version,
 )
+from durable.core.callbacks import ON_COMPLETE
 from durable.core.records import StepKind
 from durable.core.retry import Retry
-from durable.determinism import warn_of_findings
 from durable.parameters import Parameters, callers_frame
 
 if TYPE_CHECKING:
@@ -164,7 +164,10 @@ class Workflow(Definition[P, R]):
             check_flag(retry_actions_by_default, "workflow(retry_actions_by_default=)")
         self.retry_actions_by_default = retry_actions_by_default
         self.timeout_s = check_timeout(timeout)
-        warn_of_findings(fn)
+        if name != ON_COMPLETE:  # durable's own: who imports it has none of theirs yet.
+            from durable.determinism import warn_of_findings  # noqa: PLC0415  late: as needed
+
+            warn_of_findings(fn)
         registry.register(self)
 
 

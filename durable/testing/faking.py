@@ -42,8 +42,9 @@ class Faking:
         end of the block.
 
         Args:
-            definition: What is replaced. Its calls stay steps, with its options and types. A
-                workflow's stay runs, as a child or by themselves, from their next replay on.
+            definition: What is replaced. Its calls stay steps, with its options and types, and a
+                workflow's stay runs. A run under way goes on with what it began with, until it
+                leaves memory.
             fake: A function, async or not, that takes the arguments as callers write them, so
                 without ``tx`` or ``step``; or the result; or an exception to raise. For a workflow,
                 the function is a body: it may await steps and durable timers, does no I/O, and is
