@@ -148,8 +148,8 @@ def is_users(file: str, package: str | None) -> bool:
 
 def installed_in(file: str) -> str | None:
     """Return the directory, or the file, of the installed package that a file is of, if it is."""
-    parts = file.split(os.sep)
     for name in INSTALLED:
-        if name in parts:
-            return os.sep.join(parts[: parts.index(name) + 2])
+        _, directory, rest = file.partition(f"{os.sep}{name}{os.sep}")
+        if directory:
+            return file[: len(file) - len(rest)] + rest.partition(os.sep)[0]
     return None
