@@ -40,7 +40,7 @@ from durable.determinism.order import (
     has_order_of_set,
     is_order_free,
     is_ordering,
-    is_taking_any,
+    makes_tasks,
     set_joined,
     set_made_by,
     set_of,
@@ -61,8 +61,9 @@ _KEEPING = ("SWAP", "COPY", "POP_TOP", "MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"
 """Instructions after which what was found before is still what a name gets."""
 _LEAVES = frozenset({*LOADS, "LOAD_CONST"})
 """Instructions whose value is made of nothing else."""
+_ENDING_SETS = frozenset({*STORES, "SWAP", "POP_TOP", "END_FOR"})
 _FILLING_SETS = ("SET_UPDATE", "SET_ADD")
-_UNPACKING = ("LIST_EXTEND", "UNPACK_SEQUENCE", "UNPACK_EX")
+_ITERATING = ("GET_ITER", "LIST_EXTEND", "UNPACK_SEQUENCE", "UNPACK_EX")
 
 Calls = tuple[tuple[CodeType, int], ...]
 """The calls that lead to a function: each a function and a line of it."""
@@ -137,6 +138,7 @@ class FunctionReader:
         self._comprehensions: set[Position] = set()
         self._set_places: set[Position] = set()
         self._order = SetOrder()
+        self._has_tasks = makes_tasks(code)
         self._is_definition_next = False
 
     def read(self) -> None:
@@ -175,8 +177,8 @@ class FunctionReader:
             found = self._operate(index, each)
         elif name in _FILLING_SETS:
             found = A_SET
-        elif name == "GET_ITER" or name in _UNPACKING:
-            self._ask_for_order(index, each)
+        elif _is_iterating(each) and has_order_of_set(self._before(index)):
+            self._order.ask(each.place)
         return found
 
     # --- what expressions are made of ------------------------------------------------------------
@@ -194,7 +196,8 @@ class FunctionReader:
     def _before(self, index: int) -> object:
         """Return what the instructions before have left."""
         # Some Pythons make the sets of comprehensions in place, which ends with nothing of note.
-        is_set = self._instructions[index - 1].place in self._set_places
+        before = self._instructions[index - 1]
+        is_set = before.name in _ENDING_SETS and before.place in self._set_places
         return A_SET if is_set else self._latest
 
     # --- instructions ----------------------------------------------------------------------------
@@ -204,7 +207,8 @@ class FunctionReader:
         after = self._instructions[index + 1]
         is_set = after.name in STORES and after.place in self._set_places
         found = A_SET if is_set else self._latest
-        if each.value in self._stored_once and found is not UNKNOWN:
+        is_known = found is not UNKNOWN and not (self._has_tasks and set_of(found))
+        if is_known and each.value in self._stored_once:
             self._known[each.value] = found
         self._latest = UNKNOWN
         self._is_definition_next = False
@@ -270,9 +274,7 @@ class FunctionReader:
         if not is_ordered:
             self._order.give(each.place, is_free=is_free)
         is_spread = each.name == "CALL_FUNCTION_EX" and not is_free
-        if is_taking_any(called) or (
-            (is_ordered or is_spread) and any(map(has_order_of_set, values))
-        ):
+        if (is_ordered or is_spread) and any(map(has_order_of_set, values)):
             self._order.ask(each.place)
 
     def _load_constant(self, each: Instruction) -> object:
@@ -316,15 +318,16 @@ class FunctionReader:
         made = set_joined(left, each.value, right)
         return joined(left, each.value, right) if made is UNKNOWN else made
 
-    def _ask_for_order(self, index: int, each: Instruction) -> None:
-        if has_order_of_set(self._before(index)):
-            self._order.ask(each.place)
-
     def _note(self, what: str, instead: str, place: Position) -> None:
         line = place[0]
         if line is not None:
             finding = Finding(what, instead, self._code, line, self._calls)
             self._reader.findings.append(finding)
+
+
+def _is_iterating(each: Instruction) -> bool:
+    is_only = each.name == "UNPACK_SEQUENCE" and each.arguments_count == 1
+    return each.name in _ITERATING and not is_only
 
 
 def _is_part(inner: Position, outer: Position) -> bool:

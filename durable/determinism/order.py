@@ -11,6 +11,7 @@ something is called meanwhile that may have an effect.
 
 from __future__ import annotations
 
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, final
 
 from durable.determinism.bytecode import is_within
@@ -32,6 +33,8 @@ _KEEPING: Final = (list, tuple, enumerate, iter, map, filter, zip)
 _OPERATORS: Final = ("|", "&", "-", "^")
 _GIVING_SETS: Final = {"union", "intersection", "difference", "symmetric_difference", "copy"}
 """The methods of a set that give another one."""
+
+_MAKING_TASKS: Final = frozenset({"create_task", "ensure_future"})
 
 
 # --- what is a set -------------------------------------------------------------------------------
@@ -80,6 +83,13 @@ def set_joined(left: object, operator: str, right: object) -> object:
     return SMALL_SET if operator.startswith("&") and SMALL_SET in sets else A_SET
 
 
+def makes_tasks(code: CodeType) -> bool:
+    """Whether a set in a function may be one of tasks: these are in the order of their making."""
+    return not _MAKING_TASKS.isdisjoint(code.co_names) or any(
+        makes_tasks(each) for each in code.co_consts if is_a(each, CodeType)
+    )
+
+
 # --- who asks for its order ----------------------------------------------------------------------
 
 
@@ -96,11 +106,6 @@ def is_ordering(called: object) -> bool:
     if is_class(called) and module_name(called) == "itertools":
         return True
     return any(called is each for each in _KEEPING)
-
-
-def is_taking_any(called: object) -> bool:
-    """Whether it takes some element out of a set."""
-    return _is_method_of_set(called, {"pop"}) and set_of(called.owner) is A_SET
 
 
 def _is_method_of_set(called: object, names: set[str]) -> TypeGuard[Member]:
