@@ -52,6 +52,16 @@ R_co = TypeVar("R_co", covariant=True)
 async def _coroutine() -> None: ...
 
 
+@final
+class _CallersSignature:
+    """What ``inspect.signature`` gives of a definition; its class has its own."""
+
+    def __get__(self, definition: Definition[Any, Any] | None, _: object) -> inspect.Signature:
+        if definition is None:
+            raise AttributeError
+        return definition.parameters.signature()
+
+
 class Definition(Generic[P, R]):
     """A decorated function.
 
@@ -69,6 +79,7 @@ class Definition(Generic[P, R]):
     injected: str | None = None
     """The first parameter, which callers do not see."""
 
+    __signature__ = _CallersSignature()
     if sys.version_info < (3, 12):
         # What makes it a coroutine function to ``inspect``: others are marked as such.
         __code__ = _coroutine.__code__
@@ -92,7 +103,6 @@ class Definition(Generic[P, R]):
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
         self.__annotations__ = self.parameters.annotations
-        self.__signature__ = self.parameters.signature()
         if sys.version_info >= (3, 12):
             inspect.markcoroutinefunction(self)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
+from contextlib import suppress
 from functools import partial
 from types import NoneType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, final
@@ -92,7 +93,9 @@ class Parameters:
             self._locals = {}
 
     def signature(self) -> inspect.Signature:
-        """Return what callers see, with its annotations resolved, if they are by now."""
+        """Return what callers see, with its annotations resolved, if they can be by now."""
+        with suppress(TypeError):
+            self._resolved()
         shown = self.annotations
         return inspect.Signature(
             [p.replace(annotation=shown.get(p.name, _EMPTY)) for p in self._parameters],

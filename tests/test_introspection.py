@@ -123,8 +123,18 @@ def test_defaults_kinds_and_annotations_are_those_of_the_function() -> None:
     assert shown.return_annotation == list[Order]
     assert inspect.signature(bare).parameters["order"].annotation is inspect.Parameter.empty
     assert inspect.signature(bare).return_annotation is inspect.Signature.empty
+    assert inspect.signature(early).parameters["late"].annotation is Late
     hints = typing.get_type_hints(look, include_extras=True)
     assert hints["order"] == Annotated[Order, "a note"]
+
+
+def test_annotations_that_cannot_be_resolved_are_shown_as_they_are() -> None:
+    @durable.action
+    async def unresolved(order: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    assert str(inspect.signature(unresolved)) == "(order: 'Nowhere') -> 'None'"
+    with pytest.raises(NameError):
+        typing.get_type_hints(unresolved)
 
 
 def test_annotations_that_name_local_classes_are_resolved() -> None:
