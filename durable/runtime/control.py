@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from durable.runtime.children import Children
     from durable.runtime.clock import Clock
     from durable.runtime.live import LiveRun
-    from durable.runtime.open_steps import Effects
-    from durable.runtime.writer import Writer
+    from durable.runtime.writer import Effects, Writer
 
 
 class ControlHost(Protocol):

@@ -29,7 +29,6 @@ from durable.core.records import (
     RunState,
     StepKind,
     StepRecord,
-    StepState,
     cancel_record,
 )
 from durable.core.transitions import (
@@ -43,10 +42,11 @@ from durable.core.transitions import (
 )
 from durable.core.verifying import Verifier
 from durable.journal.base import Change, Parked
+from durable.runtime.attempts import Attempts
 from durable.runtime.open_steps import EVENT, OpenSteps, StepsHost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from durable.core.execution import WorkflowSpec
     from durable.core.host import Guard
@@ -54,8 +54,7 @@ if TYPE_CHECKING:
     from durable.core.versions import VersionTable
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.job import JobState
-    from durable.runtime.open_steps import Effects
-    from durable.runtime.writer import Writer
+    from durable.runtime.writer import Effects, Writer
 
 
 STUCK_HINT = "The run goes on when the engine is opened with code that fits."
@@ -118,9 +117,8 @@ class LiveRun:
         record: The run's row, as recorded; for a new run, as it is to be.
         steps: Its recorded steps.
         is_start: Whether its row is still to be written.
-        interrupted: The steps that ran when another process died, and their interruptions until
-            then; ``None`` when this process takes the run up for the first time. Any other step
-            that is recorded as running, and has not begun here, was never begun.
+        interrupted: Which of its steps ran when another process died, and their interruptions until
+            then; ``None`` when this process takes the run up for the first time.
         ended: Its children that are over, of those that it waits for.
         events: What was sent to it and not consumed, in the order of sending.
 
@@ -138,8 +136,8 @@ class LiveRun:
         steps: list[StepRecord],
         *,
         is_start: bool = False,
-        interrupted: dict[int, int] | None = None,
-        ended: Iterable[RunRecord] = (),
+        interrupted: Mapping[int, int] | None = None,
+        ended: Collection[RunRecord] = (),
         events: Iterable[EventRecord] = (),
     ) -> None:
         self._host = host
@@ -147,11 +145,6 @@ class LiveRun:
         self.record = record
         self.phase = OPENING
         self._is_start = is_start
-        if interrupted is None:
-            interrupted = {
-                step.number: step.interruptions for step in steps if step.state is StepState.RUNNING
-            }
-        self.interrupted = interrupted
         # That the run is to end, and was not told to its body yet.
         cancel = next((step for step in steps if step.kind is CANCEL), None)
         self._is_cancel_recorded = cancel is not None
@@ -163,14 +156,17 @@ class LiveRun:
         self._execution = Execution(
             record, steps, started_at_ms=self._started_at_ms, guard=host.guard
         )
-        self._steps = OpenSteps(record.run_id, host, self, steps, ended)
+        self._steps = OpenSteps(
+            record.run_id, host, self, steps, ended=ended, interrupted=interrupted
+        )
+        self._attempts = self._steps.attempts
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
         # The change by which it leaves memory.
         self._parking: Change | None = None
         self.is_wanted_again = False
         self.is_wanted = False
         for event in events:
-            self._steps.add_event(event)
+            self._steps.mailbox().add(event)
 
     def __repr__(self) -> str:
         return f"<LiveRun {self.record.run_id!r} {self.phase.name} open={len(self._steps)}>"
@@ -192,15 +188,16 @@ class LiveRun:
         """Whether it is known not to be over: what is sent to it now is kept."""
         return self.phase in (OPENING, REPLAYING, LIVE)
 
+    @property
+    def interrupted(self) -> Mapping[int, int]:
+        """The steps that ran when another process died, and their interruptions until then."""
+        return self._attempts.interrupted
+
     def places(self) -> list[str]:
         """Return where the body waits: ``file:line`` of each of its tasks, the first ones."""
         return self._execution.places()
 
     # --- the owner of its open steps -------------------------------------------------------------
-
-    @property
-    def is_starting(self) -> bool:
-        return self.phase is STARTING
 
     @property
     def is_leaving(self) -> bool:
@@ -276,7 +273,7 @@ class LiveRun:
         for child in ended:
             self.on_child_ended(child)
         if events:
-            self._steps.hear_events(events)
+            self._steps.mailbox().hear(events)
         asked = next((step for step in steps if step.kind is CANCEL), None)
         if asked is not None and self._cancel is None:
             self.cancel_recorded(asked)
@@ -290,7 +287,7 @@ class LiveRun:
     def take_event(self, event: EventRecord) -> None:
         """Something was sent to the run, and is in the journal."""
         if self.goes_on:
-            self._steps.add_event(event)
+            self._steps.mailbox().add(event)
         else:
             self.is_wanted = True
 
@@ -306,12 +303,12 @@ class LiveRun:
 
     def hold(self, state: JobState) -> None:
         """Let no attempt begin that is in that state: the run is going to be cancelled."""
-        self._steps.hold(state)
+        self._attempts.hold(state)
 
     def abandon(self) -> None:
         """Stop all that is under way for the run, which is to be removed."""
         assert not self.is_about_to_leave
-        self._steps.withdraw_jobs()
+        self._attempts.withdraw_all()
         self.drop()
 
     def on_child_ended(self, child: RunRecord) -> bool:
@@ -319,7 +316,7 @@ class LiveRun:
         if self.phase is LIVE:
             self._steps.end_child(child)
         elif self.phase in (OPENING, REPLAYING):
-            self._steps.note_end(child)
+            self._steps.note_child_end(child)
         return self.phase is not LEAVING or self.record.state.is_final
 
     def park_if_idle(self) -> None:
@@ -335,8 +332,12 @@ class LiveRun:
         if change.parked is not None:
             self._parking = change
         self._host.writer.submit(change, self, after)
-        if self._steps.queued:
-            self._steps.enqueue_queued()
+        if self._attempts.queued:
+            if self.phase is STARTING:
+                # Only after the commit: a start whose id is taken must not have asked for slots.
+                after.append((Attempts.enqueue_queued, self._attempts))
+            else:
+                self._attempts.enqueue_queued()
 
     # --- turns -----------------------------------------------------------------------------------
 
@@ -387,7 +388,7 @@ class LiveRun:
             step, value = self._deliveries[0]
             if step.number < 0 or self._execution.is_open(step.number):
                 if step.kind is EVENT and step.finished_at_ms is None:
-                    received = self._steps.receive(step)
+                    received = self._steps.mailbox().receive(step)
                     if received is None:
                         self._drop_delivery()
                         continue
@@ -436,8 +437,9 @@ class LiveRun:
             self._steps.forget(delivered.number, after)
             change.updated.append(delivered)
             if delivered.kind is EVENT:
-                change.consumed = self._steps.consumed(delivered)
-                after.append((self._steps.on_consumed, change.consumed))
+                mailbox = self._steps.mailbox()
+                change.consumed = mailbox.consumed(delivered.number)
+                after.append((mailbox.on_consumed, change.consumed))
         for command in turn.withdrawn:
             step = self._steps.withdraw(command, now_ms, after, may_finish=may_finish)
             if step is not None:
@@ -537,7 +539,7 @@ class LiveRun:
     def _set_aside(self, change: Change) -> None:
         if change is self._parking:
             self._parking = None
-        if not self._steps.has_jobs:
+        if not self._attempts.jobs:
             self._leave(None)
 
     def _start_committed(self, change: Change, taken_by: RunRecord | None) -> None:
@@ -579,9 +581,7 @@ class LiveRun:
             self._end_canceled()
             return
         commands = self._execution.open_commands()
-        settled = self._steps.resume(
-            commands, self.interrupted, now_ms, change, after, is_ending=is_ending
-        )
+        settled = self._steps.resume(commands, now_ms, change, after, is_ending=is_ending)
         for command, issued_at_ms in self._execution.issued_anew:
             if command.due_ms is not None and not command.is_absolute:
                 command.due_ms += now_ms - issued_at_ms
@@ -602,7 +602,7 @@ class LiveRun:
         self._steps.announce_events()
         self._park_if_idle(now_ms, change)
         self.submit(change, after)
-        self._steps.take_up_outcomes()
+        self._attempts.take_up_outcomes()
 
     def _become_stuck(self, exc: Exception) -> None:
         """The body cannot go on: no step of it begins any more, what runs is recorded."""

@@ -40,7 +40,7 @@ from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from anyio.abc import TaskGroup
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
-    from durable.runtime.open_steps import Effects
+    from durable.runtime.writer import Effects
 
 
 class Catalog(Protocol):
@@ -379,7 +379,7 @@ class Runner:
         self,
         record: RunRecord,
         steps: list[StepRecord],
-        ended: Iterable[RunRecord] = (),
+        ended: Collection[RunRecord] = (),
         events: Iterable[EventRecord] = (),
     ) -> None:
         """Work on a run that is claimed.
