@@ -197,9 +197,8 @@ class OpenSteps:
         steps = list(self._records.values())
         for step in steps:
             if step.state is RUNNING and step.number not in self.attempts.jobs:
-                self.attempts.take_up(
-                    step
-                )  # It was not resumed, and may have an attempt all the same.
+                # It was not resumed, and may have an attempt all the same.
+                self.attempts.take_up(step)
             self.forget(step.number, after, may_finish=True)
         return [withdraw(step, now_ms) for step in steps]
 

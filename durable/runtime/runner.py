@@ -15,19 +15,18 @@ import anyio
 import anyio.lowlevel
 
 from durable.core.codec import one_line
-from durable.core.errors import (
-    EngineClosedError,
-    NonDeterminismError,
-)
+from durable.core.errors import EngineClosedError
+from durable.core.records import recorded_cancel
 from durable.core.transitions import make_stuck
 from durable.journal.base import Change, Parked
 from durable.runtime.children import Children
 from durable.runtime.clock import Alarms, EarliestAlarm
-from durable.runtime.control import Control, is_asked_to_end
+from durable.runtime.control import Control
 from durable.runtime.live import LiveRun
 from durable.runtime.neighbours import Neighbours
 from durable.runtime.orphans import Orphans
 from durable.runtime.pump import Pump
+from durable.runtime.reporting import report_undefined
 from durable.runtime.retention import Retention
 from durable.runtime.sends import Sends
 from durable.runtime.settings import PARK_AFTER_CROWDED_MS, Settings
@@ -365,7 +364,7 @@ class Runner:
         ended = claim.ended.get(record.run_id, ())
         events = claim.events.get(record.run_id, ())
         live = self._live.get(record.run_id)
-        if live is not None and live.is_set_aside and is_asked_to_end(steps):
+        if live is not None and live.is_set_aside and recorded_cancel(steps) is not None:
             # What runs of it need not be waited for: it finishes, and its outcome is dropped.
             del self._live[record.run_id]
             live.drop()
@@ -415,14 +414,8 @@ class Runner:
         """Set a run aside whose workflow the code does not have: it waits, and says so."""
         if self.control.end_if_asked(record, steps):
             return
-        version = f" version {record.version}" if record.version else ""
-        error = NonDeterminismError(
-            f"the code has no workflow {record.name!r}{version}, which run {record.run_id!r} "
-            "belongs to. Import the module that defines it; the run then goes on."
-        )
-        self.log.error("durable.workflow_undefined", run_id=record.run_id, workflow=record.name)
         self._undefined.setdefault((record.name, record.version), []).append(record.run_id)
-        self._park_stuck(record, error)
+        self._park_stuck(record, report_undefined(self.log, record))
         self.children.on_gone(record)
 
     def _park_stuck(self, record: RunRecord, error: BaseException) -> None:
