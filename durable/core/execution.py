@@ -402,6 +402,9 @@ class Execution:
             # that waits for ever, after the body has ended, is dropped with it.
             if body.outcome is None:
                 body.outcome = Raised(DeadlockError(self._describe_deadlock()))
+        return self._close_last_turn(body, patches)
+
+    def _close_last_turn(self, body: Body, patches: Sequence[StepRecord]) -> Turn:
         end = body.outcome
         assert end is not None
         left = list(self._open.values())
