@@ -355,14 +355,13 @@ class Execution:
                 else:
                     command = self._open.pop(record.number)
                     self.loop.pump(self._settle, command, record, value)
-            is_over = body.advance_end()
+            return self._close_turn(body)
         except TurnTooLongError:
             msg = (
                 f"the body of {self.run.name!r} ran in circles without waiting for anything. "
                 "Await a step or a timer in its loop."
             )
             raise Stuck(msg) from None
-        return self._close_turn(body, is_over=is_over)
 
     def _settle(self, command: Command, record: StepRecord, value: object) -> None:
         if command.handle is not None:
@@ -382,7 +381,8 @@ class Execution:
             assert work is not None
             future.set_exception(rebuild_error(record, work, self.run.run_id))
 
-    def _close_turn(self, body: Body, *, is_over: bool) -> Turn:
+    def _close_turn(self, body: Body) -> Turn:
+        is_over = body.advance_end()
         issued, patches = self._issued, self._new_patches
         self._new_patches = ()
         if self._is_any_unissued:

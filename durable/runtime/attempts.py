@@ -38,7 +38,7 @@ from durable.runtime.job import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from durable.core.records import StepRecord
     from durable.runtime.clock import Clock
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 ACTION = StepKind.ACTION
 RUNNING = StepState.RUNNING
+NOT_BEGUN = (JOB_QUEUED, JOB_RESERVED)
 
 
 class AttemptsHost(Protocol):
@@ -104,6 +105,8 @@ class Attempts:
         interrupted: The steps that ran when another process died, and their interruptions until
             then. Any other that is recorded as running, and has not begun here, was never begun.
     """
+
+    __slots__ = ("_host", "_owner", "_records", "_run_id", "interrupted", "jobs", "queued")
 
     def __init__(
         self,
@@ -261,16 +264,22 @@ class Attempts:
         job = self.jobs.get(number)
         return job is not None and job.state is JOB_RUNNING
 
-    def forget(self, number: int, after: Effects, *, may_finish: bool) -> None:
-        """End a step's attempt, if one is under way, or let a running function finish."""
+    def forget(self, number: int, after: Effects, end: Callable[[Job], None]) -> None:
+        """End a step's attempt, if one is under way.
+
+        Args:
+            number: The step's.
+            after: The effects of the change that says so.
+            end: What ends a function that runs: the host's ``withdraw``, or ``drop``.
+        """
         job = self.jobs.pop(number, None)
         if job is None:
             return
-        if job.state in (JOB_QUEUED, JOB_RESERVED) or not job.has_slot:
+        if job.state in NOT_BEGUN or not job.has_slot:
             # At once: a queued step never starts, and a mutation holds up its own withdrawal.
             self._host.pool.withdraw(job)
         else:
-            after.append((self._host.drop if may_finish else self._host.withdraw, job))
+            after.append((end, job))
 
     def hold(self, state: JobState) -> None:
         """Let none begin that is in that state; its step is going to be withdrawn."""
@@ -287,7 +296,7 @@ class Attempts:
         """Forget them, and the owner. Those that run go on, and keep their outcome."""
         for job in self.jobs.values():
             job.owner = None
-            if job.state in (JOB_QUEUED, JOB_RESERVED):
+            if job.state in NOT_BEGUN:
                 self._host.pool.withdraw(job)
         self.jobs.clear()
         del self._owner  # They refer to each other: free them without the collector.

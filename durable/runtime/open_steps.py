@@ -32,12 +32,13 @@ from durable.runtime.ids import new_run_id
 from durable.runtime.mailbox import Mailbox, MailboxHost, MailboxOwner
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from durable.core.commands import Command
     from durable.core.records import RunRecord, StepRecord
     from durable.runtime.children import Children
     from durable.runtime.clock import Alarm
+    from durable.runtime.job import Job
     from durable.runtime.writer import Effects
 
 SLEEP = StepKind.SLEEP
@@ -177,14 +178,20 @@ class OpenSteps:
 
         A running function is cancelled, or ``may_finish``: its result is dropped.
         """
-        step = self.forget(command.number, after, may_finish=may_finish)
+        end = self._host.drop if may_finish else self._host.withdraw
+        step = self.forget(command.number, after, end)
         return None if step is None else withdraw(step, now_ms)
 
-    def forget(self, number: int, after: Effects, *, may_finish: bool = False) -> StepRecord | None:
-        """Forget a step that was delivered or withdrawn, and end what is still under way for it."""
+    def forget(
+        self, number: int, after: Effects, end: Callable[[Job], None] | None = None
+    ) -> StepRecord | None:
+        """Forget a step that was delivered or withdrawn, and end what is still under way for it.
+
+        A running function is withdrawn, unless there is another ``end`` for it.
+        """
         if self._alarms:
             self._cancel_alarm(number)
-        self.attempts.forget(number, after, may_finish=may_finish)
+        self.attempts.forget(number, after, end or self._host.withdraw)
         if self._mailbox is not None:
             self._mailbox.forget(number)
         step = self._records.pop(number, None)
@@ -199,7 +206,7 @@ class OpenSteps:
             if step.state is RUNNING and step.number not in self.attempts.jobs:
                 # It was not resumed, and may have an attempt all the same.
                 self.attempts.take_up(step)
-            self.forget(step.number, after, may_finish=True)
+            self.forget(step.number, after, self._host.drop)
         return [withdraw(step, now_ms) for step in steps]
 
     def keep_running_only(self, after: Effects) -> None:
