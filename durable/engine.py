@@ -296,7 +296,7 @@ class Engine(Observing, Controlling, Sending):
         loop, runner = self._loop, self._runner
         if kind == StepKind.WORKFLOW and loop is not None and runner is not None:
             # The import may happen in any thread.
-            loop.call_soon_threadsafe(runner.on_defined, name, version)
+            loop.call_soon_threadsafe(runner.aside.on_defined, name, version)
 
     def _opened(self, what: str) -> tuple[Runner, Journal]:
         loop = running_loop()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from durable.core.records import RunRecord
-    from durable.runtime.open_steps import Effects
+    from durable.runtime.writer import Effects
 
 
 class SlowJournal:

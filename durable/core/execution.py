@@ -10,18 +10,14 @@ Rules:
 - A command is known by its task's path and its ordinal in that task; kind, name and arguments are
   compared. Its ``number`` is the order of issue in the run.
 - The run's time is that of the latest delivery: constant within a turn, the same on replay.
-- A body that has ended is followed by what ``asyncio.run`` does: the tasks still running are
-  cancelled and awaited, then its async generators are closed.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol
 
+from durable.core.body import Body
 from durable.core.commands import (
     DUE_MS_MAX,
     UNSET,
@@ -32,38 +28,26 @@ from durable.core.commands import (
     Stuck,
     Turn,
 )
-from durable.core.diff import describe, diff_of, shorten, way_of
-from durable.core.errors import DeadlockError, NonDeterminismError, damaged
-from durable.core.failures import type_name_of
+from durable.core.diff import diff_of
+from durable.core.errors import DeadlockError, NonDeterminismError
 from durable.core.history import History
 from durable.core.loop import TurnTooLongError, WorkflowLoop
-from durable.core.places import place_of_body, place_of_error
+from durable.core.outcomes import decode_result, rebuild_error
 from durable.core.records import StepKind, StepRecord, StepState, patch_record
 from durable.core.tasks import unlink
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Collection, Coroutine, Sequence
 
-    from durable.core.commands import Work
     from durable.core.host import Guard
     from durable.core.records import RunRecord
-    from durable.core.tasks import WorkflowTask
 
 PLACES_SHOWN_MAX = 10
 """How many of a body's tasks a message shows."""
 
 
-class _Ending(Enum):
-    """What of a body is to end next."""
-
-    BODY = auto()
-    TASKS = auto()
-    GENERATORS = auto()
-    DONE = auto()
-
-
 # By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
-BODY, TASKS, GENERATORS, DONE = _Ending
 COMPLETED = StepState.COMPLETED
 CANCEL = StepKind.CANCEL
 
@@ -147,9 +131,7 @@ class Execution:
         self._patches = {step.name: True for step in history if step.kind is StepKind.PATCH}
         self._new_patches: Sequence[StepRecord] = ()
         self._refusal: NonDeterminismError | None = None
-        self._ending = BODY
-        self._outcome: Returned | Raised | None = None
-        self._root: WorkflowTask[Any] | None = None
+        self._body: Body | None = None
         self.is_canceled = False
         self.withdrawn_again: Sequence[StepRecord] = ()
         self.issued_anew: Sequence[tuple[Command, int]] = ()
@@ -163,8 +145,8 @@ class Execution:
         Raises:
             Stuck: The turn differs from the recorded one, or did what cannot be replayed.
         """
-        assert self._root is None
-        self._root = self.loop.spawn_root(open_body(self))
+        assert self._body is None
+        self._body = Body(self.loop, open_body(self))
         try:
             return self._take_turn(None)
         except Stuck as stuck:
@@ -251,7 +233,8 @@ class Execution:
             return
         self.loop.close()
         # What refers to each other is freed without the collector.
-        self._root = None
+        if self._body is not None:
+            self._body.drop()
         for command in self._open.values():
             unlink(command.future)
             command.future = command.handle = None
@@ -350,11 +333,7 @@ class Execution:
         history = self._history
         if history is None:
             return
-        place = None
-        if isinstance(self._outcome, Raised):
-            place = place_of_error(self._outcome.error)
-        elif self._outcome is not None and self._root is not None:
-            place = place_of_body(self._root.get_coro())
+        place = None if self._body is None else self._body.place_of_end()
         stuck.diff = diff_of(
             stuck, list(history.recorded), history.steps, self._issued, loop=self.loop, place=place
         )
@@ -363,41 +342,26 @@ class Execution:
         self._issued = []
         self._withdrawn = []
         self._is_any_unissued = False
+        body = self._body
+        assert body is not None
         try:
             if record is None:
                 self.loop.pump()
             else:
                 self._now_ms = record.finished_at_ms or self._now_ms
                 if record.kind is CANCEL:
-                    self._cancel_body()
+                    self.is_canceled = True
+                    body.cancel()
                 else:
                     command = self._open.pop(record.number)
                     self.loop.pump(self._settle, command, record, value)
-            self._advance_end()
+            return self._close_turn(body)
         except TurnTooLongError:
             msg = (
                 f"the body of {self.run.name!r} ran in circles without waiting for anything. "
                 "Await a step or a timer in its loop."
             )
             raise Stuck(msg) from None
-        return self._close_turn()
-
-    def _cancel_body(self) -> None:
-        """Cancel the body's task, and then those that it did not cancel by that.
-
-        So that nothing the body waited for is left: each task gets the cancellation where it waits.
-        """
-        self.is_canceled = True
-        root = self._root
-        assert root is not None
-        waiting = [(task, task.cancels_count) for task in self.loop.unfinished_tasks()]
-        self.loop.pump(root.cancel)
-        if root.done() and self._ending is BODY:
-            return  # It ends by this: its tasks are cancelled as at any end, and not twice.
-        # Not ``cancelling()``: a task may have taken its cancellation back, or had one before.
-        left = [task for task, n in waiting if task.cancels_count == n and not task.done()]
-        if left:
-            self.loop.pump(lambda: [task.cancel() for task in left])
 
     def _settle(self, command: Command, record: StepRecord, value: object) -> None:
         if command.handle is not None:
@@ -411,106 +375,54 @@ class Execution:
             if value is UNSET:
                 value = None
                 if work is not None:
-                    value = self._decode(record, work)
+                    value = decode_result(record, work)
             future.set_result(value)
         else:
             assert work is not None
-            future.set_exception(self._rebuild(record, work))
+            future.set_exception(rebuild_error(record, work, self.run.run_id))
 
-    def _decode(self, record: StepRecord, work: Work) -> object:
-        try:
-            return work.decode(record.result or "null")
-        except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
-            msg = (
-                f"the recorded result of {describe(record)} does not fit the code's annotation "
-                f"any more: {exc}. Annotate it so that both fit, or give the workflow a new "
-                "version."
-            )
-            way = ("result", type_name_of(type(exc)), *way_of(record))
-            raise Stuck(msg, way=way) from None
-
-    def _rebuild(self, record: StepRecord, work: Work) -> BaseException:
-        try:
-            assert record.state is StepState.FAILED
-            return work.rebuild(record.error or "")
-        except Exception as exc:
-            error = shorten(record.error or "")
-            why = (
-                f"the recorded outcome of {describe(record)} is damaged: it is {record.state}, "
-                f"with the error {error!r}"
-            )
-            raise Stuck(damaged(f"run {self.run.run_id!r}", why)) from exc
-
-    def _close_turn(self) -> Turn:
+    def _close_turn(self, body: Body) -> Turn:
+        is_over = body.advance_end()
         issued, patches = self._issued, self._new_patches
         self._new_patches = ()
         if self._is_any_unissued:
             issued = [command for command in issued if not command.is_withdrawn]
         if self._refusal is not None:
-            self._check_refusal()
-        if self._ending is not DONE:
+            self._check_refusal(is_failed=is_over and isinstance(body.outcome, Raised))
+        if not is_over:
             if issued or self._open:
+                history = self._history
                 for command in issued:
-                    self._enter(command)
+                    if history is None or not history.match(command, self._now_ms):
+                        command.number = self._next_number
+                        self._next_number += 1
+                    self._open[command.number] = command
                 return Turn(issued, self._withdrawn, patches, None)
             # Nothing is ready, nothing is under way: no turn will ever follow. A leftover task
             # that waits for ever, after the body has ended, is dropped with it.
-            if self._outcome is None:
-                self._outcome = Raised(DeadlockError(self._describe_deadlock()))
-        assert self._outcome is not None
+            if body.outcome is None:
+                body.outcome = Raised(DeadlockError(self._describe_deadlock()))
+        return self._close_last_turn(body, patches)
+
+    def _close_last_turn(self, body: Body, patches: Sequence[StepRecord]) -> Turn:
+        end = body.outcome
+        assert end is not None
         left = list(self._open.values())
         for command in left:
             command.is_withdrawn = True
         if self._history is not None:
-            self._history.check_early_end(self._outcome)
-            self.early_end = self._outcome
+            self._history.check_early_end(end)
+            self.early_end = end
             for command in left:
                 self._history.note_withdrawn(command)
         self.close()
-        return Turn([], self._withdrawn + left, patches, self._outcome)
+        return Turn([], self._withdrawn + left, patches, end)
 
-    def _check_refusal(self) -> None:
+    def _check_refusal(self, *, is_failed: bool) -> None:
         """A refusal that did not end the body was swallowed: what the body did is unknown."""
         refusal, self._refusal = self._refusal, None
-        if not (self._ending is DONE and isinstance(self._outcome, Raised)):
+        if not is_failed:
             raise Stuck(str(refusal))
-
-    def _enter(self, command: Command) -> None:
-        if self._history is None or not self._history.match(command, self._now_ms):
-            command.number = self._next_number
-            self._next_number += 1
-        self._open[command.number] = command
-
-    def _advance_end(self) -> None:
-        """Once the body has ended, end its tasks and then its async generators."""
-        if self._ending is BODY:
-            root = self._root
-            assert root is not None
-            if not root.done():
-                return
-            self._outcome = _outcome_of(root)
-            left, generators = self.loop.unfinished_tasks(), self.loop.open_generators()
-            if not left and not generators:
-                self._ending = DONE
-                return
-            self._ending = TASKS
-            if left:
-                self.loop.pump(lambda: [task.cancel() for task in left])
-        if self._ending is TASKS and not self.loop.unfinished_tasks():
-            self._ending = GENERATORS
-            generators = self.loop.open_generators()
-            if generators:
-                self.loop.pump(self._close_generators, generators)
-        if self._ending is GENERATORS and not self.loop.unfinished_tasks():
-            self._ending = DONE
-
-    def _close_generators(self, generators: list[Any]) -> None:
-        async def close_all() -> None:
-            for generator in generators:
-                with contextlib.suppress(Exception):
-                    await generator.aclose()
-
-        self.loop.create_task(close_all(), context=self.loop.context)
 
     def _describe_deadlock(self) -> str:
         return (
@@ -518,13 +430,6 @@ class Execution:
             f"step and no timer is open. It waits at {', '.join(self.places())}. Await only "
             "what a step, a timer or another task of the body completes."
         )
-
-
-def _outcome_of(task: asyncio.Task[Any]) -> Returned | Raised:
-    if task.cancelled():
-        return Raised(asyncio.CancelledError())
-    error = task.exception()
-    return Returned(task.result()) if error is None else Raised(error)
 
 
 def _due_ms(when: float) -> int:

@@ -5,12 +5,12 @@ No step of it is executed, and nothing is written. What differs is raised as ``S
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from durable.core.codec import DecodeError
-from durable.core.commands import Raised, Stuck
+from durable.core.commands import Stuck
 from durable.core.diff import shorten_pair
+from durable.core.ending import is_cancellation, outcome_of
 from durable.core.execution import Execution
 from durable.core.failures import decode_error, type_name_of
 from durable.core.records import RunState
@@ -18,7 +18,6 @@ from durable.core.records import RunState
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from durable.core.commands import Returned
     from durable.core.execution import WorkflowSpec
     from durable.core.host import Guard
     from durable.core.records import RunRecord, StepRecord
@@ -75,12 +74,12 @@ def check_outcome(execution: Execution, spec: WorkflowSpec) -> None:
         if run.state is not RunState.CANCELED:  # Its body may have been dropped where it waited.
             raise _another_end(_recorded_end(run), "waits")
         return
-    is_cancel = isinstance(end, Raised) and isinstance(end.error, asyncio.CancelledError)
-    if execution.is_canceled and is_cancel:
+    if execution.is_canceled and is_cancellation(end):
         if run.state is not RunState.CANCELED:
             raise _another_end(_recorded_end(run), "ends canceled")
         return
-    now, error = _end_of(end, spec)
+    now, exc = outcome_of(end, spec)
+    error = None if exc is None else type_name_of(type(exc))
     if run.state is RunState.COMPLETED and now is not None:
         recorded = run.result or "null"
         if not spec.is_same_result(now, recorded):
@@ -93,16 +92,6 @@ def check_outcome(execution: Execution, spec: WorkflowSpec) -> None:
         return
     how = f"raises {error}" if now is None else f"returns {now}"
     raise _another_end(_recorded_end(run), how)
-
-
-def _end_of(end: Returned | Raised, spec: WorkflowSpec) -> tuple[str | None, str | None]:
-    """Return a body's result as JSON, or the name of the exception that it ends with."""
-    if isinstance(end, Raised):
-        return None, type_name_of(type(end.error))
-    try:
-        return spec.encode_result(end.value), None
-    except Exception as exc:  # noqa: BLE001  a user's encoding hook may raise anything
-        return None, type_name_of(type(exc))
 
 
 def _recorded_end(run: RunRecord) -> str:

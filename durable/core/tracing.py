@@ -46,7 +46,7 @@ class TracedExecution(Execution):
     @property
     def end(self) -> Returned | Raised | None:
         """How the body has ended, if it has."""
-        return self._outcome
+        return None if self._body is None else self._body.outcome
 
     def take_turn_notes(self) -> tuple[list[Issued], list[Command]]:
         """Return what the last turn has issued, and what it has withdrawn."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import aiosqlite
 
     from durable.journal.base import Change
+    from durable.journal.file import JournalFile
 
 QUERIES_MAX = 4
 """How many queries run at once: each has a connection, and so a thread."""
@@ -38,6 +39,8 @@ QUERIES_MAX = 4
 
 class AppConnectionsHost(Protocol):
     """What the application's connections need from the journal."""
+
+    file: JournalFile
 
     @property
     def epoch(self) -> int | None:
@@ -54,10 +57,6 @@ class AppConnectionsHost(Protocol):
 
     def release_writing(self) -> None:
         """Give it back."""
-        ...
-
-    def check_file(self) -> None:
-        """Raise ``JournalUnavailableError`` unless the file is the one that was opened."""
         ...
 
     async def connect_app(
@@ -195,7 +194,7 @@ class Writing:
         """Begin it."""
 
         def begin(db: sqlite3.Connection) -> None:
-            self._host.check_file()
+            self._host.file.check()
             self._turn.begin()
             try:
                 epoch = self._host.epoch
@@ -256,7 +255,7 @@ class Writing:
         epoch = self._host.epoch
 
         def commit(db: sqlite3.Connection) -> None:
-            self._host.check_file()
+            self._host.file.check()
             if changes:
                 writes.commit(db, changes, writes.rows_of(changes, epoch), epoch)
             db.execute(sql.COMMIT)

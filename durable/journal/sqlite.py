@@ -29,6 +29,7 @@ from durable.core.versions import VersionTable
 from durable.journal import claims, commits, fence, reads, writes
 from durable.journal import guard as sql
 from durable.journal.connections import AppConnections
+from durable.journal.file import JournalFile
 from durable.journal.guard import Guard, Mode
 from durable.journal.locks import Alone, FileLocks, Locks
 from durable.journal.schema import damage, is_journal, make_tables, read_journal_id
@@ -64,10 +65,13 @@ class SqliteJournal:
 
     Args:
         is_worker: Whether it may become the owner; otherwise it stays a guest.
+
+    Attributes:
+        file: Where it is.
     """
 
     def __init__(self, path: Path | None, *, is_worker: bool = True) -> None:
-        self._path = path
+        self.file = JournalFile(path)
         self._locks: Locks = Alone()
         self._is_worker = is_worker
         self._is_owner = False
@@ -79,19 +83,14 @@ class SqliteJournal:
         self._epoch = 0
         self._journal_id: str | None = None
         self._versions = VersionTable()
-        self._file: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
-        return f"<SqliteJournal {self._path or 'in memory'} epoch={self._epoch}>"
-
-    @property
-    def _name(self) -> str:
-        return "the journal in memory" if self._path is None else f"the journal {self._path}"
+        return f"<SqliteJournal {self.file.path or 'in memory'} epoch={self._epoch}>"
 
     @property
     def path(self) -> Path | None:
         """The database file."""
-        return self._path
+        return self.file.path
 
     @property
     def is_owner(self) -> bool:
@@ -110,10 +109,9 @@ class SqliteJournal:
 
     async def open(self) -> None:
         try:
-            if self._path is not None:
-                # The path is fixed once, whatever the working directory becomes.
-                self._path = await anyio.to_thread.run_sync(_check_path, self._path)
-                self._locks = await anyio.to_thread.run_sync(self._take_locks, self._path)
+            await self.file.fix()
+            if self.path is not None:
+                self._locks = await anyio.to_thread.run_sync(self._take_locks, self.path)
             await self._connect()
         except BaseException:
             await self.close()
@@ -171,7 +169,7 @@ class SqliteJournal:
         await to_its_end(self._reopen())
 
     async def _reopen(self) -> None:
-        if self._path is None:
+        if self.path is None:
             # A journal in memory is its connection.
             assert self._writer is not None
             await self._call(self._writer, _roll_back)
@@ -179,11 +177,8 @@ class SqliteJournal:
             return
         async with self._owning:
             await self._disconnect()
-            if await anyio.to_thread.run_sync(self._path.exists):
-                await self._connect()
-                return
-        msg = f"{self._name} is gone: its file was removed. Put it back, or restart without it."
-        raise JournalUnavailableError(msg)
+            await self.file.check_is_there()
+            await self._connect()
 
     async def close(self) -> None:
         await anyio.to_thread.run_sync(self._locks.stop_watching)
@@ -196,16 +191,16 @@ class SqliteJournal:
         await self._call(self._writer, self._locked(self._prepare_writer))
         await self._become_what_is_due()
         await self._call(self._writer, commits.prepare_commits)
-        if self._path is None:
+        if self.path is None:
             self._reader = self._writer
         else:
-            self._file = await anyio.to_thread.run_sync(_identify, self._path)
+            await self.file.note_opened()
             self._reader = await self._open_connection()
             await self._call(self._reader, _set_up_reader)
 
     async def _open_connection(self) -> aiosqlite.Connection:
         connection = aiosqlite.connect(
-            ":memory:" if self._path is None else self._path,
+            ":memory:" if self.path is None else self.path,
             isolation_level=None,
             timeout=BUSY_TIMEOUT_S,
             cached_statements=STATEMENTS_CACHED,
@@ -229,11 +224,11 @@ class SqliteJournal:
 
     def _prepare_writer(self, db: sqlite3.Connection) -> None:
         # Before the first write: a file that is no journal of ours stays as it is.
-        has_tables = is_journal(db, self._name)
+        has_tables = is_journal(db, str(self.file))
         is_other = not has_tables or read_journal_id(db) not in (None, self._journal_id)
         if self._journal_id is not None and is_other:
             msg = (
-                f"{self._name} is not the one that was opened: its file was replaced. Put that "
+                f"{self.file} is not the one that was opened: its file was replaced. Put that "
                 "back, or restart with this one."
             )
             raise JournalUnavailableError(msg)
@@ -241,7 +236,7 @@ class SqliteJournal:
 
     def _set_up(self, db: sqlite3.Connection) -> bool:
         """Make the tables, if there are none, and become the owner, if the lock is held."""
-        if not is_journal(db, self._name):
+        if not is_journal(db, str(self.file)):
             make_tables(db)
         self._journal_id = read_journal_id(db)
         if not self._locks.owns:
@@ -264,7 +259,7 @@ class SqliteJournal:
         rows = writes.rows_of(changes, epoch)
 
         def work(db: sqlite3.Connection) -> dict[str, RunRecord]:
-            self.check_file()
+            self.file.check()
             locks.hold()
             try:
                 under_way.put(None)
@@ -274,12 +269,6 @@ class SqliteJournal:
 
         asyncio.get_running_loop().call_soon(_let_begin, under_way)
         return await self._call(self._writer, work)
-
-    def check_file(self) -> None:
-        """See that what is written can be found again: SQLite would write to a removed file."""
-        if self._path is not None and _identify(self._path) != self._file:
-            msg = f"{self._name} is not the file that was opened: it was removed or replaced"
-            raise JournalUnavailableError(msg)
 
     async def claim(self, now_ms: int, limit: int) -> Claim:
         def work(db: sqlite3.Connection) -> Claim:
@@ -330,7 +319,7 @@ class SqliteJournal:
         return await self._read(partial(reads.read_steps, query=query))
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        while self._path is None and not self._apps.quiet.is_set():
+        while self.path is None and not self._apps.quiet.is_set():
             refuse_in_transaction(self)
             await self._apps.quiet.wait()
         return await self._call(self._reader, partial(_snapshot, work=work))
@@ -355,11 +344,11 @@ class SqliteJournal:
 
     @property
     def is_one_connection(self) -> bool:
-        return self._path is None
+        return self.path is None
 
     async def begin(self) -> Writing:
         self._check_connected(self._writer)
-        return await self._apps.begin(self, Mode.OWN if self._path is None else Mode.CLOSED)
+        return await self._apps.begin(self, Mode.OWN if self.path is None else Mode.CLOSED)
 
     async def commit_writing(self, writing: Writing, changes: Sequence[Change]) -> None:
         await writing.commit(changes)
@@ -383,10 +372,10 @@ class SqliteJournal:
     async def connect_app(
         self, set_up: Callable[[sqlite3.Connection], Guard]
     ) -> tuple[aiosqlite.Connection, Guard]:
-        if self._path is None:
+        if self.path is None:
             connection = self._check_connected(self._writer)
             return connection, await self._call(connection, set_up)
-        await anyio.to_thread.run_sync(self.check_file)
+        await anyio.to_thread.run_sync(self.file.check)
         connection = await self._open_connection()
         try:
             return connection, await self._call(connection, set_up)
@@ -408,28 +397,28 @@ class SqliteJournal:
         except sqlite3.Error as exc:
             raise self.translate(exc) from exc
         except ValueError as exc:  # aiosqlite, about a connection that was closed meanwhile
-            msg = f"{self._name} was closed"
+            msg = f"{self.file} was closed"
             raise JournalUnavailableError(msg) from exc
 
     def _check_connected(self, connection: aiosqlite.Connection | None) -> aiosqlite.Connection:
         if connection is None:
-            msg = f"{self._name} is not open: it failed and is being opened again, or was closed"
+            msg = f"{self.file} is not open: it failed and is being opened again, or was closed"
             raise JournalUnavailableError(msg)
         return connection
 
     def translate(self, exc: sqlite3.Error) -> JournalError:
-        damaged = damage(exc, self._path)
+        damaged = damage(exc, self.path)
         if damaged is not None:
             return damaged
         name = getattr(exc, "sqlite_errorname", "")
         if self._reader is None:
             msg = (
-                f"cannot open {self._name}: {exc} ({name or 'no code'}). Check the file, who may "
+                f"cannot open {self.file}: {exc} ({name or 'no code'}). Check the file, who may "
                 "write to it and to its directory, and whether another program keeps it locked."
             )
             return JournalUnavailableError(msg)
         msg = (
-            f"the storage of {self._name} failed: {exc} ({name or 'no code'}). What was asked may "
+            f"the storage of {self.file} failed: {exc} ({name or 'no code'}). What was asked may "
             "have been written or not: ask again with the same id."
         )
         return JournalUnavailableError(msg)
@@ -444,28 +433,6 @@ def _let_begin(under_way: SimpleQueue[None]) -> None:
     """
     with contextlib.suppress(Empty):
         under_way.get(timeout=HAND_OVER_S_MAX)
-
-
-def _check_path(path: Path) -> Path:
-    """Return the path of a journal, absolute.
-
-    Raises:
-        JournalUnavailableError: There cannot be a file.
-    """
-    path = path.absolute()
-    try:
-        is_dir, has_parent = path.is_dir(), path.parent.is_dir()
-        path.resolve()
-    except OSError as exc:
-        msg = f"the journal {path} cannot be opened: {exc.strerror}. Check its path."
-        raise JournalUnavailableError(msg) from exc
-    if is_dir:
-        msg = f"{path} is a directory; a journal is a file, such as {path / 'durable.db'}"
-        raise JournalUnavailableError(msg)
-    if not has_parent:
-        msg = f"the directory {path.parent} of the journal {path.name} does not exist; make it"
-        raise JournalUnavailableError(msg)
-    return path
 
 
 # --- functions of the connection's thread --------------------------------------------------------
@@ -483,15 +450,6 @@ def _sync_nothing(db: sqlite3.Connection) -> None:
 
 def _set_up_reader(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA query_only = ON")
-
-
-def _identify(path: Path) -> tuple[int, int] | None:
-    """Return which file is at ``path``, or ``None``."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:

@@ -17,7 +17,7 @@ from durable.journal.base import Change
 if TYPE_CHECKING:
     from durable.journal.base import Journal, RunTree
     from durable.runtime.clock import Clock
-    from durable.runtime.open_steps import Effects
+    from durable.runtime.writer import Effects
 
 
 class Submitting(Protocol):

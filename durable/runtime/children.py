@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from durable.core.records import RunRecord, StepRecord
     from durable.runtime.live import LiveRun
-    from durable.runtime.open_steps import Effects
-    from durable.runtime.writer import Writer
+    from durable.runtime.writer import Effects, Writer
 
 CANCELED = StepState.CANCELED
 

@@ -19,7 +19,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from durable.core.errors import EngineClosedError, JournalError
-from durable.core.records import RunState, StepKind, cancel_record
+from durable.core.records import RunState, StepKind, cancel_record, recorded_cancel
 from durable.core.restarts import first_dropped, first_position
 from durable.core.transitions import cancel_run, withdraw
 from durable.journal.base import Change, Parked, Restart
@@ -27,7 +27,7 @@ from durable.runtime.asking import Asking
 from durable.runtime.waiting import Turns, Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from anyio.abc import TaskGroup
 
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from durable.runtime.children import Children
     from durable.runtime.clock import Clock
     from durable.runtime.live import LiveRun
-    from durable.runtime.open_steps import Effects
-    from durable.runtime.writer import Writer
+    from durable.runtime.writer import Effects, Writer
 
 
 class ControlHost(Protocol):
@@ -312,7 +311,7 @@ class Control:
         Args:
             steps: All that the journal has of them.
         """
-        asked = next((step for step in steps if step.kind is StepKind.CANCEL), None)
+        asked = recorded_cancel(steps)
         if asked is None:
             return False
         change, after = Change(run_id=record.run_id), list[Any]()
@@ -404,8 +403,3 @@ class Control:
 def _acknowledge(acked: asyncio.Future[None]) -> None:
     if not acked.done():
         acked.set_result(None)
-
-
-def is_asked_to_end(steps: Iterable[StepRecord]) -> bool:
-    """Whether a run was asked to end, by all that the journal has of its steps."""
-    return any(step.kind is StepKind.CANCEL for step in steps)

@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -18,10 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 from msgspec.structs import replace
 
 from durable.core.callbacks import ON_COMPLETE
-from durable.core.codec import safe_text
-from durable.core.commands import UNSET, Raised, Returned, Stuck, Turn
-from durable.core.diff import message_of
-from durable.core.errors import DurableError, NonDeterminismError
+from durable.core.commands import UNSET
+from durable.core.ending import end_by
 from durable.core.execution import Execution
 from durable.core.records import (
     TIMEOUT_KEY,
@@ -29,37 +26,35 @@ from durable.core.records import (
     RunState,
     StepKind,
     StepRecord,
-    StepState,
     cancel_record,
+    recorded_cancel,
 )
 from durable.core.transitions import (
     begin_cancel,
     begin_run,
     cancel_run,
     continue_run,
-    end_run,
     make_stuck,
     withdraw,
 )
 from durable.core.verifying import Verifier
 from durable.journal.base import Change, Parked
+from durable.runtime.attempts import Attempts
+from durable.runtime.cancel import Cancel
 from durable.runtime.open_steps import EVENT, OpenSteps, StepsHost
+from durable.runtime.reporting import report_failures, report_stuck
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
+    from durable.core.commands import Raised, Returned, Turn
     from durable.core.execution import WorkflowSpec
     from durable.core.host import Guard
     from durable.core.records import EventRecord
     from durable.core.versions import VersionTable
     from durable.runtime.instrumentation import EngineLog
     from durable.runtime.job import JobState
-    from durable.runtime.open_steps import Effects
-    from durable.runtime.writer import Writer
-
-
-STUCK_HINT = "The run goes on when the engine is opened with code that fits."
-"""What a stuck run's error ends with: what can be done about it."""
+    from durable.runtime.writer import Effects, Writer
 
 
 class LiveHost(StepsHost, Protocol):
@@ -94,6 +89,8 @@ class LiveHost(StepsHost, Protocol):
 class Phase(Enum):
     """Where a live run stands."""
 
+    NEW = auto()
+    """Its row is still to be written."""
     OPENING = auto()
     REPLAYING = auto()
     STARTING = auto()
@@ -104,10 +101,8 @@ class Phase(Enum):
 
 
 # By themselves: before Python 3.12 each mention of a member by its class is a slow lookup.
-OPENING, REPLAYING, STARTING, LIVE, LEAVING, STUCK, GONE = Phase
+NEW, OPENING, REPLAYING, STARTING, LIVE, LEAVING, STUCK, GONE = Phase
 CANCEL = StepKind.CANCEL
-
-PARKED_FOR_EVER = Parked(None)
 
 
 @final
@@ -118,14 +113,12 @@ class LiveRun:
         record: The run's row, as recorded; for a new run, as it is to be.
         steps: Its recorded steps.
         is_start: Whether its row is still to be written.
-        interrupted: The steps that ran when another process died, and their interruptions until
-            then; ``None`` when this process takes the run up for the first time. Any other step
-            that is recorded as running, and has not begun here, was never begun.
+        interrupted: Which of its steps ran when another process died, and their interruptions until
+            then; ``None`` when this process takes the run up for the first time.
         ended: Its children that are over, of those that it waits for.
         events: What was sent to it and not consumed, in the order of sending.
 
     Attributes:
-        is_told: Whether its body was told that the run is to end.
         is_wanted: Something was sent while it was about to leave memory: it is due again.
         is_wanted_again: Others asked something of it that it could not hear: it is to be made due.
     """
@@ -138,39 +131,32 @@ class LiveRun:
         steps: list[StepRecord],
         *,
         is_start: bool = False,
-        interrupted: dict[int, int] | None = None,
-        ended: Iterable[RunRecord] = (),
+        interrupted: Mapping[int, int] | None = None,
+        ended: Collection[RunRecord] = (),
         events: Iterable[EventRecord] = (),
     ) -> None:
         self._host = host
         self._spec = spec
         self.record = record
-        self.phase = OPENING
-        self._is_start = is_start
-        if interrupted is None:
-            interrupted = {
-                step.number: step.interruptions for step in steps if step.state is StepState.RUNNING
-            }
-        self.interrupted = interrupted
-        # That the run is to end, and was not told to its body yet.
-        cancel = next((step for step in steps if step.kind is CANCEL), None)
-        self._is_cancel_recorded = cancel is not None
-        # While it is replayed, its body may not have come to that yet.
-        self.is_told = cancel is not None and cancel.position is not None
-        self._cancel: StepRecord | None = None if self.is_told else cancel
+        self.phase = NEW if is_start else OPENING
+        self._cancel = Cancel(steps)
         self._started_at_ms = record.started_at_ms or host.clock.now_ms()
-        self._verifier = Verifier(steps, host.guard) if host.settings.verify_replay else None
+        is_verified = host.settings.verify_replay
+        self._verifier = Verifier(steps, spec, host.guard) if is_verified else None
         self._execution = Execution(
             record, steps, started_at_ms=self._started_at_ms, guard=host.guard
         )
-        self._steps = OpenSteps(record.run_id, host, self, steps, ended)
+        self._steps = OpenSteps(
+            record.run_id, host, self, steps, ended=ended, interrupted=interrupted
+        )
+        self._attempts = self._steps.attempts
         self._deliveries: deque[tuple[StepRecord, object]] = deque()
         # The change by which it leaves memory.
         self._parking: Change | None = None
         self.is_wanted_again = False
         self.is_wanted = False
         for event in events:
-            self._steps.add_event(event)
+            self._steps.mailbox().add(event)
 
     def __repr__(self) -> str:
         return f"<LiveRun {self.record.run_id!r} {self.phase.name} open={len(self._steps)}>"
@@ -180,27 +166,33 @@ class LiveRun:
         """Whether ``advance`` has something to do."""
         if self.phase is LIVE:
             return bool(self._deliveries)
-        return self.phase in (OPENING, REPLAYING)
+        return self.phase in (NEW, OPENING, REPLAYING)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether its body was told that the run is to end."""
+        return self._cancel.is_told
 
     @property
     def is_cancel_pending(self) -> bool:
         """Whether its body is to be told that the run is to end, and was not yet."""
-        return self._cancel is not None
+        return self._cancel.pending is not None
 
     @property
     def goes_on(self) -> bool:
         """Whether it is known not to be over: what is sent to it now is kept."""
-        return self.phase in (OPENING, REPLAYING, LIVE)
+        return self.phase in (NEW, OPENING, REPLAYING, LIVE)
+
+    @property
+    def interrupted(self) -> Mapping[int, int]:
+        """The steps that ran when another process died, and their interruptions until then."""
+        return self._attempts.interrupted
 
     def places(self) -> list[str]:
         """Return where the body waits: ``file:line`` of each of its tasks, the first ones."""
         return self._execution.places()
 
     # --- the owner of its open steps -------------------------------------------------------------
-
-    @property
-    def is_starting(self) -> bool:
-        return self.phase is STARTING
 
     @property
     def is_leaving(self) -> bool:
@@ -234,13 +226,9 @@ class LiveRun:
         """
         if self.phase in (LEAVING, STUCK, GONE):
             return False
-        if self._cancel is not None:
-            return True  # The first one counts.
-        if self.is_told:
+        if self._cancel.is_told:
             self.submit(Change(run_id=self.record.run_id), [(self._host.on_canceled, self)])
-            return True
-        self._cancel = asked
-        if self.phase is LIVE:
+        elif self._cancel.ask(asked) and self.phase is LIVE:
             self._deliveries.append((asked, UNSET))
             self._host.schedule(self)
         return True
@@ -268,7 +256,7 @@ class LiveRun:
             return
         if self.phase is GONE:
             return
-        if self._is_start or self.phase in (STARTING, STUCK):
+        if self.phase in (NEW, STARTING, STUCK):
             self.is_wanted_again = True
             if parking is not None:
                 parking.parked = None
@@ -276,21 +264,21 @@ class LiveRun:
         for child in ended:
             self.on_child_ended(child)
         if events:
-            self._steps.hear_events(events)
-        asked = next((step for step in steps if step.kind is CANCEL), None)
-        if asked is not None and self._cancel is None:
+            self._steps.mailbox().hear(events)
+        asked = recorded_cancel(steps)
+        if asked is not None and not self.is_cancel_pending:
             self.cancel_recorded(asked)
 
     def cancel_recorded(self, asked: StepRecord) -> None:
         """Have the body cancelled; that it is to be is committed before what follows from it."""
-        if not self.is_told:
-            self._is_cancel_recorded = True
+        if not self._cancel.is_told:
+            self._cancel.is_recorded = True
             self.cancel(asked)
 
     def take_event(self, event: EventRecord) -> None:
         """Something was sent to the run, and is in the journal."""
         if self.goes_on:
-            self._steps.add_event(event)
+            self._steps.mailbox().add(event)
         else:
             self.is_wanted = True
 
@@ -306,12 +294,12 @@ class LiveRun:
 
     def hold(self, state: JobState) -> None:
         """Let no attempt begin that is in that state: the run is going to be cancelled."""
-        self._steps.hold(state)
+        self._attempts.hold(state)
 
     def abandon(self) -> None:
         """Stop all that is under way for the run, which is to be removed."""
         assert not self.is_about_to_leave
-        self._steps.withdraw_jobs()
+        self._attempts.withdraw_all()
         self.drop()
 
     def on_child_ended(self, child: RunRecord) -> bool:
@@ -319,7 +307,7 @@ class LiveRun:
         if self.phase is LIVE:
             self._steps.end_child(child)
         elif self.phase in (OPENING, REPLAYING):
-            self._steps.note_end(child)
+            self._steps.note_child_end(child)
         return self.phase is not LEAVING or self.record.state.is_final
 
     def park_if_idle(self) -> None:
@@ -331,43 +319,34 @@ class LiveRun:
                 self.submit(change, [])
 
     def submit(self, change: Change, after: Effects) -> None:
-        self._is_start = False
-        if change.parked is not None:
-            self._parking = change
         self._host.writer.submit(change, self, after)
-        if self._steps.queued:
-            self._steps.enqueue_queued()
+        if self._attempts.queued:
+            if self.phase is STARTING:
+                # Only after the commit: a start whose id is taken must not have asked for slots.
+                after.append((Attempts.enqueue_queued, self._attempts))
+            else:
+                self._attempts.enqueue_queued()
 
     # --- turns -----------------------------------------------------------------------------------
 
     def advance(self, deliveries_max: int) -> None:
         """Let the body go on by at most so many deliveries, if there is anything to do."""
         try:
-            if self.phase is OPENING:
-                self._open()
+            if self.phase is LIVE:
+                self._deliver(deliveries_max)
             elif self.phase is REPLAYING:
                 if not self._execution.replay(deliveries_max):
                     self._resume()
-            else:
-                self._deliver(deliveries_max)
+            elif self.phase in (NEW, OPENING):
+                self._open()
         except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
             self._become_stuck(exc)
         if self._execution.failures:
-            self._report_failures()
-
-    def _report_failures(self) -> None:
-        failures, self._execution.failures = self._execution.failures, ()
-        for context in failures:
-            error = context.get("exception")
-            self._host.log.warning(
-                "durable.body_callback_failed",
-                run_id=self.record.run_id,
-                reason=str(context.get("message")),
-                error=None if error is None else f"{type(error).__name__}: {safe_text(error)}",
-            )
+            failures, self._execution.failures = self._execution.failures, ()
+            report_failures(self._host.log, self.record.run_id, failures)
 
     def _open(self) -> None:
-        if self._cancel is not None and self.record.started_at_ms is None:
+        if self._cancel.pending is not None and self.record.started_at_ms is None:
             self._end_canceled()
             return
         turn = self._execution.begin(self._spec.open)
@@ -375,8 +354,8 @@ class LiveRun:
             self.phase = REPLAYING
             return
         if self._verifier is not None:
-            self._verify(self._verifier, None, turn)
-        self.phase = STARTING if self._is_start else LIVE
+            self._verifier.check(self._execution, None, turn, self._started_at_ms)
+        self.phase = STARTING if self.phase is NEW else LIVE
         self.record = begin_run(self.record, self._started_at_ms, self._host.versions.present)
         self._commit_turn(turn, None, run=self.record)
 
@@ -387,7 +366,7 @@ class LiveRun:
             step, value = self._deliveries[0]
             if step.number < 0 or self._execution.is_open(step.number):
                 if step.kind is EVENT and step.finished_at_ms is None:
-                    received = self._steps.receive(step)
+                    received = self._steps.mailbox().receive(step)
                     if received is None:
                         self._drop_delivery()
                         continue
@@ -398,7 +377,7 @@ class LiveRun:
                     step = replace(step, result=str(self._execution.next_number))
                 turn = self._execution.deliver(step, value)
                 if self._verifier is not None:
-                    self._verify(self._verifier, step, turn)
+                    self._verifier.check(self._execution, step, turn, self._started_at_ms)
                 self._deliveries.popleft()
                 self._commit_turn(turn, step)
             else:
@@ -409,23 +388,11 @@ class LiveRun:
         self._deliveries.popleft()
         self.park_if_idle()
 
-    def _verify(self, verifier: Verifier, delivered: StepRecord | None, turn: Turn) -> None:
-        """Execute the body again, before what it did is committed. Raises ``Stuck``."""
-        run = replace(
-            self.record,
-            state=RunState.RUNNING,
-            started_at_ms=self._started_at_ms,
-            restarted_from=None,
-        )
-        if turn.end is not None:
-            run = self._ended(run, turn.end, self._host.clock.now_ms())
-        verifier.check(run, delivered, turn, self._spec)
-
     def _commit_turn(
         self, turn: Turn, delivered: StepRecord | None, run: RunRecord | None = None
     ) -> None:
         now_ms = self._host.clock.now_ms()
-        change = Change(run_id=self.record.run_id, run=run, is_start=self._is_start)
+        change = Change(run_id=self.record.run_id, run=run, is_start=self.phase is STARTING)
         after: Effects = []
         may_finish = interrupt = False
         if delivered is not None and delivered.kind is CANCEL:
@@ -436,8 +403,9 @@ class LiveRun:
             self._steps.forget(delivered.number, after)
             change.updated.append(delivered)
             if delivered.kind is EVENT:
-                change.consumed = self._steps.consumed(delivered)
-                after.append((self._steps.on_consumed, change.consumed))
+                mailbox = self._steps.mailbox()
+                change.consumed = mailbox.consumed(delivered.number)
+                after.append((mailbox.on_consumed, change.consumed))
         for command in turn.withdrawn:
             step = self._steps.withdraw(command, now_ms, after, may_finish=may_finish)
             if step is not None:
@@ -449,56 +417,49 @@ class LiveRun:
         for command in turn.issued:
             change.issued.append(self._steps.issue(command, now_ms, change, after))
         if turn.end is not None:
-            self._end(self._ended(self.record, turn.end, now_ms), change, now_ms, after)
+            self._end(turn.end, change, now_ms, after)
         else:
             self._park_if_idle(now_ms, change)
         self.submit(change, after)
 
     def _record_cancel(self, delivered: StepRecord, change: Change, after: Effects) -> None:
-        if self._is_cancel_recorded:
-            change.updated.append(delivered)
-        else:
-            change.asked = delivered
-        self._cancel = None
-        self.is_told = True
+        self._cancel.tell(delivered, change)
         self.record = change.run = begin_cancel(self.record)
         after.append((self._host.on_canceled, self))
 
     def _end_canceled(self) -> None:
         """End a run whose body cannot be told of its cancel: it has not begun, or is stuck."""
-        change = Change(run_id=self.record.run_id, is_start=self._is_start)
-        asked = self._cancel
-        assert asked is not None
-        if not self._is_cancel_recorded:
-            change.asked = asked
-        self._cancel = None
+        change = self._new_change()
+        asked = self._cancel.settle(change)
         now_ms = self._host.clock.now_ms()
         after: Effects = [(self._host.on_canceled, self)]
         change.updated += self._steps.withdraw_all(now_ms, after)
         self._host.children.cancel(change.updated, asked, change, after)
-        self._end(cancel_run(self.record, now_ms), change, now_ms, after)
+        self._finish(cancel_run(self.record, now_ms), change, now_ms, after)
         self.submit(change, after)
 
-    def _end(self, ended: RunRecord, change: Change, now_ms: int, after: Effects) -> None:
-        """Have the run ended by ``change``."""
+    def _new_change(self) -> Change:
+        """Return the change of a run whose row may not be written yet."""
+        return Change(run_id=self.record.run_id, is_start=self.phase in (NEW, STARTING))
+
+    def _end(self, end: Returned | Raised, change: Change, now_ms: int, after: Effects) -> None:
+        """Have the run ended by ``change``, as its body has."""
+        is_canceled = self._execution.is_canceled
+        ended = end_by(self.record, end, self._spec, is_canceled=is_canceled, now_ms=now_ms)
+        self._finish(ended, change, now_ms, after)
+
+    def _finish(self, ended: RunRecord, change: Change, now_ms: int, after: Effects) -> None:
         self.record = change.run = ended
         self._host.children.owe(change, now_ms, after)
         # What called an ``on_complete`` has no more to do, and nobody looks for it.
         change.is_removal = ended.name == ON_COMPLETE
-        self.phase = LEAVING
-        change.parked = PARKED_FOR_EVER
+        self._leave_by(change, LEAVING, None)
 
-    def _ended(self, record: RunRecord, end: Returned | Raised, now_ms: int) -> RunRecord:
-        error = end.error if isinstance(end, Raised) else None
-        if self._execution.is_canceled and isinstance(error, asyncio.CancelledError):
-            return cancel_run(record, now_ms)
-        result: str | None = None
-        if isinstance(end, Returned):
-            try:
-                result = self._spec.encode_result(end.value)
-            except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
-                error = exc
-        return end_run(record, result=result, error=error, now_ms=now_ms)
+    def _leave_by(self, change: Change, phase: Phase, wake_at_ms: int | None) -> None:
+        """Have the run leave memory by ``change``, until then or until something is sent to it."""
+        self.phase = phase
+        self._parking = change
+        change.parked = Parked(wake_at_ms)
 
     def _park_if_idle(self, now_ms: int, change: Change) -> None:
         """Let a run leave memory that has nothing to do for long, in the commit of its turn."""
@@ -509,8 +470,7 @@ class LiveRun:
             return
         if self._steps.awaits_children and self._host.children.are_here(self.record.run_id):
             return  # One of them may end soon; the last that leaves memory says so.
-        self.phase = LEAVING
-        change.parked = Parked(wake_at_ms)
+        self._leave_by(change, LEAVING, wake_at_ms)
 
     # --- commits ---------------------------------------------------------------------------------
 
@@ -537,7 +497,7 @@ class LiveRun:
     def _set_aside(self, change: Change) -> None:
         if change is self._parking:
             self._parking = None
-        if not self._steps.has_jobs:
+        if not self._attempts.jobs:
             self._leave(None)
 
     def _start_committed(self, change: Change, taken_by: RunRecord | None) -> None:
@@ -574,14 +534,13 @@ class LiveRun:
         if self.record.state in (RunState.STUCK, RunState.PENDING):
             is_canceled = self._execution.is_canceled
             self.record = change.run = continue_run(self.record, is_canceled=is_canceled)
-        is_ending = self._cancel is not None
+        pending = self._cancel.pending
+        is_ending = pending is not None
         if self._execution.early_end is not None and is_ending:
             self._end_canceled()
             return
         commands = self._execution.open_commands()
-        settled = self._steps.resume(
-            commands, self.interrupted, now_ms, change, after, is_ending=is_ending
-        )
+        settled = self._steps.resume(commands, now_ms, change, after, is_ending=is_ending)
         for command, issued_at_ms in self._execution.issued_anew:
             if command.due_ms is not None and not command.is_absolute:
                 command.due_ms += now_ms - issued_at_ms
@@ -591,60 +550,35 @@ class LiveRun:
         if self._verifier is not None:
             self._verifier.note([*change.updated, *change.issued])
         if self._execution.early_end is not None:
-            ended = self._ended(self.record, self._execution.early_end, now_ms)
-            self._end(ended, change, now_ms, after)
+            self._end(self._execution.early_end, change, now_ms, after)
             self.submit(change, after)
             return
-        if self._cancel is not None:
+        if pending is not None:
             # First: who asked for it was told so already, and the outcomes might end the run.
-            self._deliveries.append((self._cancel, UNSET))
+            self._deliveries.append((pending, UNSET))
         self._deliveries.extend((step, UNSET) for step in settled)
         self._steps.announce_events()
         self._park_if_idle(now_ms, change)
         self.submit(change, after)
-        self._steps.take_up_outcomes()
+        self._attempts.take_up_outcomes()
 
     def _become_stuck(self, exc: Exception) -> None:
         """The body cannot go on: no step of it begins any more, what runs is recorded."""
-        if self._cancel is not None:
+        if self._cancel.pending is not None:
             self._deliveries.clear()
             self._execution.close()
             self._end_canceled()
             return
-        if isinstance(exc, Stuck):
-            versions = self._host.versions.explain(self.record.begun_with)
-            fields: dict[str, object] = {"diff": exc.diff} if exc.diff else {}
-            if versions:
-                fields["versions"] = versions
-            error: BaseException = NonDeterminismError(message_of(exc, STUCK_HINT, versions))
-        else:
-            fields, error = {"exc_info": exc}, _unexpected(exc)
-        self._host.log.error(
-            "durable.run_stuck",
-            run_id=self.record.run_id,
-            workflow=self.record.name,
-            reason=safe_text(exc),
-            **fields,
-        )
+        error = report_stuck(self._host.log, self.record, exc, self._host.versions)
         self.record = make_stuck(self.record, error)
-        change = Change(run_id=self.record.run_id, run=self.record, is_start=self._is_start)
+        change = self._new_change()
+        change.run = self.record
         after: Effects = []
         # Outcomes that were waiting for their delivery are kept for the code that can take them.
         if self.phase is LIVE:
             change.updated += [step for step, _ in self._deliveries]
-        self.phase = STUCK
+        self._leave_by(change, STUCK, None)
         self._deliveries.clear()
         self._execution.close()
         self._steps.keep_running_only(after)
-        change.parked = PARKED_FOR_EVER
         self.submit(change, after)
-
-
-def _unexpected(exc: Exception) -> DurableError:
-    msg = (
-        f"durable could not go on with the run: {type(exc).__name__}: {safe_text(exc)}. Either the "
-        "run's rows in the journal are damaged, or this is a bug of durable: please report it."
-    )
-    error = DurableError(msg)
-    error.__cause__ = exc
-    return error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 from durable.core.records import StepState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from durable.journal.base import Claim
     from durable.runtime.live import LiveRun
@@ -20,13 +20,13 @@ class Orphans:
 
     def __init__(self, pool: Workpool) -> None:
         self._pool = pool
-        self._interrupted: dict[str, dict[int, int]] = {}
+        self._interrupted: dict[str, Mapping[int, int]] = {}
 
     def add(self, live: LiveRun) -> None:
         """An outage drops this run; attempts of it may go on."""
         self._interrupted[live.record.run_id] = live.interrupted
 
-    def take(self, run_id: str) -> dict[int, int] | None:
+    def take(self, run_id: str) -> Mapping[int, int] | None:
         """Return what of a claimed run had been interrupted before, if it was here already."""
         return self._interrupted.pop(run_id, None)
 

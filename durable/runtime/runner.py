@@ -15,15 +15,13 @@ import anyio
 import anyio.lowlevel
 
 from durable.core.codec import one_line
-from durable.core.errors import (
-    EngineClosedError,
-    NonDeterminismError,
-)
-from durable.core.transitions import make_stuck
+from durable.core.errors import EngineClosedError
+from durable.core.records import recorded_cancel
 from durable.journal.base import Change, Parked
+from durable.runtime.aside import Aside
 from durable.runtime.children import Children
 from durable.runtime.clock import Alarms, EarliestAlarm
-from durable.runtime.control import Control, is_asked_to_end
+from durable.runtime.control import Control
 from durable.runtime.live import LiveRun
 from durable.runtime.neighbours import Neighbours
 from durable.runtime.orphans import Orphans
@@ -40,7 +38,7 @@ from durable.runtime.workpool import Workpool
 from durable.runtime.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from anyio.abc import TaskGroup
 
@@ -51,7 +49,7 @@ if TYPE_CHECKING:
     from durable.journal.base import Claim, Journal
     from durable.runtime.clock import Clock
     from durable.runtime.instrumentation import EngineLog
-    from durable.runtime.open_steps import Effects
+    from durable.runtime.writer import Effects
 
 
 class Catalog(Protocol):
@@ -104,7 +102,7 @@ class Runner:
         self.children = Children(self)
         self.sends = Sends(journal, self)
         self.look_up_event = self.sends.look_up
-        self._undefined: dict[tuple[str, int], list[str]] = {}
+        self.aside = Aside(self)
         self._orphans = Orphans(self.pool)
         self._is_closing = False
         self._drain_scope: anyio.CancelScope | None = None
@@ -230,7 +228,7 @@ class Runner:
             del self._live[live.record.run_id]
             self._claim_if_room()
             if live.is_wanted_again:
-                self._claim_again(taken_by.run_id)
+                self.park(taken_by.run_id, 0)
         self.starts.acknowledge(live.record.run_id, taken_by)
 
     def on_committed(self, change: Change, after: Effects, taken_by: RunRecord | None) -> None:  # noqa: ARG002
@@ -281,14 +279,14 @@ class Runner:
         if wake_at_ms is not None:
             self.wake.set(wake_at_ms)
         if live.is_wanted_again and not record.state.is_final:
-            self._claim_again(record.run_id)
+            self.park(record.run_id, 0)  # What others asked of it is still to be heard.
         if live.is_wanted:
             self.writer.ask_claim()
         self._claim_if_room()
 
-    def _claim_again(self, run_id: str) -> None:
-        """Claim a run again that has left memory without having heard what others asked of it."""
-        self.writer.submit(Change(run_id=run_id, parked=Parked(0)), self, [])
+    def park(self, run_id: str, wake_at_ms: int | None, changed: RunRecord | None = None) -> None:
+        change = Change(run_id=run_id, run=changed, parked=Parked(wake_at_ms))
+        self.writer.submit(change, self, [])
 
     def on_canceled(self, live: LiveRun) -> None:
         self.control.on_canceled(live.record.run_id)
@@ -342,11 +340,7 @@ class Runner:
     def on_claimed(self, claim: Claim) -> None:
         self._claiming_count = 0
         for record, error in claim.errors:
-            self.log.error("durable.run_unreadable", reason=str(error))
-            if record is not None and record.state.is_final:
-                self._park(record)
-            elif record is not None:
-                self._park_stuck(record, error)
+            self.aside.set_unreadable(record, error)
         next_ms = claim.next_wake_at_ms
         is_more_due = next_ms is not None and next_ms <= self.clock.now_ms()
         self._orphans.withdraw_unwanted(claim, self._live, is_more_due=is_more_due)
@@ -360,14 +354,14 @@ class Runner:
 
     def _work_on(self, record: RunRecord, steps: list[StepRecord], claim: Claim) -> None:
         if record.state.is_final:  # In a damaged journal only: nothing is due of it.
-            self._park(record)
+            self.park(record.run_id, None)
             return
         if self.control.remove_if_asked(record.run_id, steps):
             return
         ended = claim.ended.get(record.run_id, ())
         events = claim.events.get(record.run_id, ())
         live = self._live.get(record.run_id)
-        if live is not None and live.is_set_aside and is_asked_to_end(steps):
+        if live is not None and live.is_set_aside and recorded_cancel(steps) is not None:
             # What runs of it need not be waited for: it finishes, and its outcome is dropped.
             del self._live[record.run_id]
             live.drop()
@@ -381,7 +375,7 @@ class Runner:
         self,
         record: RunRecord,
         steps: list[StepRecord],
-        ended: Iterable[RunRecord] = (),
+        ended: Collection[RunRecord] = (),
         events: Iterable[EventRecord] = (),
     ) -> None:
         """Work on a run that is claimed.
@@ -393,7 +387,7 @@ class Runner:
         """
         spec = self._catalog.find(record.name, record.version)
         if spec is None:
-            self._park_undefined(record, steps)
+            self.aside.set_undefined(record, steps)
             return
         interrupted = self._orphans.take(record.run_id)
         live = LiveRun(
@@ -410,38 +404,6 @@ class Runner:
 
     def claim_at(self, due_ms: int) -> None:
         self.wake.set(due_ms)
-
-    # --- code that is not there ------------------------------------------------------------------
-
-    def _park_undefined(self, record: RunRecord, steps: list[StepRecord]) -> None:
-        """Set a run aside whose workflow the code does not have: it waits, and says so."""
-        if self.control.end_if_asked(record, steps):
-            return
-        version = f" version {record.version}" if record.version else ""
-        error = NonDeterminismError(
-            f"the code has no workflow {record.name!r}{version}, which run {record.run_id!r} "
-            "belongs to. Import the module that defines it; the run then goes on."
-        )
-        self.log.error("durable.workflow_undefined", run_id=record.run_id, workflow=record.name)
-        self._undefined.setdefault((record.name, record.version), []).append(record.run_id)
-        self._park_stuck(record, error)
-        self.children.on_gone(record)
-
-    def _park_stuck(self, record: RunRecord, error: BaseException) -> None:
-        self._park(record, make_stuck(record, error))
-
-    def _park(self, record: RunRecord, changed: RunRecord | None = None) -> None:
-        change = Change(run_id=record.run_id, run=changed, parked=Parked(None))
-        self.writer.submit(change, self, [])
-
-    def on_defined(self, name: str, version: int) -> None:
-        """The code has got a workflow: take up the runs that waited for it."""
-        if self._is_closing or self.writer.outage is not None:
-            return
-        run_ids = self._undefined.pop((name, version), [])
-        for run_id in run_ids:
-            # Claimed once that is committed: a claim asked for now could be ahead of it.
-            self.writer.submit(Change(run_id=run_id, parked=Parked(0)), self, [])
 
     # --- outages ---------------------------------------------------------------------------------
 

@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from durable.runtime.clock import Clock
     from durable.runtime.live import LiveRun
     from durable.runtime.mailbox import Lookup
-    from durable.runtime.open_steps import Effects
     from durable.runtime.transactions import Transactions
-    from durable.runtime.writer import Writer
+    from durable.runtime.writer import Effects, Writer
 
 LOOK_AGAIN_S = 1.0
 """The wait before an event is read again, when the journal could not be read."""

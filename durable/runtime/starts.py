@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from durable.runtime.clock import Clock, EarliestAlarm
     from durable.runtime.live import LiveRun
     from durable.runtime.neighbours import Neighbours
-    from durable.runtime.open_steps import Effects
     from durable.runtime.transactions import Transactions
     from durable.runtime.waiting import Ends
-    from durable.runtime.writer import Writer
+    from durable.runtime.writer import Effects, Writer
 
 
 class StartsHost(Protocol):

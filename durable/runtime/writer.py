@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
 import anyio
 
@@ -20,9 +20,10 @@ from durable.core.errors import JournalError
 from durable.journal.base import OwnershipLostError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from durable.core.records import RunRecord
     from durable.journal.base import Change, Claim, Journal
-    from durable.runtime.open_steps import Effects
     from durable.runtime.watching import Watching
 
 BATCH_BYTES_MAX = 32 * 1024 * 1024
@@ -35,6 +36,9 @@ BATCH_WHOLE_MAX = 32
 REOPEN_DELAY_MIN_S = 0.05
 REOPEN_DELAY_MAX_S = 1.0
 """The waits between attempts to open a failed journal again; they double from min to max."""
+
+Effects: TypeAlias = "list[tuple[Callable[[Any], None], Any]]"
+"""What is to be called once a change is committed: functions, each with its argument."""
 
 
 class WriterHost(Protocol):

@@ -203,7 +203,7 @@ class Disk:
             "durable.runtime.pump.time": clocks,
             "durable.runtime.pump.SLICE_S_MAX": slices,
             "durable.runtime.ids.os": SimpleNamespace(urandom=machine.random.randbytes),
-            "durable.runtime.open_steps.random": machine.random,
+            "durable.runtime.attempts.random": machine.random,
         }
         with ExitStack() as stack:
             for name, new in patches.items():
