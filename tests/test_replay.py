@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -16,9 +15,6 @@ from player import AnyOrder, Journal, Player, dice, expect_equal
 from replay_driver import disturb_addresses, replay_all, resume, run_live
 
 from durable.core.commands import Raised, Returned
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SEEDS = range(8)
 LONG = {"gather_wide", "long_sequence", "loops_in_parallel"}
@@ -40,14 +36,6 @@ def each_case(**marks: set[str]) -> pytest.MarkDecorator:
         ],
         ids=lambda case: case.id,
     )
-
-
-@pytest.fixture(autouse=True)
-def _cheap_collections() -> Iterator[None]:
-    """Have the collector look only at what the test makes: some call it often."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def live(case: Case, seed: int) -> Player:
