@@ -17,10 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Final, Protocol, final
 
-from nursery import environment, fork
-
-TESTS: Final = Path(__file__).parent
-ROOT: Final = TESTS.parent
+from interpreters import LIFE_S_MAX, ROOT, environment
+from nursery import fork
 
 OPENED: Final = "opened"
 """What a process says when its engine is open."""
@@ -30,9 +28,6 @@ KILLED: Final = -9
 
 JOURNAL: Final = Path("journal.db")
 LOG: Final = Path("log.txt")
-
-LIFE_S_MAX: Final = 60
-"""Far longer than any process takes that ends by itself."""
 
 _ERROR_CHARS_MAX: Final = 4_000
 

@@ -28,6 +28,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final, final
 
+from interpreters import ROOT, environment
+
 IMPORTED: Final = (
     "crashes.child",
     "durable.runtime.runner",
@@ -101,7 +103,7 @@ class Nurse:
         with other_end:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, str(other_end.fileno())],
-                cwd=Path(__file__).parent.parent,
+                cwd=ROOT,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[other_end.fileno()],
@@ -150,12 +152,6 @@ def fork(arguments: Sequence[str], directory: Path, errors: IO[str]) -> Forked:
     """Begin a process that calls a function, ``module:name``, with the other arguments."""
     function, *others = arguments
     return _nursery.next_nurse().fork(function, others, directory, errors.fileno())
-
-
-def environment() -> dict[str, str]:
-    """What a process needs to import the tests' modules, and the library."""
-    tests = Path(__file__).parent
-    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(tests.parent), str(tests)))}
 
 
 # --- in the process ------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from killing import OPENED, TESTS, Process, log_of, start_worker
+from interpreters import TESTS
+from killing import OPENED, Process, log_of, start_worker
 from waiting import until_open
 from worker_program import stepping, waiting
 
