@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from durable import registry
@@ -57,6 +56,7 @@ from durable.transaction import Transaction, scope_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from datetime import datetime, timedelta
+    from pathlib import Path
     from types import TracebackType
 
     from durable.core.records import RunRecord
@@ -265,7 +265,15 @@ class Engine(Observing, Controlling, Sending):
     async def _serve(self, runner: Runner, ready: asyncio.Event, stop: asyncio.Event) -> None:
         # The context of this task is that of all attempts, and of their threads.
         own_engine.set(self)
-        await runner.serve(ready, stop, self._drain_timeout_s)
+        journal = self._journal
+        assert journal is not None
+        try:
+            await runner.serve(ready, stop, self._drain_timeout_s)
+        except asyncio.CancelledError:
+            # The loop ends, as `asyncio.run` does it, and nobody has closed the engine. What the
+            # journal's threads are at would find a loop that is gone.
+            await to_its_end(journal.close())
+            raise
 
     async def _close(self) -> None:
         journal, serving, stop = self._journal, self._serving, self._stop
@@ -275,7 +283,9 @@ class Engine(Observing, Controlling, Sending):
             if serving is not None:
                 assert stop is not None
                 stop.set()
-                await serving
+                await asyncio.wait((serving,))
+                if not serving.cancelled():  # By the host: who closes is not cancelled by that.
+                    serving.result()
         finally:
             self._runner = self._serving = self._stop = self._loop = None
             assert journal is not None

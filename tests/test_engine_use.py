@@ -17,6 +17,7 @@ from world import echoing
 import durable
 from durable import (
     Engine,
+    EngineClosedError,
     NoEngineError,
     NonDeterminismError,
     Retry,
@@ -336,3 +337,88 @@ def test_an_engine_that_is_never_closed_lets_the_interpreter_end(path: Path) -> 
             assert [run.id async for run in engine.iter_runs()] == ["r", "more"]
 
     asyncio.run(look())
+
+
+CANCELLED_WITH_A_COMMIT_UNDER_WAY = """
+import asyncio, sqlite3, sys, threading
+import durable
+from durable import Engine, Step
+
+class OtherProgram(threading.Thread):
+    # Keeps the write lock until the loop is about to close, and a bit longer.
+    def __init__(self, path):
+        super().__init__()
+        self.locked, self.release = threading.Event(), threading.Event()
+        self.path = path
+
+    def run(self):
+        db = sqlite3.connect(self.path, isolation_level=None)
+        db.execute("BEGIN IMMEDIATE")
+        self.locked.set()
+        self.release.wait()
+        db.execute("ROLLBACK")
+        db.close()
+
+@durable.workflow
+async def flow(step: Step) -> str:
+    return "done"
+
+async def start(engine, other):
+    try:
+        await engine.start(flow(), id="more")
+    finally:
+        # After the loop's other tasks were cancelled, while the commit waits for the lock.
+        asyncio.get_running_loop().call_soon(other.release.set)
+
+async def main():
+    path = sys.argv[1]
+    engine = await Engine(f"sqlite:///{path}").__aenter__()
+    print(await engine.run(flow(), id="r"))
+    other = OtherProgram(path)
+    other.start()
+    other.locked.wait()
+    asyncio.create_task(start(engine, other))
+    while engine.statistics().live_runs == 0:
+        await asyncio.sleep(0)
+    while engine._runner.writer._is_busy is False:
+        await asyncio.sleep(0)
+    other_threads.extend(threading.enumerate())
+
+other_threads = []
+asyncio.run(main())
+other_threads.remove(threading.current_thread())
+for thread in other_threads:
+    thread.join(10)
+    print(thread.is_alive())
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_that_its_host_cancels_leaves_no_thread_at_work(path: Path) -> None:
+    """A thread that came back to a loop that is closed would say so, by a traceback."""
+    with Process("-c", CANCELLED_WITH_A_COMMIT_UNDER_WAY, str(path)) as process:
+        assert process.read_line() == "done"
+        assert process.read_line() == "False"
+        assert process.wait() == 0
+
+
+@durable.workflow
+async def napping(step: Step) -> None:
+    await step.sleep(60)
+
+
+async def test_an_engine_that_is_cancelled_says_so_and_closes(path: Path) -> None:
+    engine = await Engine(path).__aenter__()
+    run = await engine.start(napping(), id="r")
+    result = asyncio.ensure_future(run.result())
+    (serving,) = [task for task in asyncio.all_tasks() if task.get_name() == "durable.engine"]
+    await asyncio.sleep(0)
+    serving.cancel()
+    await asyncio.wait((serving,))
+    with pytest.raises(EngineClosedError, match="the engine was cancelled"):
+        await result
+    with pytest.raises(EngineClosedError, match="the engine was cancelled"):
+        await engine.start(napping())
+    await engine.__aexit__(None, None, None)
+    async with engine:
+        assert (await engine.status("r")).state == "running"

@@ -7,6 +7,8 @@ import contextlib
 import inspect
 import io
 import re
+import shutil
+import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -364,6 +366,18 @@ def test_what_is_not_there_is_said(
     assert told.err.startswith("python -m durable replay: ")
     assert said in told.err
     assert told.out == ""
+
+
+def test_a_damaged_error_is_said_to_be_one(
+    journal: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(journal, path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE durable_step SET error = 'odd' WHERE error IS NOT NULL")
+    assert replay(path, "r") == 1
+    shown = capsys.readouterr().out
+    assert "delivers 1 test_replay_command:note: what is damaged in the journal" in shown
+    assert "is damaged: it is failed, with the error 'odd'" in shown
 
 
 def test_a_workflow_that_is_not_there_is_named(

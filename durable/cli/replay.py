@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, final
 from durable.catalog import find_workflow, no_workflow
 from durable.cli.debugging import BodyDebugger, DebuggerLeft
 from durable.cli.loading import UsageError, import_code, journal_path
-from durable.core.codec import safe_text
+from durable.core.codec import DecodeError, safe_text
 from durable.core.commands import Raised, Stuck
 from durable.core.diff import WAYS_OUT, message_of, shorten
 from durable.core.failures import decode_error
 from durable.core.places import place_of, place_of_error
 from durable.core.records import StepKind, StepState
-from durable.core.replaying import check_outcome
+from durable.core.replaying import DAMAGED, check_outcome
 from durable.core.tracing import TracedExecution
 from durable.core.versions import explain_versions
 from durable.journal.reader import JournalReader
@@ -191,7 +191,10 @@ def _outcome_text(step: StepRecord) -> str:
         return "the cancel of the run"
     text = f"{step.number} {step.name}: "
     if step.state is StepState.FAILED:
-        error = decode_error(step.error or "")
+        try:
+            error = decode_error(step.error or "")
+        except DecodeError:
+            return text + DAMAGED
         return f"{text}{error.type_name}: {shorten(error.message, SHOWN_CHARS_MAX)}"
     return text + shorten(step.result or "null", SHOWN_CHARS_MAX)
 

@@ -79,9 +79,9 @@ def _parts_of_annotation(annotation: Any) -> Iterator[msgspec.inspect.Type]:  # 
             todo += (getattr(info, field) for field in info.__struct_fields__)
 
 
-def _find_foreign(annotation: Any) -> type | None:  # noqa: ANN401  any type form
+def _find_foreign(parts: Iterable[msgspec.inspect.Type]) -> type | None:
     """Return a class in an annotation that neither msgspec nor the hooks above know."""
-    for info in _parts_of_annotation(annotation):
+    for info in parts:
         if isinstance(info, msgspec.inspect.CustomType) and (
             info.cls is not object and not hasattr(info.cls, "model_validate")
         ):
@@ -99,12 +99,12 @@ _ORDERED = (
 """What ``<`` puts into one order, whatever the values."""
 
 
-def _may_have_odd_sets(annotation: Any) -> bool:  # noqa: ANN401
+def _may_have_odd_sets(parts: Iterable[msgspec.inspect.Type]) -> bool:
     sets = (msgspec.inspect.SetType, msgspec.inspect.FrozenSetType)
     return any(
         isinstance(info, msgspec.inspect.AnyType)
         or (isinstance(info, sets) and not isinstance(info.item_type, _ORDERED))
-        for info in _parts_of_annotation(annotation)
+        for info in parts
     )
 
 
@@ -291,7 +291,8 @@ class Shape(Generic[T]):
         """
         if annotation is NoReturn or annotation is Never:
             annotation = None
-        foreign = _find_foreign(annotation)
+        parts = list(_parts_of_annotation(annotation))
+        foreign = _find_foreign(parts)
         if foreign is not None:
             msg = (
                 f"{foreign!r} is neither a type that msgspec encodes nor a pydantic model. Use a "
@@ -300,7 +301,7 @@ class Shape(Generic[T]):
             raise TypeError(msg)
         self.annotation = annotation
         self.own_type: type | None = next((t for t in OWN_TYPES if t is annotation), None)
-        self.sorts_sets = _may_have_odd_sets(annotation)
+        self.sorts_sets = _may_have_odd_sets(parts)
         self._is_any = annotation is Any or annotation is object
         shape: Any = Any if self._is_any else annotation
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 DELIVERIES_PER_SLICE = 10_000
 
+DAMAGED = "what is damaged in the journal"
+"""What is said of a recorded error that cannot be read."""
+
 
 def replay_run(
     run: RunRecord,
@@ -114,7 +117,7 @@ def _error_name(run: RunRecord) -> str:
     try:
         return decode_error(run.error or "").type_name
     except DecodeError:
-        return "what is damaged in the journal"
+        return DAMAGED
 
 
 def _another_end(recorded: str, now: str) -> Stuck:

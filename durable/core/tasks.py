@@ -7,7 +7,6 @@ like are iterated in the same order on replay.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sys
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -130,6 +129,8 @@ def next_child_path(scope: WorkflowTask[Any] | CallbacksScope) -> str:
     scope.children_count += 1
     if len(path) <= PATH_CHARS_MAX:
         return path
+    import hashlib  # noqa: PLC0415  late: few trees are so deep, and OpenSSL takes 2 ms
+
     return "~" + hashlib.blake2b(path.encode(), digest_size=12).hexdigest()
 
 

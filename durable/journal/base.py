@@ -244,7 +244,11 @@ class Journal(Protocol):
         ...
 
     async def release_dead_claims(self) -> bool:
-        """If there is no owner, see that no run is held to be worked on; return whether it was so.
+        """If the owner is dead, and this is no worker, which takes over, see that no run is held to
+        be worked on; return whether it was so.
+
+        Cancellation:
+            Never splits it: the caller hears of it when it is done.
 
         Raises:
             JournalError: The outcome is unknown; ask again.

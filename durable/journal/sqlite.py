@@ -74,6 +74,8 @@ class SqliteJournal:
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
         self._apps = AppConnections(self)
+        # Whoever becomes the owner, or ends a dead one's ownership, is alone with the lock.
+        self._owning = asyncio.Lock()
         self._epoch = 0
         self._versions = VersionTable()
         self._file: tuple[int, int] | None = None
@@ -130,10 +132,14 @@ class SqliteJournal:
         await self._call(self._writer, _sync_nothing)
 
     async def take_over(self) -> bool:
-        if self._is_owner or not self._locks.owns:
-            return False
-        await self._become_what_is_due()
-        return self._is_owner
+        return self._is_worker and await to_its_end(self._take_over())
+
+    async def _take_over(self) -> bool:
+        async with self._owning:
+            if self._is_owner or not self._locks.owns:
+                return False
+            await self._become_what_is_due()
+            return self._is_owner
 
     async def _become_what_is_due(self) -> None:
         """Be the owner, if the lock is held, else a guest."""
@@ -145,15 +151,18 @@ class SqliteJournal:
         self._locks.watch(tell)
 
     async def release_dead_claims(self) -> bool:
-        if self._is_owner or not await anyio.to_thread.run_sync(self._locks.try_own):
-            return False
-        if self._is_worker:
-            return await self.take_over()
-        try:
-            await self._write(fence.end_ownership)
-        finally:
-            self._locks.disown()
-        return True
+        # A worker takes over, as soon as it hears of the owner's death.
+        return not self._is_worker and await to_its_end(self._release_dead_claims())
+
+    async def _release_dead_claims(self) -> bool:
+        async with self._owning:
+            if not await anyio.to_thread.run_sync(self._locks.try_own):
+                return False
+            try:
+                await self._write(fence.end_ownership)
+            finally:
+                self._locks.disown()
+            return True
 
     async def reopen(self) -> None:
         # Whole: a connection that is cut off while it is opened or closed is lost, and keeps its
@@ -167,11 +176,12 @@ class SqliteJournal:
             await self._call(self._writer, _roll_back)
             await self._become_what_is_due()
             return
-        await self._disconnect()
-        if not await anyio.to_thread.run_sync(self._path.exists):
-            msg = f"{self._name} is gone: its file was removed. Put it back, or restart without it."
-            raise JournalUnavailableError(msg)
-        await self._connect()
+        async with self._owning:
+            await self._disconnect()
+            if not await anyio.to_thread.run_sync(self._path.exists):
+                msg = f"{self._name} is gone: its file was removed. Put it back, or restart without it."
+                raise JournalUnavailableError(msg)
+            await self._connect()
 
     async def close(self) -> None:
         await anyio.to_thread.run_sync(self._locks.stop_watching)

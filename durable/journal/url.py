@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from urllib.parse import unquote
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SCHEME = "sqlite://"
 
@@ -20,6 +22,9 @@ def parse_url(url: str | Path) -> Path | None:
         TypeError: It is neither text nor a path.
         ValueError: It is no URL of a known store.
     """
+    from pathlib import Path  # noqa: PLC0415  late: 4 ms, with what follows
+    from urllib.parse import unquote  # noqa: PLC0415
+
     if isinstance(url, Path):
         return _check_path(url, url)
     if not isinstance(url, str):

@@ -33,6 +33,11 @@ class AskingHost(Protocol):
 
     clock: Clock
 
+    @property
+    def is_owner(self) -> bool:
+        """Whether the runs are worked on here: a guest may become the owner at any time."""
+        ...
+
     def on_removed(self, run_id: str) -> None:
         """There may be no such run any more."""
         ...
@@ -73,13 +78,14 @@ class Asking:
         await self._submitting.submit(Change(run_id=run_id, is_wake=True), [])
         return True
 
-    async def cleanup(self, run_id: str, *, force: bool) -> bool:
+    async def cleanup(self, run_id: str, *, force: bool) -> bool | None:
         """Remove a run and all that is under it, as ``Control.cleanup`` does.
 
-        What the owner works on is removed by the owner: this returns when all is gone.
+        What the owner works on is removed by the owner: this returns when all is gone; or ``None``
+        when this process has become the owner, and all is asked that it is to do.
         """
         is_asked = False
-        while True:
+        while not (is_asked and self._host.is_owner):
             tree = await self._journal.load_tree(run_id)
             if tree is None:
                 return is_asked
@@ -94,6 +100,7 @@ class Asking:
             if is_asked:
                 await self._wait_for_owner()
             is_asked = True
+        return None
 
     async def _find_open(self, tree: RunTree) -> list[str]:
         """Return those of a tree that the owner may work on, without what is under them."""

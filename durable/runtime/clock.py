@@ -51,27 +51,32 @@ class SystemClock:
     """
 
     def __init__(self) -> None:
-        self._wall_ns = time.time_ns()
-        self._monotonic_ns = time.monotonic_ns()
         self._ahead_ns = 0
-        self._latest_ms = 0
+        self._latest_ns = time.time_ns()
+        self._note(self._latest_ns, time.monotonic_ns())
 
     def now_ms(self) -> int:
         wall_ns = time.time_ns()
-        if not 0 <= wall_ns - self._wall_ns < JUMP_NS_MIN:
-            self._look_for_jump(wall_ns)
-        now_ms = (wall_ns + self._ahead_ns) // 1_000_000
-        if now_ms < self._latest_ms:
-            return self._latest_ms
-        self._latest_ms = now_ms
-        return now_ms
+        if not self._latest_ns <= wall_ns < self._look_at_ns:
+            wall_ns = self._look(wall_ns)
+        self._latest_ns = wall_ns
+        return (wall_ns + self._ahead_ns) // 1_000_000
 
-    def _look_for_jump(self, wall_ns: int) -> None:
+    def _note(self, wall_ns: int, monotonic_ns: int) -> None:
+        self._wall_ns, self._monotonic_ns = wall_ns, monotonic_ns
+        self._look_at_ns = wall_ns + JUMP_NS_MIN
+
+    def _look(self, wall_ns: int) -> int:
+        """Look whether the machine's clock was set; return its time, or what it stands still at."""
+        if self._wall_ns <= wall_ns < self._look_at_ns:
+            return self._latest_ns
+        told_ns = self._latest_ns + self._ahead_ns
         monotonic_ns = time.monotonic_ns()
         jump_ns = (wall_ns - self._wall_ns) - (monotonic_ns - self._monotonic_ns)
         if jump_ns < -JUMP_NS_MIN or (jump_ns > JUMP_NS_MIN and self._ahead_ns):
             self._ahead_ns = max(self._ahead_ns - jump_ns, 0)
-        self._wall_ns, self._monotonic_ns = wall_ns, monotonic_ns
+        self._note(wall_ns, monotonic_ns)
+        return max(wall_ns, told_ns - self._ahead_ns)
 
     def call_later(self, delay_ms: int, callback: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay_ms / 1000, callback)

@@ -226,13 +226,19 @@ class Control:
 
     async def _remove(self, run_id: str, *, force: bool, is_asked: bool = False) -> bool:
         async with self._turns.hold(run_id):
+            has_asked = False
             while True:
                 self._host.check_open()
                 if not self._host.is_owner:
-                    return await self._asking.cleanup(run_id, force=force)
+                    is_gone = await self._asking.cleanup(run_id, force=force)
+                    if is_gone is not None:
+                        return is_gone
+                    has_asked = True
                 await self._host.wait_while_starting(run_id)
                 tree = await self._journal.load_tree(run_id)
-                if tree is None or (tree.is_awaited and not is_asked):
+                if tree is None:
+                    return has_asked
+                if tree.is_awaited and not is_asked:
                     return False
                 if not force and not (tree.run.state.is_final and all(tree.descendants.values())):
                     return False

@@ -188,7 +188,9 @@ class Runner:
 
     def _closed_error(self) -> EngineClosedError:
         how = "was closed"
-        if self._crash is not None:
+        if isinstance(self._crash, asyncio.CancelledError):
+            how = "was cancelled, with the tasks of its event loop"
+        elif self._crash is not None:
             how = f"has failed ({one_line(self._crash)})"
         error = EngineClosedError(f"the engine {how}; open it again and ask with the same id")
         error.__cause__ = self._crash

@@ -26,6 +26,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, final
 
+from anyio._backends import _asyncio as anyio_backend
+
 from durable.core.closing import silence
 
 BASE_NS: Final = 1_767_225_600 * 1_000_000_000
@@ -63,6 +65,7 @@ class Loop(asyncio.BaseEventLoop):
     def __init__(self, process: Process) -> None:
         super().__init__()
         self.process = process
+        self._spawned: set[asyncio.Task[Any]] = set()
         self._selector = _Selector()
         self._clock_resolution = 1e-9
         self._thread_id = threading.get_ident()  # It counts as running, for all its life.
@@ -83,6 +86,12 @@ class Loop(asyncio.BaseEventLoop):
         if this._ready:
             return 0.0
         return this._scheduled[0]._when if this._scheduled else None
+
+    def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> None:
+        """Have it run, whether or not anybody else holds it."""
+        task = self.create_task(coro, name=name)
+        self._spawned.add(task)
+        task.add_done_callback(self._spawned.discard)
 
     def turn(self) -> None:
         """Call what is ready."""
@@ -109,6 +118,8 @@ class Loop(asyncio.BaseEventLoop):
                     with contextlib.suppress(BaseException):  # It may answer with another await.
                         coro.close()
                         break
+                # anyio has it until it is done, and by it all that was in the process's memory.
+                anyio_backend._task_states.pop(task, None)
         finally:
             asyncio._set_running_loop(outer)
         self._thread_id = None  # type: ignore[assignment]
@@ -198,7 +209,7 @@ class Process:
 
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> None:
         """Run a task in it."""
-        self.wake(lambda: _spawn(self.loop, coro, name))
+        self.wake(lambda: self.loop.spawn(coro, name))
 
     def thread(self) -> Thread:
         """Start a thread."""
@@ -223,15 +234,6 @@ class Process:
         exc = context.get("exception")
         if self.is_alive and not isinstance(exc, Killed):
             self.machine.fail(f"I17: {context.get('message')}: {exc!r}")
-
-
-_tasks: set[asyncio.Task[Any]] = set()
-
-
-def _spawn(loop: Loop, coro: Coroutine[Any, Any, Any], name: str) -> None:
-    task = loop.create_task(coro, name=name)
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
 
 
 @final
