@@ -137,9 +137,9 @@ class Process:
         self._process.kill()
         self._process.wait()
 
-    def kill_after(self, seconds: float) -> None:
-        """Kill it so long after it said its first line, unless it ends before that."""
-        if self.read_line():
+    def kill_after(self, seconds: float, *, lines: int = 1) -> None:
+        """Kill it so long after it said its first lines, unless it ends before that."""
+        if all(self.read_line() for _ in range(lines)):
             time.sleep(seconds)  # The moment of the kill is what this is about.
             self.kill()
 

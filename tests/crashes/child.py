@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast, final
 
 import msgspec
+from killing import say_opened
 
 from crashes import load
 from crashes.effects import Acked, EffectLog, Seen, Shown
@@ -216,6 +217,7 @@ async def live(role: str, life: str, options: Options, directory: Path) -> None:
     log = EffectLog(directory / f"life-{life}.jsonl", clock.now_ms)
     load.log_to(log)
     async with engine:
+        say_opened()
         child = Child(engine, log, life, options)
         play: Callable[[], Awaitable[None]] = getattr(child, role)
         await play()

@@ -32,10 +32,10 @@ class Child:
         arguments = (role, life, encoded, *map(str, directories))
         self._process = Process("crashes.child:main", *arguments, begin=fork)
 
-    def kill(self, after_s: float) -> None:
-        """Kill it so long after it said that it opens the journal."""
+    def kill(self, after_s: float, *, is_open: bool = False) -> None:
+        """Kill it so long after it said that it opens the journal, or that it has opened it."""
         with self._process as process:
-            process.kill_after(after_s)
+            process.kill_after(after_s, lines=1 + is_open)
             assert process.wait(LIFE_S_MAX) == KILLED, f"{process} is not killed"
 
     def wait(self) -> None:
