@@ -67,7 +67,7 @@ class Controlling(Opened):
         Args:
             run_id: The run.
             from_step: Which step is to run again: its number, its name (the last step that has it),
-                or a definition (its last step); 0 is from the beginning, with nothing kept. By
+                or a definition (its last step, of those that were given no ``name=``); 0 is from the beginning, with nothing kept. By
                 default the last step that failed or was cancelled; when none was, the body alone
                 runs again, over what is recorded.
 

@@ -314,8 +314,8 @@ class HeldJournal:
             await asyncio.get_running_loop().create_future()
 
 
-def _set_up_for_no_power_cut(db: sqlite3.Connection, name: str) -> None:
-    SET_UP_WRITER(db, name)
+def _set_up_for_no_power_cut(db: sqlite3.Connection) -> None:
+    SET_UP_WRITER(db)
     db.execute("PRAGMA synchronous = OFF")
 
 

@@ -262,6 +262,45 @@ async def test_a_journal_whose_file_was_removed_acknowledges_nothing(
     assert found == ["before", "when it is back"]
 
 
+async def test_a_journal_that_another_was_put_in_place_of_is_waited_for(
+    path: Path, disk: Disk
+) -> None:
+    other, moved = path.with_name("other.db"), path.with_name("moved.db")
+    async with Engine(other) as engine:
+        await engine.run(program.measure_it("a"), id="of the other")
+    async with Engine(path) as engine:
+        await engine.run(program.measure_it("a"), id="before")
+        await asyncio.to_thread(_rename_journal, path, moved)
+        await asyncio.to_thread(_rename_journal, other, path)
+        with pytest.raises(JournalUnavailableError, match="replaced"):
+            await engine.start(program.measure_it("a"), id="meanwhile")
+        count = disk.calls["reopen"]
+        # The next one begins when one has failed.
+        await until(lambda: disk.calls["reopen"] > count + 1)
+        with pytest.raises(JournalUnavailableError):
+            await engine.start(program.measure_it("a"), id="meanwhile")
+        # SQLite must not have a file open whose name changes: it knows its log by name.
+        disk.broken = Fault.LOST
+        count = disk.calls["reopen"]
+        await until(lambda: disk.calls["reopen"] > count + 1)
+        await asyncio.to_thread(_rename_journal, path, other)
+        await asyncio.to_thread(_rename_journal, moved, path)
+        disk.broken = None
+        again = partial(engine.run, program.measure_it("a"), id="when it is back")
+        assert await once_available(disk, again) == 1
+        found = [run.id async for run in engine.iter_runs()]
+    assert found == ["before", "when it is back"]
+    async with Engine(other) as engine:
+        assert [run.id async for run in engine.iter_runs()] == ["of the other"]
+
+
+def _rename_journal(path: Path, to: Path) -> None:
+    for ending in ("", "-wal", "-shm"):
+        file = path.with_name(path.name + ending)
+        if file.exists():
+            file.rename(to.with_name(to.name + ending))
+
+
 # --- closing -------------------------------------------------------------------------------------
 
 

@@ -106,7 +106,7 @@ def probes() -> list[str]:
         "durable_run": (*RUN_COLUMNS, "seq", "wake_at_ms", "epoch"),
         "durable_step": ("run_id", *STEP_COLUMNS),
         "durable_event": EVENT_COLUMNS,
-        "durable_owner": ("id", "epoch"),
+        "durable_owner": ("id", "epoch", "journal_id"),
         "durable_versions": ("id", "python", "durable"),
     }
     return [

@@ -42,6 +42,12 @@ def make_tables(db: sqlite3.Connection) -> None:
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
+def read_journal_id(db: sqlite3.Connection) -> str | None:
+    """Return what tells a journal from others; ``None`` if it has lost that."""
+    row = db.execute("SELECT journal_id FROM durable_owner").fetchone()
+    return None if row is None else str(row[0])
+
+
 def is_journal(db: sqlite3.Connection, name: str) -> bool:
     """Return whether the database has a journal of this code's version; ``False`` if it has none.
 

@@ -2,12 +2,14 @@
 -- The tables may live beside the application's own in one database file.
 
 -- One row: the present owner's fencing token. Each owner adds 1; a commit under an older one is void.
+-- journal_id: tells this journal from others that may come to be at its path.
 CREATE TABLE durable_owner (
-    id    INTEGER PRIMARY KEY CHECK (id = 1),
-    epoch INTEGER NOT NULL
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    epoch      INTEGER NOT NULL,
+    journal_id TEXT    NOT NULL
 ) STRICT;
 
-INSERT INTO durable_owner (id, epoch) VALUES (1, 0);
+INSERT INTO durable_owner (id, epoch, journal_id) VALUES (1, 0, lower(hex(randomblob(16))));
 
 -- One row for each set of versions that runs were begun with.
 CREATE TABLE durable_versions (

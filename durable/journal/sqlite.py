@@ -31,7 +31,7 @@ from durable.journal import guard as sql
 from durable.journal.connections import AppConnections
 from durable.journal.guard import Guard, Mode
 from durable.journal.locks import Alone, FileLocks, Locks
-from durable.journal.schema import damage, is_journal, make_tables
+from durable.journal.schema import damage, is_journal, make_tables, read_journal_id
 from durable.journal.scopes import refuse_in_transaction
 from durable.journal.versions import enter_versions
 from durable.journal.whole import to_its_end
@@ -77,6 +77,7 @@ class SqliteJournal:
         # Whoever becomes the owner, or ends a dead one's ownership, is alone with the lock.
         self._owning = asyncio.Lock()
         self._epoch = 0
+        self._journal_id: str | None = None
         self._versions = VersionTable()
         self._file: tuple[int, int] | None = None
 
@@ -178,10 +179,11 @@ class SqliteJournal:
             return
         async with self._owning:
             await self._disconnect()
-            if not await anyio.to_thread.run_sync(self._path.exists):
-                msg = f"{self._name} is gone: its file was removed. Put it back, or restart without it."
-                raise JournalUnavailableError(msg)
-            await self._connect()
+            if await anyio.to_thread.run_sync(self._path.exists):
+                await self._connect()
+                return
+        msg = f"{self._name} is gone: its file was removed. Put it back, or restart without it."
+        raise JournalUnavailableError(msg)
 
     async def close(self) -> None:
         await anyio.to_thread.run_sync(self._locks.stop_watching)
@@ -191,7 +193,7 @@ class SqliteJournal:
 
     async def _connect(self) -> None:
         self._writer = await self._open_connection()
-        await self._call(self._writer, self._locked(partial(_set_up_writer, name=self._name)))
+        await self._call(self._writer, self._locked(self._prepare_writer))
         await self._become_what_is_due()
         await self._call(self._writer, commits.prepare_commits)
         if self._path is None:
@@ -225,10 +227,23 @@ class SqliteJournal:
                 await connection.close()
         self._apps.let_go()
 
+    def _prepare_writer(self, db: sqlite3.Connection) -> None:
+        # Before the first write: a file that is no journal of ours stays as it is.
+        has_tables = is_journal(db, self._name)
+        is_other = not has_tables or read_journal_id(db) not in (None, self._journal_id)
+        if self._journal_id is not None and is_other:
+            msg = (
+                f"{self._name} is not the one that was opened: its file was replaced. Put that "
+                "back, or restart with this one."
+            )
+            raise JournalUnavailableError(msg)
+        _set_up_writer(db)
+
     def _set_up(self, db: sqlite3.Connection) -> bool:
         """Make the tables, if there are none, and become the owner, if the lock is held."""
         if not is_journal(db, self._name):
             make_tables(db)
+        self._journal_id = read_journal_id(db)
         if not self._locks.owns:
             return False
         self._epoch = fence.new_epoch(db, self._epoch)
@@ -456,9 +471,7 @@ def _check_path(path: Path) -> Path:
 # --- functions of the connection's thread --------------------------------------------------------
 
 
-def _set_up_writer(db: sqlite3.Connection, name: str) -> None:
-    # Before the first write: a file that is no journal of ours stays as it is.
-    is_journal(db, name)
+def _set_up_writer(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA journal_mode = WAL").fetchone()
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA temp_store = MEMORY")

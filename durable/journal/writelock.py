@@ -11,6 +11,7 @@ Rules:
 - The owner keeps the lock from one transaction to the next while there are no guests, because each
   taking costs it the interpreter lock; and gives it back when it has written nothing for a while,
   so that an owner that is stopped in its tracks does not stop others.
+- Who has had it for long lets those go first who wait: there is no queue, they try now and then.
 - While it is kept, whatever changes in the file is the owner's own doing.
 """
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 TRY_AGAIN_MIN_S = 0.0002
 TRY_AGAIN_MAX_S = 0.002
 """The waits between attempts to take the lock: as short as a transaction, then longer."""
+
+LONG_S = 0.02
+OTHERS_FIRST_S = 2 * TRY_AGAIN_MAX_S
+"""Who has had the lock for as long as the first takes it again no sooner than after the second."""
 
 
 @final
@@ -55,6 +60,7 @@ class WriteLock:
         self._guests = FileLock(database.with_name(database.name + ".guests"))
         self._mutex = threading.Lock()
         self._turn = threading.Lock()
+        self._taken_at_s = self._free_until_s = 0.0
         self._is_guest = False
         self._is_shared = True
         self._is_in_use = False
@@ -147,15 +153,22 @@ class WriteLock:
         self._guests.close()
 
     def _acquire(self) -> None:
-        deadline_s = time.monotonic() + self._timeout_s
+        now_s = time.monotonic()
+        deadline_s = now_s + self._timeout_s
         wait_s = TRY_AGAIN_MIN_S
+        if now_s < self._free_until_s:
+            time.sleep(self._free_until_s - now_s)
         while not self._lock.try_acquire():
             self._pause(deadline_s, wait_s)
             wait_s = min(wait_s * 1.1, TRY_AGAIN_MAX_S)
+        self._taken_at_s = time.monotonic()
 
     def _give_back(self) -> None:
         self._was_given_back = True
         self._lock.release()
+        now_s = time.monotonic()
+        if now_s - self._taken_at_s > LONG_S:
+            self._free_until_s = now_s + OTHERS_FIRST_S
 
     def _pause(self, deadline_s: float, wait_s: float) -> None:
         if time.monotonic() > deadline_s:
