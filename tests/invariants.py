@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from crashes.effects import Acked, Begun, Effect, Ended, Seen, Shown
-from crashes.image import EventRow, Image, RunRow, StepRow
+from crashes.image import Image
+from rows import EventRow, RunRow, StepRow
 
 from durable import Retry
 

@@ -2,6 +2,8 @@
 
 A program that is killed over and over is a test module's ``live()``: it plays in the directory of
 its journal, says that it has opened it, and notes what it does in a log that no kill takes back.
+
+A process is a new interpreter, or is forked from one that has imported what it needs.
 """
 
 from __future__ import annotations
@@ -10,13 +12,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Final, final
+from typing import IO, Final, Protocol, final
 
-TESTS: Final = Path(__file__).parent
-ROOT: Final = TESTS.parent
+from interpreters import LIFE_S_MAX, ROOT, environment
+from nursery import fork
 
 OPENED: Final = "opened"
 """What a process says when its engine is open."""
@@ -26,9 +28,6 @@ KILLED: Final = -9
 
 JOURNAL: Final = Path("journal.db")
 LOG: Final = Path("log.txt")
-
-LIFE_S_MAX: Final = 60
-"""Far longer than any process takes that ends by itself."""
 
 _ERROR_CHARS_MAX: Final = 4_000
 
@@ -51,23 +50,52 @@ def note(text: str) -> None:
 # --- in the test ---------------------------------------------------------------------------------
 
 
+class Handle(Protocol):
+    """What is asked of a process, whoever has begun it."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stdin(self) -> IO[str] | None: ...
+    @property
+    def stdout(self) -> IO[str] | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+    def send_signal(self, number: int, /) -> None: ...
+
+
+def spawn(arguments: Sequence[str], directory: Path, errors: IO[str]) -> Handle:
+    """Begin an interpreter with these arguments."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=directory,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+    )
+
+
 @final
 class Process:
-    """A Python process, which ends with the block that it is used in."""
+    """A Python process, which ends with the block that it is used in.
 
-    def __init__(self, *arguments: str | Path, directory: Path | None = None) -> None:
+    Args:
+        arguments: An interpreter's, or for ``fork`` a function, ``module:name``, and its own.
+    """
+
+    def __init__(
+        self,
+        *arguments: str | Path,
+        directory: Path = ROOT,
+        begin: Callable[[Sequence[str], Path, IO[str]], Handle] = spawn,
+    ) -> None:
         self._arguments = [str(argument) for argument in arguments]
         # A file: nobody reads it while the process goes on, and a pipe might be full.
         self._errors = TemporaryFile("a+", encoding="utf-8")  # noqa: SIM115  closed with the block
-        self._process = subprocess.Popen(
-            [sys.executable, *self._arguments],
-            cwd=directory or ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(TESTS)))},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        self._process = begin(self._arguments, directory, self._errors)
 
     def __enter__(self) -> Process:
         return self
@@ -109,9 +137,9 @@ class Process:
         self._process.kill()
         self._process.wait()
 
-    def kill_after(self, seconds: float) -> None:
-        """Kill it so long after it said its first line, unless it ends before that."""
-        if self.read_line():
+    def kill_after(self, seconds: float, *, lines: int = 1) -> None:
+        """Kill it so long after it said its first lines, unless it ends before that."""
+        if all(self.read_line() for _ in range(lines)):
             time.sleep(seconds)  # The moment of the kill is what this is about.
             self.kill()
 
@@ -135,15 +163,14 @@ class Process:
 
 def start_worker(directory: Path) -> Process:
     """Start a process that works on the journal there, or stands by; its engine is open."""
-    worker = Process(TESTS / "worker_program.py", directory=directory)
+    worker = Process("worker_program:main", directory=directory, begin=fork)
     assert worker.read_line() == OPENED, worker.errors
     return worker
 
 
 def live(module: str, directory: Path, kill_after_s: float | None) -> bool:
     """Let a process play ``module.live()``; return whether it came to its end unkilled."""
-    program = f"import asyncio, {module} as played; asyncio.run(played.live())"
-    with Process("-c", program, directory=directory) as process:
+    with Process(f"{module}:live", directory=directory, begin=fork) as process:
         if kill_after_s is not None:
             process.kill_after(kill_after_s)
         return process.wait() == 0

@@ -29,6 +29,7 @@ from durable.core.execution import Execution
 from durable.core.failures import encode_exception, store_error
 from durable.core.records import RunRecord, StepKind, StepRecord, StepState
 from durable.core.retry import Retry
+from durable.core.transitions import new_step
 from durable.issue import Defaults
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Player:
         self.outcome = turn.end
         return TurnRecord(
             delivered=delivered,
-            issued=[record_of(command) for command in turn.issued],
+            issued=[new_step(command) for command in turn.issued],
             withdrawn=sorted(command.number for command in turn.withdrawn),
             end=None if turn.end is None else self._describe(turn.end),
         )
@@ -191,7 +192,7 @@ class Player:
 
     def deliver(self, number: int, now_ms: int) -> None:
         """Hand the outcome of an open step to the body."""
-        fired = replace(record_of(self.execution.command(number)), state=StepState.COMPLETED)
+        fired = replace(new_step(self.execution.command(number)), state=StepState.COMPLETED)
         record, value = self._outcomes.pop(number, (fired, UNSET))
         position = self.execution.next_position
         self.deliver_record(replace(record, position=position, finished_at_ms=now_ms), value)
@@ -221,21 +222,9 @@ class Player:
         expect_equal(list(execution.loop._ready), [], f"ready in {self.run.name}, dropped")
 
 
-def record_of(command: Command) -> StepRecord:
-    """Return the row of a command, as issued."""
-    return StepRecord(
-        number=command.number,
-        key=command.key,
-        kind=command.kind,
-        name=command.name,
-        args=command.args,
-        due_at_ms=command.due_ms,
-    )
-
-
 def outcome_of(command: Command) -> tuple[StepRecord, object]:
     """Call a step's function; return the settled step, and what its result decodes to."""
-    record = replace(record_of(command), state=StepState.COMPLETED)
+    record = replace(new_step(command), state=StepState.COMPLETED)
     work = cast("_Work", command.work)
     try:
         text, value = work.encode_result(_run_to_its_end(work.call(command.args)))

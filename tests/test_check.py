@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from clock import ManualClock
+from interpreters import run_python
 from waiting import WAIT_S_MAX, until_open, until_state, until_step
 
 import durable
@@ -28,7 +27,6 @@ from durable.journal.reader import JournalReader
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).parent.parent
 DAY_S = 86_400
 
 texts: list[str] = []
@@ -649,14 +647,7 @@ async def test_a_damaged_run_is_named_and_the_others_are_checked(
 
 def test_it_is_a_program(path: Path) -> None:
     asyncio.run(started(path))
-    done = subprocess.run(
-        [sys.executable, "-m", "durable", "check", "--journal", str(path), "check_program"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_python("-m", "durable", "check", "--journal", path, "check_program")
     assert done.returncode == 2
     assert "cannot import 'check_program'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -85,7 +85,7 @@ async def live() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_killed_over_and_over_families_are_finished_each_child_once(tmp_path: Path) -> None:
     draw = random.Random(29)  # noqa: S311  a test's
-    kills_after_s = (draw.uniform(0.0, 0.4) for _ in range(KILLS))
+    kills_after_s = (draw.uniform(0.0, 0.12) for _ in range(KILLS))
     deaths = kill_over_and_over(__name__, tmp_path, kills_after_s)
     assert deaths > 2
     image = read_image(tmp_path / JOURNAL)

@@ -11,6 +11,7 @@ import pytest
 from bank import INSERT, adding, opened, texts
 from crashes.child import crash_at, die_if
 from killing import JOURNAL, KILLED, Process, say_opened
+from nursery import fork
 from test_events_races import events_of
 from waiting import WAIT_S_MAX, until_open
 
@@ -86,8 +87,7 @@ async def _write_within(client: Engine, place: str) -> None:
 
 def _kill(directory: Path, what: str, place: str) -> None:
     """Let a client write there, and be killed at that place."""
-    program = f"import asyncio, {__name__} as played; asyncio.run(played.live({what!r}, {place!r}))"
-    with Process("-c", program, directory=directory) as client:
+    with Process(f"{__name__}:live", what, place, directory=directory, begin=fork) as client:
         assert client.wait() == KILLED
 
 

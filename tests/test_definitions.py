@@ -2,20 +2,16 @@
 
 import asyncio
 import functools
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreters import ROOT, run_python
 
 import durable
 from durable import DuplicateDefinitionError, Engine, Retry, Step, StepKind, registry
-
-ROOT = Path(__file__).parent.parent
 
 
 @durable.action
@@ -156,15 +152,8 @@ if __name__ == "__main__":
 
 
 def _python(cwd: Path, *args: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *args],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_python(*args, cwd=cwd, paths=[ROOT])
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 

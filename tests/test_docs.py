@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import page_player
 import pages
 import pytest
+from interpreters import run_python
 
 import durable
 
@@ -35,6 +33,10 @@ _CALL = re.compile(
 each_page = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
 
 
+PAGE_S_MAX = 300
+"""Far longer than it takes to do all that a page shows."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
@@ -42,16 +44,8 @@ each_page = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
     ids=pages.name_of,
 )
 def test_what_a_page_shows_is_what_happens(page: Path, tmp_path: Path) -> None:
-    paths = [str(pages.ROOT), str(Path(page_player.__file__).parent)]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", page_player.__file__, str(page)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    player = page_player.__file__
+    done = run_python("-W", "error", player, page, cwd=tmp_path, seconds_max=PAGE_S_MAX)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -236,15 +230,7 @@ def test_the_web_applications_serve(name: str, tmp_path: Path) -> None:
         if block.file is not None:
             (tmp_path / block.file).write_text(block.text, "utf-8")
     (tmp_path / "serve.py").write_text(SERVE[name], "utf-8")
-    done = subprocess.run(
-        [sys.executable, "serve.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(pages.ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_python("serve.py", cwd=tmp_path, paths=[pages.ROOT])
     assert done.stdout.splitlines() == [
         "202 {'run': 'order-o-1'}",
         "{'state': 'completed', 'result': 'receipt for o-1: 500 cents'}",

@@ -12,7 +12,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from killing import ROOT, Process
+from interpreters import ROOT
+from killing import Process
 
 from durable import Engine
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from interpreters import run_python
 
 import durable
 from durable import Engine, Step, StepFailed
@@ -257,8 +257,7 @@ def test_a_signal_while_an_action_computes_is_the_programs(
     number: int, code: int, how: str, path: Path
 ) -> None:
     """Also in a generator; and what a handler of the program's own raises."""
-    args = [sys.executable, "-c", PROGRAM, str(path), how, str(int(number))]
-    ended = subprocess.run(args, timeout=60, check=False, capture_output=True, text=True)
+    ended = run_python("-c", PROGRAM, path, how, str(int(number)))
     assert ended.returncode == code, ended.stderr
 
     async def look() -> str:

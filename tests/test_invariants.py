@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import pytest
 from crashes.effects import Acked, Begun, Effect, Ended, Seen, Shown
-from crashes.image import Image, RunRow, StepRow
+from crashes.image import Image
 from invariants import Ledger, Rules, check_live
+from rows import RunRow, StepRow
 
 from durable import Retry
 

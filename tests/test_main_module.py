@@ -5,14 +5,10 @@ So a run that ``python app.py`` began is recovered by whoever imports ``app``, e
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from interpreters import ROOT, run_python
 
 APP = '''
 import asyncio, os, pathlib
@@ -78,16 +74,7 @@ def folder(tmp_path: Path) -> Path:
 
 def _live(life: str, how: list[str], folder: Path) -> str:
     """Run the program; return what it printed."""
-    environment = {**os.environ, "LIFE": life, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-    done = subprocess.run(
-        [sys.executable, *how],
-        cwd=folder,
-        env=environment,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = run_python(*how, cwd=folder, paths=[ROOT, folder], LIFE=life)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,18 +2,14 @@
 
 import ast
 import inspect
-import subprocess
-import sys
 from importlib.resources import files
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from interpreters import ROOT, run_python
 
 import durable
 from durable import DeterminismWarning, DurableError, NonDeterminismError, testing
-
-ROOT = Path(__file__).parent.parent
 
 PUBLIC: dict[str, object] = {name: getattr(durable, name) for name in durable.__all__}
 CLASSES = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
@@ -149,13 +145,7 @@ print(*sorted({"structlog", "aiosqlite", "anyio", "sqlite3"} & set(sys.modules))
 
 @pytest.mark.slow
 def test_importing_it_does_nothing_else_and_loads_nothing_heavy() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", QUIET],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-W", "error", "-c", QUIET, paths=[ROOT])
     assert (done.stdout, done.stderr) == ("\n", "")
 
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 from corpus import CORPUS, Case
+from interpreters import run_python
 from player import AnyOrder, Journal, Player, dice, expect_equal
 from replay_driver import disturb_addresses, replay_all, resume, run_live
 
 from durable.core.commands import Raised, Returned
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SEEDS = range(8)
 LONG = {"gather_wide", "long_sequence", "loops_in_parallel"}
@@ -40,14 +34,6 @@ def each_case(**marks: set[str]) -> pytest.MarkDecorator:
         ],
         ids=lambda case: case.id,
     )
-
-
-@pytest.fixture(autouse=True)
-def _cheap_collections() -> Iterator[None]:
-    """Have the collector look only at what the test makes: some call it often."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def live(case: Case, seed: int) -> Player:
@@ -159,22 +145,11 @@ def check_journals(path: Path) -> None:
 @pytest.mark.slow
 def test_journals_of_one_process_replay_in_another(tmp_path: Path) -> None:
     """Texts hash differently there, and everything has another address."""
-    tests = Path(__file__).parent
     for hash_seed, function in (("1", write_journals), ("2", check_journals)):
         code = (
             "import pathlib, sys, test_replay\n"
             f"test_replay.{function.__name__}(pathlib.Path(sys.argv[1]))"
         )
-        ended = subprocess.run(
-            [sys.executable, "-W", "error", "-c", code, str(tmp_path / "journals.json")],
-            env={
-                **os.environ,
-                "PYTHONHASHSEED": hash_seed,
-                "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        arguments = ("-W", "error", "-c", code, tmp_path / "journals.json")
+        ended = run_python(*arguments, PYTHONHASHSEED=hash_seed)
         assert (ended.returncode, ended.stderr) == (0, "")

@@ -6,17 +6,16 @@ import asyncio
 import contextlib
 import inspect
 import io
-import os
 import re
 import shutil
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from clock import ManualClock
+from interpreters import run_python
 from waiting import WAIT_S_MAX, until_step
 
 import durable
@@ -26,7 +25,6 @@ from durable.cli import main
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).parent.parent
 HERE = Path(__file__)
 
 texts: list[str] = []
@@ -406,16 +404,9 @@ def test_the_journal_is_left_as_it_is(journal: Path) -> None:
 
 def test_it_is_a_program(journal: Path) -> None:
     """Its own breakpoints work, and its status is the process's."""
-    command = [sys.executable, "-m", "durable", "replay", "r", "--journal", str(journal)]
-    done = subprocess.run(
-        [*command, "--to-step", "0", "--pdb", "replayed_program"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
-        input="p number\nc\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = ["-m", "durable", "replay", "r", "--journal", str(journal)]
+    options = ["--to-step", "0", "--pdb", "replayed_program"]
+    done = run_python(*command, *options, stdin="p number\nc\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert "(Pdb) 1\n" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("waits for 6")

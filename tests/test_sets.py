@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +10,11 @@ from typing import Any, NamedTuple
 import msgspec
 import pydantic
 import pytest
+from interpreters import run_python
 
 import durable
 from durable import Engine, Step
 from durable.core.codec import Shape
-
-ROOT = Path(__file__).parent.parent
 
 
 class Color(enum.Enum):
@@ -223,18 +219,9 @@ def test_a_set_has_the_same_text_in_each_process() -> None:
     """Another process hashes texts, and so enumerations, in another way."""
     texts = set[str]()
     for seed in "123":
-        done = subprocess.run(
-            [sys.executable, "-c", "import test_sets; test_sets.print_texts()"],
-            env={
-                **os.environ,
-                "PYTHONHASHSEED": seed,
-                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-            },
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
+        program = "import test_sets; test_sets.print_texts()"
+        done = run_python("-c", program, PYTHONHASHSEED=seed)
+        assert done.returncode == 0, done.stderr
         assert done.stdout.count("\n") == len(NAMES)
         texts.add(done.stdout)
     assert len(texts) == 1

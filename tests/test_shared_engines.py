@@ -55,6 +55,20 @@ async def begun(name: str, path: Path) -> asyncio.Task[str]:
     return task
 
 
+def close_slowly(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Return what is set when a journal is being closed, and what it then waits for."""
+    closing, may_close = asyncio.Event(), asyncio.Event()
+    close = SqliteJournal.close
+
+    async def close_when_told(journal: SqliteJournal) -> None:
+        closing.set()
+        await may_close.wait()
+        await close(journal)
+
+    monkeypatch.setattr(SqliteJournal, "close", close_when_told)
+    return closing, may_close
+
+
 async def nobody_has(path: Path, *ids: str) -> None:
     """The journal can be opened, and the runs are in it."""
     assert find_shared(path=path) is None
@@ -102,15 +116,7 @@ async def test_one_that_begins_later_outlasts_the_first(by_url: bool, path: Path
 async def test_one_that_comes_while_the_engine_is_being_closed_opens_it_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closing, may_close = asyncio.Event(), asyncio.Event()
-    close = SqliteJournal.close
-
-    async def close_slowly(journal: SqliteJournal) -> None:
-        closing.set()
-        await may_close.wait()
-        await close(journal)
-
-    monkeypatch.setattr(SqliteJournal, "close", close_slowly)
+    closing, may_close = close_slowly(monkeypatch)
     gate.event("a").set()
     first = await begun("a", path)
     await closing.wait()
@@ -256,16 +262,8 @@ async def test_one_that_leaves_twice_over_is_cancelled_like_any_other(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes while the engine is being closed, and is cancelled before it could open it again."""
-    closing, may_close = asyncio.Event(), asyncio.Event()
-    close = SqliteJournal.close
-
-    async def close_slowly(journal: SqliteJournal) -> None:
-        closing.set()
-        await may_close.wait()
-        await close(journal)
-
     first = await begun("first", path)
-    monkeypatch.setattr(SqliteJournal, "close", close_slowly)
+    closing, may_close = close_slowly(monkeypatch)
     gate.event("first").set()
     await closing.wait()
     second = asyncio.create_task(durable.run(going("second"), id="second", url=path))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+from interpreters import run_python
 from simulation.driver import kept_seeds, simulate
 from simulation.loop import Machine
 from simulation.planted import BUGS, ROOT, Bug, Edit, hunt, plant
@@ -50,14 +48,8 @@ def test_a_seed_decides_all_that_happens() -> None:
 @pytest.mark.parametrize("seed", [3, 16])
 def test_a_seed_decides_the_same_in_another_process(seed: int) -> None:
     """Whose sets of strings have another order."""
-    shown = subprocess.run(
-        [sys.executable, "-m", "tests.simulation", "--seed", str(seed)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = ["-m", "tests.simulation", "--seed", str(seed)]
+    shown = run_python(*command, paths=[ROOT], PYTHONHASHSEED="7")
     assert f"trace {simulate(seed).digest}: nothing is wrong" in shown.stdout
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from interpreters import ROOT, run_python
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 WITH_TESTS_OF_THEIR_OWN = {
     "aiohttp_app",
     "approval",
@@ -18,7 +17,6 @@ WITH_TESTS_OF_THEIR_OWN = {
     "onboarding",
     "starlette_app",
 }
-SECONDS_MAX = 60
 
 pytestmark = pytest.mark.slow
 
@@ -28,14 +26,7 @@ pytestmark = pytest.mark.slow
     sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in WITH_TESTS_OF_THEIR_OWN),
 )
 def test_the_example_runs_by_itself(name: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_MAX,
-        check=False,
-    )
+    done = run_python("-W", "error", EXAMPLES / f"{name}.py", cwd=tmp_path, paths=[ROOT])
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout, "it shows what it does"
     assert not done.stderr

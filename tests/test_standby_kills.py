@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from killing import Process, log_of, start_worker
+from interpreters import TESTS
+from killing import OPENED, Process, log_of, start_worker
 from waiting import until_open
 from worker_program import stepping, waiting
 
@@ -156,7 +157,9 @@ def test_an_owner_that_is_stopped_in_its_tracks_does_not_stop_clients(
             assert await run.result() == 0
 
     writing = FileLock(path.with_name(path.name + ".write"))
-    with start_worker(tmp_path) as worker:
+    # An interpreter of its own: only a parent can wait for its stop.
+    with Process(TESTS / "worker_program.py", directory=tmp_path) as worker:
+        assert worker.read_line() == OPENED
         asyncio.run(ask(worker))
 
 

@@ -305,7 +305,8 @@ async def test_a_task_that_polls_does_not_stop_time() -> None:
             while (await run.status()).state is not RunState.COMPLETED:
                 pass
 
-        await asyncio.gather(run.result(), poll())
+        ended, _ = await asyncio.gather(run.result(), poll())
+        assert ended == env.now == THE_YEAR + timedelta(hours=1)
 
 
 async def test_time_passes_for_a_test_that_watches_a_run() -> None:

@@ -5,55 +5,36 @@ clock, randomness or I/O of its own. A module is a theme; most results are trace
 in which order, so that a replay which gets the order wrong gives another result.
 """
 
-from . import (
-    anyio_groups,
-    anyio_scopes,
-    cancelling,
-    contexts,
-    endings,
-    gather,
-    generators,
-    groups,
-    locks,
-    plain_groups,
-    plain_locks,
-    plain_queues,
-    plain_tasks,
-    queues,
-    races,
-    shapes,
-    shields,
-    sleeps,
-    tasks,
-    timeouts,
-    values,
-)
+from importlib import import_module
+
 from .case import Case, collected
 
-# Importing a theme adds its bodies.
 THEMES = (
-    anyio_groups,
-    anyio_scopes,
-    cancelling,
-    contexts,
-    endings,
-    gather,
-    generators,
-    groups,
-    locks,
-    plain_groups,
-    plain_locks,
-    plain_queues,
-    plain_tasks,
-    queues,
-    races,
-    shapes,
-    shields,
-    sleeps,
-    tasks,
-    timeouts,
-    values,
+    "anyio_groups",
+    "anyio_scopes",
+    "cancelling",
+    "contexts",
+    "endings",
+    "gather",
+    "generators",
+    "groups",
+    "locks",
+    "plain_groups",
+    "plain_locks",
+    "plain_queues",
+    "plain_tasks",
+    "queues",
+    "races",
+    "shapes",
+    "shields",
+    "sleeps",
+    "tasks",
+    "timeouts",
+    "values",
 )
+for theme in THEMES:
+    import_module(f".{theme}", __name__)  # This adds its bodies.
+
 CORPUS: tuple[Case, ...] = collected()
 
-__all__ = ["CORPUS", "THEMES", "Case"]
+__all__ = ["CORPUS", "Case"]

@@ -1,4 +1,4 @@
-"""The process that is killed: ``python -m crashes.child ROLE LIFE OPTIONS DIRECTORY …``.
+"""The process that is killed: its ``main``.
 
 It opens the journal in each directory, one after the other, plays its role there, and appends to
 ``life-<LIFE>.jsonl`` what it did.
@@ -7,19 +7,18 @@ It opens the journal in each directory, one after the other, plays its role ther
 from __future__ import annotations
 
 import asyncio
-import importlib
 import itertools
 import json
 import os
 import random
 import signal
 import sqlite3
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast, final
 
 import msgspec
+from killing import say_opened
 
 from crashes import load
 from crashes.effects import Acked, EffectLog, Seen, Shown
@@ -35,9 +34,6 @@ OPENING: Final = "opening"
 
 STARTERS: Final = 4
 SHARED_RUNS: Final = 20
-IMPORTED_LATE: Final = ("durable.runtime.runner", "structlog")
-"""Imported by the engine when it opens, and here before that: it is not what kills are to hit."""
-
 TOMORROW_MS: Final = 2 * load.DAY_S * 1000
 LOADED_S_MAX: Final = 60
 """A parent that died kills nobody: then the load ends by itself."""
@@ -221,23 +217,17 @@ async def live(role: str, life: str, options: Options, directory: Path) -> None:
     log = EffectLog(directory / f"life-{life}.jsonl", clock.now_ms)
     load.log_to(log)
     async with engine:
+        say_opened()
         child = Child(engine, log, life, options)
         play: Callable[[], Awaitable[None]] = getattr(child, role)
         await play()
     log.close()
 
 
-async def main() -> None:
-    role, life, options_json, *directories = sys.argv[1:]
+async def main(role: str, life: str, options_json: str, *directories: str) -> None:
     options = msgspec.convert(json.loads(options_json), Options)
     if options.crash_at is not None:
         crash_at(options.crash_at, after=options.crash_after)
-    for module in IMPORTED_LATE:
-        importlib.import_module(module)
     print(OPENING, flush=True)  # noqa: T201  the parent reads it
     for directory in directories:
         await live(role, life, options, Path(directory))
-
-
-if __name__ == "__main__":
-    asyncio.run(main())

@@ -8,66 +8,9 @@ import tempfile
 from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import final
 
-FINAL_RUN = frozenset({"completed", "failed", "canceled"})
-FINAL_STEP = frozenset({"completed", "failed", "canceled"})
-
-
-@final
-class RunRow(NamedTuple):
-    run_id: str
-    name: str
-    state: str
-    args: str
-    result: str | None
-    error: str | None
-    created_at_ms: int
-    started_at_ms: int | None
-    finished_at_ms: int | None
-    wake_at_ms: int | None
-    epoch: int | None
-    parent_id: str | None = None
-
-    @property
-    def is_final(self) -> bool:
-        return self.state in FINAL_RUN
-
-
-@final
-class StepRow(NamedTuple):
-    run_id: str
-    number: int
-    key: str
-    kind: str
-    name: str
-    args: str
-    state: str
-    attempts: int
-    interruptions: int
-    position: int | None
-    due_at_ms: int | None
-    started_at_ms: int | None
-    finished_at_ms: int | None
-    result: str | None
-    error: str | None
-    child_run_id: str | None = None
-    event_id: str | None = None
-
-    @property
-    def is_final(self) -> bool:
-        return self.state in FINAL_STEP
-
-
-@final
-class EventRow(NamedTuple):
-    """In a table, they are in the order of sending."""
-
-    event_id: str
-    run_id: str
-    name: str
-    sent_at_ms: int | None
-    step_number: int | None
+from rows import EVENTS, RUNS, STEPS, EventRow, RunRow, StepRow
 
 
 @final
@@ -116,12 +59,9 @@ def _read(db: sqlite3.Connection) -> Image:
     if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'durable_owner'").fetchone() is None:
         return Image()  # Killed before the schema was committed.
     (epoch,) = db.execute("SELECT epoch FROM durable_owner").fetchone()
-    runs = db.execute(f"SELECT {', '.join(RunRow._fields)} FROM durable_run")  # noqa: S608
-    steps = db.execute(f"SELECT {', '.join(StepRow._fields)} FROM durable_step")  # noqa: S608
-    events = db.execute(f"SELECT {', '.join(EventRow._fields)} FROM durable_event ORDER BY seq")  # noqa: S608
     return Image(
         epoch,
-        tuple(map(RunRow._make, runs)),
-        tuple(map(StepRow._make, steps)),
-        tuple(map(EventRow._make, events)),
+        tuple(map(RunRow._make, db.execute(RUNS))),
+        tuple(map(StepRow._make, db.execute(STEPS))),
+        tuple(map(EventRow._make, db.execute(f"{EVENTS} ORDER BY seq"))),
     )

@@ -9,6 +9,7 @@ from typing import Final, final
 import msgspec
 from invariants import Ledger, Rules, check_live
 from killing import KILLED, Process
+from nursery import fork
 
 from crashes import load
 from crashes.child import JOURNAL, Options
@@ -28,12 +29,13 @@ class Child:
 
     def __init__(self, role: str, life: str, options: Options, *directories: Path) -> None:
         encoded = msgspec.json.encode(options).decode()
-        self._process = Process("-m", "crashes.child", role, life, encoded, *directories)
+        arguments = (role, life, encoded, *map(str, directories))
+        self._process = Process("crashes.child:main", *arguments, begin=fork)
 
-    def kill(self, after_s: float) -> None:
-        """Kill it so long after it said that it opens the journal."""
+    def kill(self, after_s: float, *, is_open: bool = False) -> None:
+        """Kill it so long after it said that it opens the journal, or that it has opened it."""
         with self._process as process:
-            process.kill_after(after_s)
+            process.kill_after(after_s, lines=1 + is_open)
             assert process.wait(LIFE_S_MAX) == KILLED, f"{process} is not killed"
 
     def wait(self) -> None:

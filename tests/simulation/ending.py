@@ -6,7 +6,9 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from simulation.rules import CALLBACK, RunRow, StepRow
+from rows import RunRow
+
+from simulation.rules import CALLBACK, StepRow
 
 if TYPE_CHECKING:
     from simulation.driver import Driver

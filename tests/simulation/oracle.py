@@ -19,9 +19,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 
+from rows import RunRow
+
 import durable
 from simulation import rules
-from simulation.rules import CALLBACK, RunRow, StepRow
+from simulation.rules import CALLBACK, StepRow
 
 if TYPE_CHECKING:
     from durable import Completion

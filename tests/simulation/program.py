@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Final, Protocol, TypeAlias
@@ -91,29 +91,31 @@ def _raise_as_planned(label: str, plan: list[str]) -> None:
             pass
 
 
-@durable.action(name="act")
-async def act(label: str, seen: int, cleans: bool, plan: list[str], seconds: float) -> str:
-    """Take some time, and do what is planned for this attempt."""
+@contextlib.contextmanager
+def _witnessed(label: str, cleans: bool, plan: list[str]) -> Iterator[str]:
+    """Do what is planned for this attempt, after the block; give what the step then returns."""
     serial, returned = stage.witness.begin(label, is_cleaning=cleans), False
     try:
-        await asyncio.sleep(seconds)
+        yield f"{label}#{serial}"
         _raise_as_planned(label, plan)
         returned = True
     finally:
         stage.witness.end(serial, returned=returned)
-    return f"{label}#{serial}"
+
+
+@durable.action(name="act")
+async def act(label: str, seen: int, cleans: bool, plan: list[str], seconds: float) -> str:
+    """Take some time, and do what is planned for this attempt."""
+    with _witnessed(label, cleans, plan) as result:
+        await asyncio.sleep(seconds)
+    return result
 
 
 @durable.action(name="work")
 def work(label: str, seen: int, cleans: bool, plan: list[str]) -> str:
     """The same in a thread."""
-    serial, returned = stage.witness.begin(label, is_cleaning=cleans), False
-    try:
-        _raise_as_planned(label, plan)
-        returned = True
-    finally:
-        stage.witness.end(serial, returned=returned)
-    return f"{label}#{serial}"
+    with _witnessed(label, cleans, plan) as result:
+        return result
 
 
 @durable.action(name="make")

@@ -9,55 +9,16 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-FINAL: Final = frozenset({"completed", "failed", "canceled"})
+import rows
+from rows import EVENTS, RUNS, STEPS, EventRow, RunRow, select
+
 CALLBACK: Final = "durable.on_complete"
 
 
-class RunRow(NamedTuple):
-    run_id: str
-    name: str
-    state: str
-    generation: int
-    parent_id: str | None
-    args: str
-    result: str | None
-    error: str | None
-    created_at_ms: int
-    started_at_ms: int | None
-    finished_at_ms: int | None
-    on_complete: str | None
-    callback_id: str | None
-    wake_at_ms: int | None
-    epoch: int | None
-
-    @property
-    def is_final(self) -> bool:
-        return self.state in FINAL
-
-
-class StepRow(NamedTuple):
-    run_id: str
-    number: int
-    key: str
-    kind: str
-    name: str
-    args: str
-    state: str
-    attempts: int
-    interruptions: int
-    position: int | None
-    due_at_ms: int | None
-    finished_at_ms: int | None
-    result: str | None
-    error: str | None
-    child_run_id: str | None
-    event_id: str | None
-
-    @property
-    def is_final(self) -> bool:
-        return self.state in FINAL
+class StepRow(rows.StepRow):
+    """One of the program."""
 
     @property
     def label(self) -> str:
@@ -71,16 +32,6 @@ class StepRow(NamedTuple):
         if isinstance(value, str) and "#" in value:
             return int(value.rpartition("#")[2])
         return None
-
-
-class EventRow(NamedTuple):
-    event_id: str
-    run_id: str
-    name: str
-    sent_at_ms: int | None
-    value: str | None
-    step_number: int | None
-    seq: int
 
 
 class EntryRow(NamedTuple):
@@ -100,17 +51,11 @@ class ToldRow(NamedTuple):
     value: str
 
 
-def select(table: str, row: Any) -> str:  # noqa: ANN401  a class of rows
-    """Return SQL for all rows."""
-    return f"SELECT {', '.join(row._fields)} FROM {table}"  # noqa: S608
-
-
 TABLES: Final = """
 CREATE TABLE entry (id INTEGER PRIMARY KEY, run_id TEXT, key TEXT, label TEXT, serial INTEGER);
 CREATE TABLE told (id INTEGER PRIMARY KEY, run_id TEXT, outcome TEXT, value TEXT);
 """
-RUNS, STEPS = select("durable_run", RunRow), select("durable_step", StepRow)
-EVENTS, ENTRIES = select("durable_event", EventRow), select("entry", EntryRow)
+ENTRIES: Final = select("entry", EntryRow)
 TOLD: Final = select("told", ToldRow)
 STEP_BY_KEY: Final = f"{STEPS} WHERE run_id = ? AND key = ?"
 
