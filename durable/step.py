@@ -82,8 +82,9 @@ class Step:
             change_id: What the change is called: one name for one change of one workflow.
 
         Returns:
-            ``True`` when the body comes here for the first time, which is recorded, and from then
-            on; ``False`` for ever in a run that has come past this point without it.
+            ``True`` when the body comes here for the first time, or where it goes on after a
+            restart, which is recorded, and from then on; ``False`` for ever in a run that has come
+            past this point without it.
 
         Raises:
             NotInWorkflowError: It is not called by the step's own body.

@@ -13,7 +13,7 @@ from faults import Disk, Fault, once_available
 from waiting import WAIT_S_MAX, until_open, until_state, until_step
 
 import durable
-from durable import Engine, NotInWorkflowError, RunState, Step, StepState
+from durable import Engine, NotInWorkflowError, RunFailed, RunState, Step, StepState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -203,6 +203,79 @@ async def test_a_commit_that_fails_changes_no_answer(
         ask = partial(run.result, WAIT_S_MAX)
         assert await once_available(disk, ask) == ["a new", "b new", "end", "b new", "c new"]
         assert disk.outages == 1
+
+
+# --- restarted -----------------------------------------------------------------------------------
+
+
+@durable.action
+async def bug() -> str:
+    msg = "a bug"
+    raise LookupError(msg)
+
+
+async def breaking(_step: Step) -> list[str]:
+    first = await note("first")
+    await bug()
+    return [first, "broken"]
+
+
+async def mended(step: Step) -> list[str]:
+    first = await note("first")
+    if step.patched("mend"):
+        second = await note("mended")
+        await step.sleep(HOUR_S)
+        return [first, second, await note("new" if step.patched("later") else "old")]
+    await bug()
+    return [first, "broken"]
+
+
+@pytest.mark.parametrize("from_step", [1, "test_patched:bug", None])
+@pytest.mark.parametrize("fault", [None, *Fault])
+async def test_a_restart_takes_the_code_that_is_mended_where_it_goes_on(
+    path: Path,
+    from_step: int | str | None,
+    fault: Fault | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And keeps to it: the answer is recorded with what it leads to."""
+    disk = Disk()
+    disk.install(monkeypatch)
+    deployed[:] = [breaking]
+    async with Engine(path) as engine:
+        with pytest.raises(RunFailed):
+            await engine.run(changing(), id="run")
+    deployed[:] = [mended]
+    clock, engine = ManualClock(), Engine(path)
+    clock.install(engine)
+    async with engine:
+        if fault is not None:
+            disk.faults["commit", disk.calls["commit"] + 2] = fault  # The first one after it.
+        await engine.restart("run", from_step=from_step)
+        again = partial(until_step, engine.get("run"), "sleep", StepState.RUNNING)
+        await once_available(disk, again)
+        assert disk.outages == (fault is not None)
+    clock, engine = ManualClock(), Engine(path)
+    clock.install(engine)
+    async with engine:
+        await until_step(engine.get("run"), "sleep", StepState.RUNNING)
+        clock.advance(HOUR_S)
+        assert await engine.get("run").result(WAIT_S_MAX) == ["first", "mended", "new"]
+
+
+async def test_a_restart_changes_no_answer_before_it(path: Path) -> None:
+    async def asking_early(step: Step) -> list[str]:
+        first = await note("early" if step.patched("mend") else "first")
+        await note("late" if step.patched("mend") else "mended")
+        return [first]
+
+    deployed[:] = [breaking]
+    async with Engine(path) as engine:
+        with pytest.raises(RunFailed):
+            await engine.run(changing(), id="run")
+        deployed[:] = [asking_early]
+        await engine.restart("run", from_step=1)
+        assert await engine.get("run").result(WAIT_S_MAX) == ["first"]
 
 
 @pytest.mark.parametrize("change_id", ["", None, 3, b"x"])

@@ -99,6 +99,7 @@ class Execution:
         withdrawn_again: After a restart, what the body has withdrawn in its replay.
         issued_anew: After a restart, what the body has issued in its replay that is not recorded,
             each with the time; some of it may be withdrawn already.
+        patched_anew: After a restart, what is new in the code that its replay came to.
         early_end: After a restart, how the body has ended in its replay, if it has.
     """
 
@@ -135,6 +136,7 @@ class Execution:
         self.is_canceled = False
         self.withdrawn_again: Sequence[StepRecord] = ()
         self.issued_anew: Sequence[tuple[Command, int]] = ()
+        self.patched_anew: Sequence[StepRecord] = ()
         self.early_end: Returned | Raised | None = None
 
     # --- what the runtime does -------------------------------------------------------------------
@@ -174,6 +176,7 @@ class Execution:
             raise
         self.withdrawn_again = history.withdrawn_again
         self.issued_anew = history.issued_anew
+        self.patched_anew = history.patched_anew
         self._history = None
         return False
 
@@ -285,11 +288,15 @@ class Execution:
         """Return whether the body is to do what is new: recorded, once the answer is yes."""
         known = self._patches.get(change_id)
         if known is None:
-            known = self._patches[change_id] = self._history is None
+            history = self._history
+            known = self._patches[change_id] = history is None or history.is_past_restart
             if known:
                 recorded_count = sum(self._patches.values()) - 1
                 patch = patch_record(change_id, recorded_count, self._now_ms)
-                self._new_patches = (*self._new_patches, patch)
+                if history is None:
+                    self._new_patches = (*self._new_patches, patch)
+                else:
+                    history.patched_anew.append(patch)
         return known
 
     # --- LoopHost --------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class History:
         deliveries: What was handed to the body and is to be again, the next one last.
         withdrawn_again: What the body has withdrawn after a restart, as it had before.
         issued_anew: What the body has issued after a restart that is not recorded, with the time.
+        patched_anew: What is new in the code there, as records.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class History:
         "_withdrawn_too_early",
         "deliveries",
         "issued_anew",
+        "patched_anew",
         "recorded",
         "steps",
         "withdrawn_again",
@@ -62,10 +64,16 @@ class History:
         self._has_ended = run.state.is_final and not self._is_cut_off
         self.withdrawn_again: list[StepRecord] = []
         self.issued_anew: list[tuple[Command, int]] = []
+        self.patched_anew: list[StepRecord] = []
         self.steps = {step.key: step for step in recorded if step.number >= 0}
         self.deliveries = [step for step in recorded if step.position is not None]
         self.deliveries.sort(key=_position_of, reverse=True)
         self._withdrawn_too_early: Command | None = None
+
+    @property
+    def is_past_restart(self) -> bool:
+        """Whether what the body does now is recorded no more: its run was restarted from there."""
+        return self._restarted_from is not None and not self.deliveries and not self.steps
 
     def pop_delivery(self, open_commands: Mapping[int, Command]) -> StepRecord:
         """Return the next delivery, for which the body has to wait."""

@@ -541,6 +541,7 @@ class LiveRun:
             return
         commands = self._execution.open_commands()
         settled = self._steps.resume(commands, now_ms, change, after, is_ending=is_ending)
+        change.issued += self._execution.patched_anew
         for command, issued_at_ms in self._execution.issued_anew:
             if command.due_ms is not None and not command.is_absolute:
                 command.due_ms += now_ms - issued_at_ms
