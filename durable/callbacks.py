@@ -62,7 +62,10 @@ def _encode(given: Any) -> str:  # noqa: ANN401  the caller may have given anyth
         raise TypeError(msg) from None
     why = _why_unfit(given)
     if why is not None:
-        msg = f"on_complete={given.__name__} has to take a Completion: {why}"
+        msg = (
+            f"on_complete={given.__name__} has to take a Completion: {why}. Annotate its parameter "
+            "with durable.Completion, or not at all."
+        )
         raise TypeError(msg)
     callback = Callback(given.kind, given.name, given.version, next(iter(arguments)))
     return msgspec.json.encode(callback).decode()
