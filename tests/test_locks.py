@@ -14,7 +14,8 @@ from killing import start_worker
 from world import echoing
 
 from durable import Engine, JournalUnavailableError
-from durable.journal import sqlite
+from durable.journal import sqlite, writelock
+from durable.journal.writelock import WriteLock
 
 
 async def _owns(path: Path) -> bool:
@@ -104,3 +105,46 @@ async def test_opening_a_locked_file_fails_and_can_be_tried_again(
             await engine.__aenter__()
     async with engine:
         assert await engine.run(echoing("a")) == "a"
+
+
+class HeldTime:
+    """A clock that stands still but for sleeps, in which somebody else acts."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.now_s = 0.0
+        self.slept_s: list[float] = []
+        self._act = act
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s.append(seconds)
+        self.now_s += seconds
+        self._act()
+
+
+def test_who_has_written_for_long_lets_others_go_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no queue: without it, one who writes all the time would keep the others out."""
+    first, second = (WriteLock(path, 10, lambda: "") for _ in range(2))
+    wrote: list[float] = []
+
+    def write() -> None:
+        with second:
+            wrote.append(held.now_s)
+
+    held = HeldTime(write)
+    monkeypatch.setattr(writelock, "time", held)
+    first.be_guest()
+    second.be_guest()
+    with first:
+        held.now_s += 1
+    with first:
+        assert wrote == [pytest.approx(1 + writelock.OTHERS_FIRST_S)]
+    with first:
+        pass
+    assert held.slept_s == [pytest.approx(writelock.OTHERS_FIRST_S)]
+    first.close()
+    second.close()
