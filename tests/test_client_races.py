@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from faults import MONTH_S, Disk, Fault
 from waiting import WAIT_S_MAX, until, until_state
-from world import echo, echoing, gated, world
+from world import echo, echoing, gated, held, world
 
 import durable
-from durable import Engine, RunCanceled, RunNotFoundError, RunState, Step
+from durable import (
+    Engine,
+    JournalUnavailableError,
+    RunCanceled,
+    RunNotFoundError,
+    RunState,
+    Step,
+)
 from durable.core.records import CLEANUP_NUMBER
 from durable.runtime.live import Phase
 
@@ -121,6 +128,30 @@ async def test_an_outage_right_then_loses_nothing(
         disk.answers.set()
         with pytest.raises(RunCanceled):
             await result(client, "r")
+
+
+@pytest.mark.parametrize(("what", "read"), [("cancel", "load_run"), ("cleanup", "load_tree")])
+async def test_an_outage_while_a_client_looks_is_the_calls_error(
+    path: Path, what: str, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(path) as owner, Engine(path, worker=False) as client:
+        await owner.start(held("a"), id="r")
+        await world.reached.wait()
+        assert client._runner is not None
+        writer, load = client._runner.writer, getattr(client._journal, read)
+
+        async def load_and_fail(run_id: str) -> Any:  # noqa: ANN401
+            found = await load(run_id)
+            writer.outage = JournalUnavailableError("the disk is not there")
+            return found
+
+        monkeypatch.setattr(client._journal, read, load_and_fail)
+        options = {"force": True} if what == "cleanup" else {}
+        with pytest.raises(JournalUnavailableError, match="not there"):
+            await getattr(client, what)("r", **options)
+        writer.outage = None
+        world.may_end.set()
+        assert await result(owner, "r") == "a"
 
 
 @pytest.mark.parametrize("what", ["cancel", "resume", "remove"])

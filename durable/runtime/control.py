@@ -262,7 +262,13 @@ class Control:
         self._host.on_removed(run_id)
 
     async def submit(self, change: Change, after: Effects) -> None:
-        """Return once a change of a run that is not in memory is committed, with its effects."""
+        """Return once a change of a run that is not in memory is committed, with its effects.
+
+        Raises:
+            JournalUnavailableError: The outcome is unknown.
+            EngineClosedError: The engine is closing.
+        """
+        self._host.check_open()  # It may have failed since the caller looked at the journal.
         acked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._acks.add(acked)
         try:
