@@ -261,7 +261,7 @@ def test_a_signal_while_an_action_computes_is_the_programs(
     assert ended.returncode == code, ended.stderr
 
     async def look() -> str:
-        async with Engine(path, max_parallelism=0) as engine:
+        async with Engine(path, worker=False) as engine:
             return str((await engine.status("r")).state)
 
     assert asyncio.run(look()) == "running"
