@@ -161,7 +161,8 @@ async def test_of_two_who_send_one_event_one_is_told_that_it_was_late(path: Path
                 sent.reverse()
             outcomes = await asyncio.gather(*sent, return_exceptions=True)
             refused = [type(each) for each in outcomes if each is not None]
-            assert refused == [EventAlreadySentError]
+            # The run may have ended by the first of them.
+            assert refused in ([EventAlreadySentError], [RunFinishedError])
             winner = outcomes.index(None)
             want = "co"[winner] if number % 2 else "oc"[winner]
             assert await result(client, run.id) == [want]

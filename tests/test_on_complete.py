@@ -158,6 +158,43 @@ async def test_a_cancelled_run_has_ended_too(path: Path, is_begun: bool) -> None
         assert completion.outcome.kind == "canceled"
 
 
+async def test_two_cancels_of_a_run_that_has_not_begun_are_one_end(path: Path) -> None:
+    async with Engine(path) as engine:
+        await make_table(engine)
+        run = await engine.start(job(1), id="r", run_after=MONTH_S, on_complete=record)
+        assert any(await asyncio.gather(run.cancel(), run.cancel()))
+        await until(lambda: world.calls["record"])
+        await until_paid(engine)
+        assert await heard_in_table(engine) == [("r", "canceled")]
+        assert await run.cancel() is False
+
+
+async def test_a_cancel_that_has_looked_before_another_ended_the_run_ends_it_no_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(path) as engine:
+        await make_table(engine)
+        run = await engine.start(job(1), id="r", run_after=MONTH_S, on_complete=record)
+        journal: Any = engine._journal
+        load, may_see = journal.load_status, asyncio.Event()
+
+        async def see_late(run_id: str) -> Any:  # noqa: ANN401
+            found = await load(run_id)
+            await may_see.wait()
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "load_status", see_late)
+            late = asyncio.create_task(run.cancel())
+            await asyncio.sleep(0)
+        assert await run.cancel() is True
+        may_see.set()
+        assert await late is False
+        await until(lambda: world.calls["record"])
+        await until_paid(engine)
+        assert await heard_in_table(engine) == [("r", "canceled")]
+
+
 async def test_a_mutation_is_called_in_one_transaction_with_its_record(path: Path) -> None:
     async with Engine(path) as engine:
         await make_table(engine)

@@ -73,7 +73,7 @@ async def test_whichever_commit_fails_all_runs_end_well(
         await run_everything(path.with_name(f"{number}.db"), disk)
         if not disk.outages:
             break
-    assert number > 10, "the sweep has come past the end of the program"
+    assert number > 6, "the sweep has come past the end of the program"
 
 
 @pytest.mark.slow

@@ -214,10 +214,10 @@ class SqliteJournal:
         return connection
 
     async def _disconnect(self) -> None:
-        connections = {self._reader, self._writer, *self._apps.take_connections()} - {None}
+        # In memory they are one.
+        connections = dict.fromkeys((self._reader, self._writer, *self._apps.take_connections()))
         self._reader = self._writer = None
-        for connection in connections:
-            assert connection is not None
+        for connection in filter(None, connections):
             with contextlib.suppress(sqlite3.Error):
                 await connection.close()
         self._apps.let_go()

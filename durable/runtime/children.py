@@ -71,7 +71,7 @@ class Children:
         self._host = host
         # Those that are in memory after the commit of their start, and what was asked of them.
         self._promised: dict[str, StepRecord | None] = {}
-        self._here: dict[str, set[str]] = {}
+        self._here: dict[str, dict[str, None]] = {}
         # What is asked of those that are not in memory, and is not committed: a claim that is under
         # way does not find it.
         self._asked: dict[str, StepRecord] = {}
@@ -225,13 +225,13 @@ class Children:
 
     def _enter(self, child: RunRecord) -> None:
         assert child.parent_id is not None
-        self._here.setdefault(child.parent_id, set()).add(child.run_id)
+        self._here.setdefault(child.parent_id, {})[child.run_id] = None
 
     def _exit(self, child: RunRecord) -> None:
         assert child.parent_id is not None
         siblings = self._here.get(child.parent_id)
         if siblings is not None:
-            siblings.discard(child.run_id)
+            siblings.pop(child.run_id, None)
             if not siblings:
                 del self._here[child.parent_id]
 

@@ -91,7 +91,7 @@ class Control:
         self._removing: set[str] = set()
         self._turns = Turns()
         # Not by run: several may ask different things of one at the same time.
-        self._acks: set[asyncio.Future[None]] = set()
+        self._acks: dict[asyncio.Future[None], None] = {}
         self._told = Waiters()
         self._gone = Waiters()
         self._asking = Asking(journal, self, host)
@@ -243,8 +243,10 @@ class Control:
                     return False
                 self._host.check_open()
                 # Those that have begun since are in memory, or found by the commit.
-                run_ids = {run_id, *tree.descendants}
-                run_ids.update(*map(self._host.children.family, list(run_ids)))
+                known = [run_id, *tree.descendants]
+                run_ids = dict.fromkeys(known)
+                for each in known:
+                    run_ids.update(dict.fromkeys(self._host.children.family(each)))
                 live = [run for each in run_ids if (run := self._host.live(each)) is not None]
                 leaving = next((run for run in live if run.is_about_to_leave), None)
                 if leaving is None:
@@ -252,7 +254,7 @@ class Control:
                 await self._wait(self._gone, leaving.record.run_id)
             for run in live:
                 run.abandon()
-            self._removing |= run_ids
+            self._removing.update(run_ids)
             after: Effects = [(self._on_removed, each) for each in run_ids]
             await self.submit(Change(run_id=run_id, is_removal=True), after)
             return True
@@ -270,12 +272,12 @@ class Control:
         """
         self._host.check_open()  # It may have failed since the caller looked at the journal.
         acked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._acks.add(acked)
+        self._acks[acked] = None
         try:
             self._submit(change, [*after, (_acknowledge, acked)])
             await acked
         finally:
-            self._acks.discard(acked)
+            self._acks.pop(acked, None)
 
     def _submit(self, change: Change, after: Effects) -> None:
         self._submitted.setdefault(change.run_id, []).append(change)
@@ -287,7 +289,9 @@ class Control:
         asked = cancel_record(self._host.clock.now_ms(), interrupt=interrupt)
         change = Change(run_id=record.run_id, asked=asked, parked=Parked(0))
         after: Effects = []
-        if record.state in (RunState.PENDING, RunState.STUCK):
+        if any(each.run is not None for each in self._submitted.get(record.run_id, ())):
+            change.parked = None  # It is over by that, which is committed before this.
+        elif record.state in (RunState.PENDING, RunState.STUCK):
             self._end(record, open_steps, asked, change, after)
         else:
             # What its body is going to withdraw: its children are not to go on until it is back.
@@ -361,6 +365,7 @@ class Control:
         if left:
             self._submitted[change.run_id] = left
         if change.run is not None:
+            self._gone.tell(change.run_id, None)  # What was read of it before is old.
             self._host.on_over(change.run)
         elif not change.is_removal:
             self._host.on_committed(change, after, taken_by)
@@ -398,7 +403,7 @@ class Control:
         """Wake all who wait for a cancel: it may be in the journal or not."""
         self._submitted.clear()
         self._removing.clear()
-        for acked in self._acks:
+        for acked in list(self._acks):
             if not acked.done():
                 acked.set_exception(make_error())
                 acked.exception()  # Its task may be gone: nobody has to retrieve it.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol, TypeAlias, final
 
 import anyio
@@ -79,18 +80,18 @@ class Topic:
         self.is_over = False
         self.failure: Callable[[], Exception] | None = None
         self._on_waiting = on_waiting
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: dict[asyncio.Future[None], None] = {}
 
     async def wait(self) -> None:
         """Return when what is known of the run has changed."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         if self._on_waiting is not None:
             self._on_waiting(self.run_id, waiter)
         try:
             await waiter
         finally:
-            self._waiters.discard(waiter)
+            self._waiters.pop(waiter, None)
 
     def publish(self, snapshot: Snapshot | None, count: int) -> None:
         """Show what was found when a read had been asked for so often."""
@@ -155,7 +156,7 @@ class Watching:
         self._journal = journal
         self._host = host
         self._topics: weakref.WeakValueDictionary[str, Topic] = weakref.WeakValueDictionary()
-        self._changed: set[str] = set()
+        self._changed: dict[str, None] = {}
         self._wake = asyncio.Event()
 
     def join(self, run_id: str) -> Watcher:
@@ -195,7 +196,7 @@ class Watching:
     def _ask(self, topic: Topic) -> None:
         if not topic.is_over:
             topic.asked_count += 1
-            self._changed.add(topic.run_id)
+            self._changed[topic.run_id] = None
             self._wake.set()
 
     async def serve(self) -> None:
@@ -207,7 +208,9 @@ class Watching:
                 await self._read()
 
     async def _read(self) -> None:
-        run_ids = [self._changed.pop() for _ in range(min(len(self._changed), READ_RUNS_MAX))]
+        run_ids = list(islice(self._changed, READ_RUNS_MAX))
+        for run_id in run_ids:
+            del self._changed[run_id]
         topics = {run_id: topic for run_id in run_ids if (topic := self._topics.get(run_id))}
         if not topics:
             return

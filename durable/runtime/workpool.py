@@ -51,7 +51,7 @@ class Workpool:
         self._launched: list[Job] = []
         self._group: TaskGroup | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._crashed: asyncio.Future[BaseException] | None = None
         self._threads: anyio.CapacityLimiter | None = None
         self._is_paused = False
@@ -176,7 +176,7 @@ class Workpool:
             # Not tasks of the group, which cost more than all else that is done for a step.
             task = self._loop.create_task(self._run(job), name=job.work.name)
             if not task.done():  # The host may start its tasks eagerly.
-                self._tasks.add(task)
+                self._tasks[task] = None
 
     async def _hold_tasks(self, crashed: asyncio.Future[BaseException]) -> None:
         """Be the group's task for all attempts: end with the first that crashes, end them all."""
@@ -247,7 +247,7 @@ class Workpool:
             if not self._crashed.done():
                 self._crashed.set_result(exc)
         finally:
-            self._tasks.discard(task)
+            self._tasks.pop(task, None)
             job.task = None
             job.state = JOB_ENDED
             if self._is_paused:
