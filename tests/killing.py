@@ -198,6 +198,19 @@ def kill_over_and_over(
     return deaths
 
 
+def time_a_life(module: str, directory: Path) -> float:
+    """Return how long one takes that is not killed, from when it has opened its journal there.
+
+    A machine may be fast or slow: kills at parts of that time come while there is something to do.
+    """
+    directory.mkdir()
+    with Process(f"{module}:live", directory=directory, begin=fork) as process:
+        assert process.read_line(), process.errors
+        began_s = time.perf_counter()
+        assert process.wait() == 0
+        return time.perf_counter() - began_s
+
+
 def log_of(directory: Path) -> list[str]:
     """Return the lines that processes have noted there."""
     log = directory / LOG

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from killing import JOURNAL, kill_over_and_over, log_of, note, say_opened
+from killing import JOURNAL, kill_over_and_over, log_of, note, say_opened, time_a_life
 
 import durable
 from durable import Engine, EventAlreadySentError, EventId, Step
@@ -66,7 +66,8 @@ async def live() -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_every_acknowledged_event_is_consumed_once_and_in_order(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)  # noqa: S311  no secret
-    kills_after_s = (draw.uniform(0.01, 0.08) for _ in range(KILLS))
+    life_s = time_a_life(__name__, tmp_path / "undisturbed")
+    kills_after_s = (draw.uniform(0.05, 0.3) * life_s for _ in range(KILLS))
     deaths = kill_over_and_over(__name__, tmp_path, kills_after_s, partial(check_rows, tmp_path))
     assert deaths > 3, "it was killed too late to show anything"
     check_rows(tmp_path, is_over=True)

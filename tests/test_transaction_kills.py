@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from killing import JOURNAL, kill_over_and_over, say_opened
+from killing import JOURNAL, kill_over_and_over, say_opened, time_a_life
 
 import durable
 from durable import Engine, Step, Transaction
@@ -96,7 +96,8 @@ def check_image(path: Path) -> int:
 def test_a_killed_process_leaves_no_half_and_each_effect_comes_once(path: Path, seed: int) -> None:
     draw = random.Random(seed)  # noqa: S311  no secret
     counts = set[int]()
-    kills_after_s = (draw.uniform(0.0, 0.05) for _ in range(KILLS))
+    life_s = time_a_life(__name__, path.parent / "undisturbed")
+    kills_after_s = (draw.uniform(0.0, 0.3) * life_s for _ in range(KILLS))
     deaths = kill_over_and_over(
         __name__, path.parent, kills_after_s, lambda: counts.add(check_image(path))
     )
