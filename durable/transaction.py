@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Coroutine, Iterable, Mapping, Sequence
 
     import aiosqlite
 
@@ -48,22 +48,24 @@ class Transaction:
         """
         return self._scope.connection
 
-    async def execute(self, sql: str, *params: Any) -> int:  # noqa: ANN401
+    def execute(self, sql: str, *params: Any) -> Coroutine[Any, Any, int]:  # noqa: ANN401
         """Run a statement; return how many rows it has changed."""
-        return await self._scope.execute(sql, _values(params))
+        return self._scope.execute(sql, _values(params))
 
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> int:
+    def executemany(
+        self, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]]
+    ) -> Coroutine[Any, Any, int]:
         """Run a statement once for each of ``rows``; return how many rows were changed in all."""
-        return await self._scope.execute_many(sql, rows)
+        return self._scope.execute_many(sql, rows)
 
     async def fetch_one(self, sql: str, *params: Any) -> Row | None:  # noqa: ANN401
         """Return the first row, or ``None`` when there is none."""
         rows = await self._scope.fetch(sql, _values(params), 1)
         return rows[0] if rows else None
 
-    async def fetch_all(self, sql: str, *params: Any) -> list[Row]:  # noqa: ANN401
+    def fetch_all(self, sql: str, *params: Any) -> Coroutine[Any, Any, list[Row]]:  # noqa: ANN401
         """Return all rows."""
-        return await self._scope.fetch(sql, _values(params), None)
+        return self._scope.fetch(sql, _values(params), None)
 
     async def fetch_value(self, sql: str, *params: Any) -> Any:  # noqa: ANN401
         """Return the first column of the first row, or ``None`` when there is none."""

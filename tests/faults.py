@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
     from durable.journal.connections import Writing
+    from durable.journal.rounds import StatementRound
     from durable.journal.scopes import Scope
 
 T = TypeVar("T")
@@ -199,12 +200,18 @@ class FaultyJournal:
     async def begin(self) -> Writing:
         return await self.disk.write("begin", self.inner.begin)
 
-    async def commit_writing(self, writing: Writing, changes: Sequence[Change]) -> None:
-        async def work() -> None:
-            await self.inner.commit_writing(writing, changes)
-            self.disk.note(changes)
+    def new_round(self) -> StatementRound:
+        return self.inner.new_round()
 
-        await self.disk.write("commit", work)
+    async def commit_writing(
+        self, writing: Writing, changes: Sequence[Change]
+    ) -> dict[str, RunRecord]:
+        async def work() -> dict[str, RunRecord]:
+            taken = await self.inner.commit_writing(writing, changes)
+            self.disk.note(changes)
+            return taken
+
+        return await self.disk.write("commit", work)
 
     async def write_within(self, scope: Scope, change: Change) -> RunRecord | None:
         return await self.inner.write_within(scope, change)

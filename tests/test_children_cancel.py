@@ -108,7 +108,7 @@ async def test_that_a_child_is_to_end_is_in_the_commit_that_acknowledges_the_can
         ids = await family(engine, "top")
         assert engine._runner is not None
         engine._runner.writer.ask_claim = lambda: None  # type: ignore[method-assign]
-        engine._runner.writer._is_claim_asked = False
+        engine._runner.writer.is_claim_asked = False
         claim = engine._runner.writer
         asking = asyncio.create_task(run.cancel())
         await until(lambda: claim.commits_count)

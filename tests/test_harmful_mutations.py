@@ -197,7 +197,7 @@ async def three_entries(_step: Step) -> list[int]:
 async def test_a_statement_that_a_mutation_leaves_to_itself_is_bounded(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durable.runtime.mutations.ABANDON_AFTER_S", 0.05)
+    monkeypatch.setattr("durable.runtime.mutation.ABANDON_AFTER_S", 0.05)
 
     async def hook(tx: Transaction) -> str:
         await tx.execute(INSERT, "lost")

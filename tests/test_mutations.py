@@ -468,7 +468,7 @@ async def test_one_that_takes_too_long_fails_and_writes_nothing(
 async def test_one_that_does_not_end_when_cancelled_is_left_to_itself(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durable.runtime.mutations.ABANDON_AFTER_S", 0.05)
+    monkeypatch.setattr("durable.runtime.mutation.ABANDON_AFTER_S", 0.05)
     refused: list[str] = []
 
     async def hook(tx: Transaction) -> None:
@@ -678,7 +678,8 @@ async def test_a_full_disk_is_the_journal_s_failure_not_the_step_s(path: Path) -
 
 def _limit(tx: Transaction) -> None:
     """Let the database not grow any more."""
-    guard, raw = tx._scope._app._guard, tx.connection._conn
+    app: Any = tx._scope._app
+    guard, raw = app._guard, app._raw
     with guard.own():
         (count,) = raw.execute("PRAGMA page_count").fetchone()
         raw.execute(f"PRAGMA max_page_count = {count}")

@@ -54,7 +54,7 @@ class Pace:
             await asyncio.sleep(0)
             await runner.writer.wait_until_idle()
             dues = [alarm.due_ms for alarm in runner.alarms._heap if not alarm.is_cancelled]
-            is_still = runner.pump.is_idle and not runner.writer._is_claim_asked
+            is_still = runner.pump.is_idle and not runner.writer.is_claim_asked
             is_waiting = all(due_ms > self._clock.now_ms() for due_ms in dues)
             if is_still and is_waiting and runner.pool.is_idle:
                 return min(dues, default=None)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from durable.core.histories import RecordedRun
     from durable.core.versions import VersionTable
     from durable.journal.connections import Writing
+    from durable.journal.rounds import StatementRound
     from durable.journal.scopes import Scope
 
 
@@ -319,7 +320,11 @@ class Journal(Protocol):
         ...
 
     async def next_wake_at_ms(self) -> int | None:
-        """Return when the next run is due; ``None`` when none is."""
+        """Return when the next run is due; ``None`` when none is.
+
+        Raises:
+            OwnershipLostError: Another owner has taken over.
+        """
         ...
 
     async def load_event(self, event_id: str) -> EventRecord | None:
@@ -357,8 +362,14 @@ class Journal(Protocol):
         """
         ...
 
-    async def commit_writing(self, writing: Writing, changes: Sequence[Change]) -> None:
-        """Write ``changes`` in that transaction, and commit it.
+    def new_round(self) -> StatementRound:
+        """Return a round of statements, for a writing transaction of this journal."""
+        ...
+
+    async def commit_writing(
+        self, writing: Writing, changes: Sequence[Change]
+    ) -> dict[str, RunRecord]:
+        """Write ``changes`` in that transaction, and commit it; return what ``commit`` does.
 
         Raises:
             JournalError: The outcome is unknown.

@@ -13,25 +13,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol, final
 
-from durable.core.errors import JournalError
+from durable.core.errors import JournalCorruptError, JournalError
 from durable.journal import commits, fence, writes
 from durable.journal import guard as sql
+from durable.journal.appconnection import AppConnection, roll_back
 from durable.journal.guard import Guard, Mode
-from durable.journal.scopes import AppConnection, Scope, roll_back
+from durable.journal.handover import HandOver
+from durable.journal.scopes import Scope
 from durable.journal.whole import to_its_end
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     import aiosqlite
 
+    from durable.core.records import RunRecord
     from durable.journal.base import Change
     from durable.journal.file import JournalFile
+    from durable.journal.rounds import StatementRound
 
 QUERIES_MAX = 4
 """How many queries run at once: each has a connection, and so a thread."""
@@ -189,6 +193,12 @@ class Writing:
         self.scope = Scope(app, owner, is_reading=False)
         # Whether the last savepoint is nobody's yet. Of the connection's thread alone.
         self._has_mark = False
+        # Of the changes that are written while others are made: how many, what is taken, the
+        # failure, and what has to be kept.
+        self._written_count = 0
+        self._taken: dict[str, RunRecord] = {}
+        self._failure: BaseException | None = None
+        self._posted: list[object] = []
 
     async def begin(self) -> None:
         """Begin it."""
@@ -232,6 +242,31 @@ class Writing:
         self.scope = Scope(self._app, self._owner, is_reading=is_reading, opening=mark)
         return self.scope
 
+    async def do_round(self, statements: StatementRound, s_max: float) -> bool:
+        """Do the statements of a round; whether none has failed, nor was cut short after so long.
+
+        Raises:
+            JournalError: The storage failed.
+        """
+
+        def do(db: sqlite3.Connection, guard: Guard) -> None:
+            self._has_mark = False  # What is undone later, does not reach back so far.
+            guard.admit(Mode.WRITING)
+            statements.do_all(db, guard)
+
+        late = asyncio.get_running_loop().call_later(s_max, self._app.interrupt)
+        try:
+            await self._app.run(do)
+        except JournalCorruptError:
+            return False  # Of the application's own table: its own doing.
+        except JournalError:
+            raise
+        except Exception:  # noqa: BLE001  what is bound to a statement may raise anything
+            return False
+        finally:
+            late.cancel()
+        return True
+
     async def undo(self) -> bool:
         """Undo what was written in the part that is open; whether the rest is still there."""
 
@@ -246,22 +281,57 @@ class Writing:
         self.scope.void()
         return await self._app.run_own(undo)
 
-    async def commit(self, changes: Sequence[Change]) -> None:
-        """Write the journal's ``changes``, and commit all.
+    def write(self, changes: Sequence[Change]) -> None:
+        """Have the first of the journal's changes written, while the others are made.
+
+        What goes wrong with them, the commit raises.
+
+        Raises:
+            JournalError: The connection was closed.
+        """
+        epoch = self._host.epoch
+        rows = writes.rows_of(changes, epoch)
+        hand_over = HandOver()
+
+        def write(db: sqlite3.Connection, guard: Guard) -> None:
+            hand_over.note_begun()
+            guard.dismiss()  # No scope is open any more.
+            if self._failure is not None:
+                return
+            try:
+                with guard.own():
+                    self._taken |= writes.commit(db, changes, rows, epoch)
+            except BaseException as exc:  # noqa: BLE001  the commit raises it
+                self._failure = exc
+
+        self._written_count += len(changes)
+        self._posted.append(self._app.post(write))
+        hand_over.wait()
+
+    async def commit(self, changes: Sequence[Change]) -> dict[str, RunRecord]:
+        """Write the rest of the journal's ``changes``, and commit all; return whose ids are taken.
 
         Raises:
             JournalError: The outcome is unknown.
         """
         epoch = self._host.epoch
+        rest = changes[self._written_count :]
+        rows = writes.rows_of(rest, epoch) if rest else None
+        hand_over = HandOver()
 
-        def commit(db: sqlite3.Connection) -> None:
+        def commit(db: sqlite3.Connection) -> dict[str, RunRecord]:
             self._host.file.check()
-            if changes:
-                writes.commit(db, changes, writes.rows_of(changes, epoch), epoch)
+            hand_over.note_begun()
+            if self._failure is not None:
+                raise self._failure
+            if rows is not None:
+                self._taken |= writes.commit(db, rest, rows, epoch)
             db.execute(sql.COMMIT)
+            return self._taken
 
+        hand_over.wait_soon()
         try:
-            await self._app.end(commit, self._turn.end)
+            return await self._app.end(commit, self._turn.end)
         finally:
             self._quiet.set()
 

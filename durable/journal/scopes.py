@@ -15,21 +15,20 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, final
 
 from durable.core.errors import (
     JournalCorruptError,
     JournalError,
-    JournalUnavailableError,
     TransactionError,
 )
 from durable.core.row import Row, places_of
-from durable.journal import guard as sql
 from durable.journal import writes
-from durable.journal.guard import Guard, Mode
+from durable.journal.guard import Guard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     import aiosqlite
 
@@ -43,19 +42,6 @@ Params: TypeAlias = "Sequence[Any] | Mapping[str, Any]"
 
 Opening: TypeAlias = "Callable[[sqlite3.Connection, Guard], None]"
 
-STORAGE_ERRORS = (
-    "SQLITE_IOERR",
-    "SQLITE_FULL",
-    "SQLITE_NOMEM",
-    "SQLITE_BUSY",
-    "SQLITE_CANTOPEN",
-    "SQLITE_PROTOCOL",
-    "SQLITE_NOTADB",
-)
-"""How the codes begin of what is not the statement's fault, and may be over by itself."""
-
-DAMAGED = "SQLITE_CORRUPT"
-
 OWN_SCOPE: ContextVar[Scope | None] = ContextVar("durable_scope", default=None)
 """The writing transaction that the running code is in, if it is open: the commit of anything else
 waits for its end."""
@@ -68,107 +54,30 @@ def refuse_in_transaction(journal: object) -> None:
         scope.refuse_waiting()
 
 
-@final
-class AppConnection:
-    """A connection that the application's own statements run on."""
-
-    def __init__(
-        self,
-        connection: aiosqlite.Connection,
-        guard: Guard,
-        translate: Callable[[sqlite3.Error], JournalError],
-    ) -> None:
-        self.connection = connection
-        self._guard = guard
-        self._translate = translate
+class ScopeConnection(Protocol):
+    """What a scope's statements run on."""
 
     @property
-    def _raw(self) -> sqlite3.Connection:
-        raw: sqlite3.Connection = self.connection._conn  # noqa: SLF001
-        return raw
-
-    async def run(self, work: Callable[[sqlite3.Connection, Guard], T]) -> T:
-        """Run ``work`` whole on the connection's thread.
-
-        Raises:
-            JournalError: The storage failed, or the connection was closed.
-            sqlite3.Error: The statement is wrong, or breaks a constraint.
-        """
-        self._check_open()
-        guard = self._guard
-        try:
-            # aiosqlite offers statements only; what belongs together is one call.
-            return await self.connection._execute(work, self._raw, guard)  # type: ignore[no-any-return, no-untyped-call]  # noqa: SLF001  pyright: ignore
-        except sqlite3.Error as exc:
-            self._check_open()
-            if getattr(exc, "sqlite_errorname", "").startswith((*STORAGE_ERRORS, DAMAGED)):
-                raise self._translate(exc) from exc
-            raise
-
-    def post(self, work: Callable[[sqlite3.Connection, Guard], object]) -> object:
-        """Run ``work`` before what is asked for later; return what has to be kept until then."""
-        asked = self.connection._execute(work, self._raw, self._guard)  # type: ignore[no-untyped-call]  # noqa: SLF001  pyright: ignore
-        asked.send(None)  # So far that it is in line.
-        return asked
-
-    async def run_own(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run what is the journal's own: all of its errors are storage errors."""
-
-        def own(db: sqlite3.Connection, guard: Guard) -> T:
-            with guard.own():
-                return work(db)
-
-        try:
-            return await self.run(own)
-        except sqlite3.Error as exc:
-            raise self._translate(exc) from exc
-
-    async def begin(self, work: Callable[[sqlite3.Connection], None], mode: Mode) -> None:
-        """Begin a transaction by ``work``, and let users act in it."""
-
-        def begin(db: sqlite3.Connection, guard: Guard) -> None:
-            with guard.own():
-                work(db)
-            guard.admit(mode)
-
-        try:
-            await self.run(begin)
-        except sqlite3.Error as exc:
-            raise self._translate(exc) from exc
-
-    async def end(self, work: Callable[[sqlite3.Connection], T], then: Callable[[], None]) -> T:
-        """Let users act no more, end the transaction by ``work``, or roll it back, and ``then``."""
-
-        def end(db: sqlite3.Connection, guard: Guard) -> T:
-            guard.dismiss()
-            with guard.own():
-                try:
-                    return work(db)
-                finally:
-                    try:
-                        roll_back(db)
-                    finally:
-                        then()
-
-        try:
-            return await self.run(end)
-        except sqlite3.Error as exc:
-            raise self._translate(exc) from exc
-
-    def interrupt(self) -> None:
-        """Have the statement fail that runs now."""
-        if not self.is_closed:
-            self._raw.interrupt()
+    def connection(self) -> aiosqlite.Connection:
+        """The driver's own connection."""
+        ...
 
     @property
     def is_closed(self) -> bool:
         """Whether it cannot be used any more."""
-        return not self.connection._running or self.connection._connection is None  # noqa: SLF001
+        ...
 
-    def _check_open(self) -> None:
-        if self.is_closed:
-            msg = "the journal's connection was closed: it failed, or its engine was closed"
-            raise JournalUnavailableError(msg)
+    def run(self, work: Callable[[sqlite3.Connection, Guard], T]) -> Awaitable[T]:
+        """Run ``work`` whole on the connection's thread."""
+        ...
+
+    def post(self, work: Callable[[sqlite3.Connection, Guard], object]) -> object:
+        """Run ``work`` before what is asked for later; return what has to be kept until then."""
+        ...
+
+    def interrupt(self) -> None:
+        """Have the statement fail that runs now."""
+        ...
 
 
 @final
@@ -186,19 +95,29 @@ class Scope:
     """
 
     def __init__(
-        self, app: AppConnection, owner: object, *, is_reading: bool, opening: Opening | None = None
+        self,
+        app: ScopeConnection,
+        owner: object,
+        *,
+        is_reading: bool,
+        opening: Opening | None = None,
     ) -> None:
         self._app = app
         self._owner = owner
         self._opening = opening
         self._posted: object = None
         self._end: str | None = None
-        self._is_void = False
+        self._is_void = self._is_connection_given = False
         self._asked_count = self._done_count = 0
         self.is_reading = is_reading
         self.failure: JournalError | None = None
         self.is_lost = False
         self.after: list[tuple[Callable[[Any], None], Any]] = []
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one statement, at most, is all that was asked for in it."""
+        return self._asked_count <= 1 and not self._is_connection_given
 
     @property
     def is_cut_off(self) -> bool:
@@ -211,6 +130,7 @@ class Scope:
     def connection(self) -> aiosqlite.Connection:
         """The driver's own connection, which shows only what the scope may do."""
         self.check_open()
+        self._is_connection_given = True
         if self._opening is not None and self._posted is None:
             self._posted = self._app.post(self._open)
         return self._app.connection
@@ -234,18 +154,20 @@ class Scope:
         """Whether it is a part of that journal's transaction, and not over."""
         return self._end is None and self._owner is journal
 
-    async def execute(self, statement: str, params: Params) -> int:
+    def execute(self, statement: str, params: Params) -> Coroutine[Any, Any, int]:
         """Return how many rows a statement has changed."""
-        return await self._run(lambda db: _changed(db.execute(statement, params)))
+        return self._ask(partial(_execute, statement, params))
 
-    async def execute_many(self, statement: str, params: Iterable[Params]) -> int:
+    def execute_many(self, statement: str, params: Iterable[Params]) -> Coroutine[Any, Any, int]:
         """Run a statement once for each of ``params``; return how many rows were changed."""
         rows = list(params)  # Here, not in the connection's thread: it is the caller's.
-        return await self._run(lambda db: _changed(db.executemany(statement, rows)))
+        return self._ask(partial(_execute_many, statement, rows))
 
-    async def fetch(self, statement: str, params: Params, limit: int | None) -> list[Row]:
+    def fetch(
+        self, statement: str, params: Params, limit: int | None
+    ) -> Coroutine[Any, Any, list[Row]]:
         """Return the rows of a statement, the first ones up to ``limit``."""
-        return await self._run(lambda db: _rows(db.execute(statement, params), limit))
+        return self._ask(partial(_fetch, statement, params, limit))
 
     async def write(self, change: Change, epoch: int | None) -> RunRecord | None:
         """Write a change of the journal as a part of the transaction; return who has the id."""
@@ -266,44 +188,40 @@ class Scope:
 
         return await self._ask(own)
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def run(db: sqlite3.Connection, guard: Guard) -> T:
-            guard.refusal = None
-            try:
-                return work(db)
-            except sqlite3.DatabaseError as exc:
-                if guard.refusal is not None:
-                    raise TransactionError(guard.refusal) from exc
-                raise
-
-        return await self._ask(run)
-
     async def _ask(self, work: Callable[[sqlite3.Connection, Guard], T]) -> T:
         self.check_open()
-
-        def ask(db: sqlite3.Connection, guard: Guard) -> T:
-            try:
-                self._check_void()
-                if not db.in_transaction:
-                    raise TransactionError(LOST)
-                if self._opening is not None:
-                    self._open(db, guard)
-                return work(db, guard)
-            except sqlite3.Error:
-                self._check_void()  # It was interrupted, then.
-                raise
-            finally:
-                self.is_lost = self.is_lost or not db.in_transaction
-                self._done_count += 1
-
         self._asked_count += 1
         try:
-            return await self._app.run(ask)
+            return await self._app.run(_Asked(self, work))
         except JournalCorruptError:
             raise  # Opening the journal again would not mend the application's table.
         except JournalError as exc:
             self.failure = self.failure or exc
             raise
+
+    def do(
+        self,
+        work: Callable[[sqlite3.Connection, Guard], T],
+        db: sqlite3.Connection,
+        guard: Guard,
+    ) -> T:
+        """Do what was asked, on the connection's thread."""
+        guard.refusal = None
+        try:
+            self._check_void()
+            if not db.in_transaction:
+                raise TransactionError(LOST)
+            if self._opening is not None:
+                self._open(db, guard)
+            return work(db, guard)
+        except sqlite3.Error as exc:
+            self._check_void()  # It was interrupted, then.
+            if guard.refusal is not None and isinstance(exc, sqlite3.DatabaseError):
+                raise TransactionError(guard.refusal) from exc
+            raise
+        finally:
+            self.is_lost = self.is_lost or not db.in_transaction
+            self._done_count += 1
 
     @property
     def has_begun(self) -> bool:
@@ -346,6 +264,20 @@ class Scope:
             self._app.interrupt()
 
 
+@final
+class _Asked:
+    """Something that a scope asks for, to be called on the connection's thread."""
+
+    __slots__ = ("_scope", "_work")
+
+    def __init__(self, scope: Scope, work: Callable[[sqlite3.Connection, Guard], Any]) -> None:
+        self._scope = scope
+        self._work = work
+
+    def __call__(self, db: sqlite3.Connection, guard: Guard) -> Any:  # noqa: ANN401
+        return self._scope.do(self._work, db, guard)
+
+
 CLOSED = (
     "the transaction is over: use `tx` only inside of the `async with`, the query or the mutation "
     "that it belongs to"
@@ -360,12 +292,6 @@ LOST = (
 )
 
 
-def roll_back(db: sqlite3.Connection) -> None:
-    """End the transaction that is open, if one is."""
-    if db.in_transaction:
-        db.execute(sql.ROLLBACK)
-
-
 def _nothing(_db: sqlite3.Connection, _guard: Guard) -> None:
     pass
 
@@ -375,15 +301,26 @@ def _forget(ended: asyncio.Future[None]) -> None:
         ended.exception()  # What has failed, has failed elsewhere.
 
 
-def _changed(cursor: sqlite3.Cursor) -> int:
-    cursor.row_factory = None
-    cursor.fetchall()  # With RETURNING, only the last row makes it whole.
-    return max(cursor.rowcount, 0)
+def _execute(statement: str, params: Params, db: sqlite3.Connection, _guard: Guard) -> int:
+    return _changed(db.execute(statement, params))
 
 
-def _rows(cursor: sqlite3.Cursor, limit: int | None) -> list[Row]:
+def _execute_many(statement: str, rows: list[Params], db: sqlite3.Connection, _guard: Guard) -> int:
+    return _changed(db.executemany(statement, rows))
+
+
+def _fetch(
+    statement: str, params: Params, limit: int | None, db: sqlite3.Connection, _guard: Guard
+) -> list[Row]:
+    cursor = db.execute(statement, params)
     cursor.row_factory = None  # Whatever the application has set.
     places = places_of([column[0] for column in cursor.description or ()])
     found = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
     cursor.close()
     return [Row(places, values) for values in found]
+
+
+def _changed(cursor: sqlite3.Cursor) -> int:
+    cursor.row_factory = None
+    cursor.fetchall()  # With RETURNING, only the last row makes it whole.
+    return max(cursor.rowcount, 0)

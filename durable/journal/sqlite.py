@@ -18,7 +18,6 @@ import contextlib
 import sqlite3
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import aiosqlite
@@ -31,7 +30,9 @@ from durable.journal import guard as sql
 from durable.journal.connections import AppConnections
 from durable.journal.file import JournalFile
 from durable.journal.guard import Guard, Mode
+from durable.journal.handover import HandOver
 from durable.journal.locks import Alone, FileLocks, Locks
+from durable.journal.rounds import StatementRound
 from durable.journal.schema import damage, is_journal, make_tables, read_journal_id
 from durable.journal.scopes import refuse_in_transaction
 from durable.journal.versions import enter_versions
@@ -51,9 +52,6 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 10
 """How long a statement waits for another connection's lock, such as a backup's."""
-
-HAND_OVER_S_MAX = 0.001
-"""How long the event loop stands still, at most, for a commit to begin; usually a tenth of it."""
 
 STATEMENTS_CACHED = 256
 """Prepared statements kept by a connection: more than there are."""
@@ -250,7 +248,7 @@ class SqliteJournal:
     # --- the contract ----------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change]) -> dict[str, RunRecord]:
-        under_way: SimpleQueue[None] = SimpleQueue()
+        hand_over = HandOver()
         locks = self._locks
         self._check_connected(self._writer)
         epoch = self.epoch
@@ -262,12 +260,12 @@ class SqliteJournal:
             self.file.check()
             locks.hold()
             try:
-                under_way.put(None)
+                hand_over.note_begun()
                 return writes.commit(db, changes, rows, epoch)
             finally:
                 locks.release()
 
-        asyncio.get_running_loop().call_soon(_let_begin, under_way)
+        hand_over.wait_soon()
         return await self._call(self._writer, work)
 
     async def claim(self, now_ms: int, limit: int) -> Claim:
@@ -307,7 +305,11 @@ class SqliteJournal:
         return await self._read(partial(reads.read_over, run_ids=run_ids))
 
     async def next_wake_at_ms(self) -> int | None:
-        return await self._read(reads.read_next_wake)
+        def read(db: sqlite3.Connection) -> int | None:
+            fence.check_fence(db, self._epoch)
+            return reads.read_next_wake(db)
+
+        return await self._read(read)
 
     async def list_finished(self, before_ms: int, limit: int) -> list[str]:
         return await self._read(partial(reads.read_finished, before_ms=before_ms, limit=limit))
@@ -350,8 +352,13 @@ class SqliteJournal:
         self._check_connected(self._writer)
         return await self._apps.begin(self, Mode.OWN if self.path is None else Mode.CLOSED)
 
-    async def commit_writing(self, writing: Writing, changes: Sequence[Change]) -> None:
-        await writing.commit(changes)
+    def new_round(self) -> StatementRound:
+        return StatementRound(self)
+
+    async def commit_writing(
+        self, writing: Writing, changes: Sequence[Change]
+    ) -> dict[str, RunRecord]:
+        return await writing.commit(changes)
 
     async def write_within(self, scope: Scope, change: Change) -> RunRecord | None:
         return await scope.write(change, self.epoch)
@@ -422,17 +429,6 @@ class SqliteJournal:
             "have been written or not: ask again with the same id."
         )
         return JournalUnavailableError(msg)
-
-
-def _let_begin(under_way: SimpleQueue[None]) -> None:
-    """Let the connection's thread come as far as SQLite.
-
-    A thread that asks for the interpreter lock may wait as long as the event loop has something to
-    do: the loop gives the lock up at each turn, and has it again before the thread is awake. So
-    the loop would write nothing to disk just when there is most to write.
-    """
-    with contextlib.suppress(Empty):
-        under_way.get(timeout=HAND_OVER_S_MAX)
 
 
 # --- functions of the connection's thread --------------------------------------------------------

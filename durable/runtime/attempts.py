@@ -26,7 +26,6 @@ from durable.core.transitions import (
     interrupt,
     interruption_error,
 )
-from durable.journal.base import Change
 from durable.runtime.attempt import Attempt
 from durable.runtime.job import (
     JOB_QUEUED,
@@ -201,61 +200,39 @@ class Attempts:
 
     # --- outcomes --------------------------------------------------------------------------------
 
-    def on_outcome(self, job: Job) -> None:
+    def on_outcome(self, job: Job) -> StepRecord | None:
         """An attempt has ended: settle its step, or have it tried again later."""
         step = self._records.get(job.number)
         if step is None:
-            return
+            return None
         assert step.state is RUNNING
         now_ms = self._host.clock.now_ms()
         outcome = job.outcome
         if isinstance(outcome, Succeeded):
-            self._owner.settle(complete(step, outcome.text, now_ms), outcome.value)
-        else:
-            self._take_failure(job, self._failed(step, job, now_ms), now_ms)
-
-    def outcome_change(self, job: Job) -> Change | None:
-        """Return what the outcome of a mutation changes; ``None`` when nobody wants it."""
-        step = self._records.get(job.number)
-        if step is None or self.jobs.get(job.number) is not job:
-            return None
-        now_ms, outcome = self._host.clock.now_ms(), job.outcome
-        if isinstance(outcome, Succeeded):
             step = complete(step, outcome.text, now_ms)
-        else:
-            step = self._failed(step, job, now_ms)
-        return Change(run_id=self._run_id, updated=[step])
-
-    def on_recorded(self, job: Job, change: Change) -> None:
-        """The outcome of a mutation is in the journal: hand it to the body, or try again later."""
-        if self.jobs.get(job.number) is not job:
-            return
-        (step,) = change.updated
-        outcome = job.outcome
-        if isinstance(outcome, Succeeded):
             self._owner.settle(step, outcome.value)
-        else:
-            self._take_failure(job, step, self._host.clock.now_ms())
-
-    def _failed(self, step: StepRecord, job: Job, now_ms: int) -> StepRecord:
-        """Return the record of a step whose attempt has failed: it has too, or is tried again."""
-        outcome = job.outcome
+            return step
         assert isinstance(outcome, Failed)
-        retry = job.work.retry
-        wait_ms = None
-        if retry is not None and (job.work.is_owed or not outcome.is_final):
-            draw = self._host.settings.draw or random.random
-            wait_ms = retry.backoff_ms(job.attempt.number, draw())
+        wait_ms = self._wait_ms(job, outcome)
         if wait_ms is None:
-            return fail(step, outcome.error, now_ms)
-        return back_off(step, now_ms + wait_ms, outcome.error)
-
-    def _take_failure(self, job: Job, step: StepRecord, now_ms: int) -> None:
-        if step.state.is_final:
+            step = fail(step, outcome.error, now_ms)
             self._owner.settle(step, UNSET)
         else:
             del self.jobs[job.number]
+            step = back_off(step, now_ms + wait_ms, outcome.error)
             self._owner.put_off(step, now_ms, [(self._host.withdraw, job)])
+        return step
+
+    def wants(self, job: Job) -> bool:
+        return self.jobs.get(job.number) is job and job.number in self._records
+
+    def _wait_ms(self, job: Job, outcome: Failed) -> int | None:
+        """Return in how long the step is tried again; ``None`` when it has failed, too."""
+        retry = job.work.retry
+        if retry is None or (outcome.is_final and not job.work.is_owed):
+            return None
+        draw = self._host.settings.draw or random.random
+        return retry.backoff_ms(job.attempt.number, draw())
 
     # --- ending ----------------------------------------------------------------------------------
 

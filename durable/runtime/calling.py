@@ -36,7 +36,7 @@ async def call_async(work: ActionWork, args: str) -> Succeeded | Failed:
             result = await _bounded_by(work.timeout_s, partial(work.call, args))
         return Succeeded(*work.encode_result(result))
     except BaseException as exc:  # noqa: BLE001  an action may raise anything
-        return _failed(exc)
+        return failed(exc)
 
 
 async def call_sync(
@@ -58,13 +58,18 @@ async def call_sync(
             return Failed(result.exc)  # Signals come in the main thread only.
         return Succeeded(*work.encode_result(result))
     except BaseException as exc:  # noqa: BLE001  an action may raise anything
-        return _failed(exc)
+        return failed(exc)
     finally:
         if timer is not None:
             timer.cancel()
 
 
-def _failed(exc: BaseException) -> Failed:
+def failed(exc: BaseException) -> Failed:
+    """Return what an attempt has come to that has raised.
+
+    Raises:
+        BaseException: It comes from outside of the attempt.
+    """
     if issubclass(type(exc), asyncio.CancelledError) and _is_cancelled():
         raise exc  # The pool or the host cancels; one that the action raised is its outcome.
     if issubclass(type(exc), (KeyboardInterrupt, SystemExit)) and is_from_signal(exc):

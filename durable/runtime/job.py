@@ -13,8 +13,8 @@ from durable.core.failures import encode_exception
 if TYPE_CHECKING:
     import asyncio
 
+    from durable.core.records import StepRecord
     from durable.core.retry import Retry
-    from durable.journal.base import Change
     from durable.runtime.attempt import Attempt
 
 FINAL_ERRORS = (NonRetryable, ReturnTypeError, PayloadTooLarge)
@@ -93,19 +93,12 @@ class JobOwner(Protocol):
         """A queued job has its slot: record that it runs, then launch it."""
         ...
 
-    def on_outcome(self, job: Job) -> None:
-        """A job has its outcome."""
+    def on_outcome(self, job: Job) -> StepRecord | None:
+        """A job has its outcome: return its step as it is now, unless nobody wants that."""
         ...
 
-    def outcome_change(self, job: Job) -> Change | None:
-        """Return what the outcome of a mutation changes; ``None`` when nobody wants it.
-
-        It is to be committed with what the mutation has written, or not at all.
-        """
-        ...
-
-    def on_recorded(self, job: Job, change: Change) -> None:
-        """The outcome of a mutation is in the journal, by ``change``."""
+    def wants(self, job: Job) -> bool:
+        """Whether the outcome of a job is wanted."""
         ...
 
 

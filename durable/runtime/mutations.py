@@ -3,8 +3,10 @@
 Rules:
 
 - A mutation's writes are there exactly when its step is ``completed``. Several share a commit: one
-  that fails, or is not wanted any more, is undone to its savepoint.
+  that fails, or is not wanted any more, is undone.
 - What is undone may be run again, and is, when another one has ended the transaction they shared.
+- The bodies get the outcomes before the commit, which has what they do then: a mutation costs one
+  commit, as an action does. When that commit fails, all that was made from it is dropped.
 - Nothing else is committed while one runs, so it is bounded in time, with what it leaves behind.
 - A failing storage fails no mutation: it is run again. Unless it is alone, again and again, when
   the storage fails: then that is its own doing.
@@ -16,20 +18,23 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, final
 
-import anyio
-
 from durable.core.errors import JournalError, JournalUnavailableError, TransactionError
-from durable.journal.scopes import LOST, OWN_SCOPE
-from durable.runtime.attempt import CURRENT_ATTEMPT
-from durable.runtime.calling import call_async
+from durable.core.records import StepState
+from durable.journal.base import Change
+from durable.journal.scopes import LOST
 from durable.runtime.job import JOB_ENDED, JOB_QUEUED, JOB_RUNNING, Failed
-from durable.runtime.settings import TRANSACTION_S_MAX
+from durable.runtime.mutation import MutationCalls, is_wanted, put_back
+from durable.runtime.rounds import Habits, MutationRound
 
 if TYPE_CHECKING:
-    from durable.journal.base import Change, Journal
+    from collections.abc import Iterable
+
+    from durable.core.records import StepRecord
+    from durable.journal.base import Journal
     from durable.journal.connections import Writing
     from durable.journal.scopes import Scope
     from durable.runtime.job import Job, Succeeded
+    from durable.runtime.writer import Effects, Joining
 
 MUTATIONS_MAX = 100
 """A commit has no more mutations: each has a savepoint in it."""
@@ -41,25 +46,37 @@ doing. The first time others may have been in the same transaction; then it is a
 SUSPECTS_MAX = 1_000
 """How many mutations are remembered that the storage has failed by."""
 
+SETTLING_SLICES_MAX = 20
+"""How many slices of the bodies' work a transaction waits for, before it is committed without what
+bodies make of its outcomes."""
+
+WRITTEN_AHEAD_MIN = 32
+"""How many changes are written while more are made: to hand them over costs some, too."""
+
 BATCH_S_MAX = 0.05
 """A transaction takes no more mutations once it has held up the other commits for so long."""
-
-ABANDON_AFTER_S = 1.0
-"""How much longer than its bound a mutation may take to end. Then it is left to itself: its ``tx``
-does nothing any more, so it has no effect."""
-
-CLEAN_UP_S_MAX = 5.0
-"""How long a mutation may take to end that the end of its engine has cancelled."""
 
 
 class MutationsHost(Protocol):
     """What mutations need of the transactions that they are a part of."""
 
-    current: Scope | None
-    """The part of a transaction that is open now."""
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else waits for a turn."""
+        ...
 
-    async def commit(self, writing: Writing, changes: list[Change]) -> None:
-        """Commit a transaction, with ``changes``."""
+    @property
+    def are_bodies_settled(self) -> bool:
+        """Whether no body has anything to do."""
+        ...
+
+    @property
+    def pending_count(self) -> int:
+        """How many changes wait for the next commit."""
+        ...
+
+    def join(self, writing: Writing) -> Joining:
+        """Let what is pending join that transaction."""
         ...
 
 
@@ -71,7 +88,8 @@ class Mutations:
         self._journal = journal
         self._host = host
         self._queue: deque[Job] = deque()
-        self._abandoned: set[asyncio.Task[Any]] = set()
+        self.calls = MutationCalls()
+        self.habits = Habits()
         # Those that the storage has failed by, with how often and how, the latest last.
         self._suspects: dict[tuple[str, int], tuple[int, JournalError]] = {}
 
@@ -87,7 +105,7 @@ class Mutations:
         self._queue.clear()
 
     async def take_turn(self) -> None:
-        """Run some, in one transaction, in the writer's task.
+        """Run some, in one transaction, or in some that follow each other; in the writer's task.
 
         Raises:
             JournalError: The storage failed.
@@ -95,43 +113,22 @@ class Mutations:
         """
         await _Batch(self._journal, self._queue, self, self._host).run()
 
-    # --- one mutation, in a task of its own ------------------------------------------------------
+    # --- mutations that can be called at once ----------------------------------------------------
 
-    async def run_in(self, scope: Scope, job: Job) -> Succeeded | Failed | None:
-        """Run a mutation to its end; ``None`` when it was cancelled.
-
-        Raises:
-            BaseException: Ctrl-C, which is the host's.
-        """
-        self._host.current = scope
-        job.state = JOB_RUNNING
-        task = asyncio.get_running_loop().create_task(_attempt(job, scope), name=job.work.name)
-        job.task = task
-        timeout_s = _bound_s(job)
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + timeout_s + ABANDON_AFTER_S
-        try:
-            await asyncio.wait({task}, timeout=until_s - loop.time())
-        except asyncio.CancelledError:
-            task.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({task}, timeout=CLEAN_UP_S_MAX)
-            if task.done() and not task.cancelled():
-                task.exception()  # Nobody else asks.
-            raise
-        finally:
-            self._host.current = job.task = None
-            scope.close()
-        kind = "query" if scope.is_reading else "mutation"
-        if not task.done():
-            self._abandoned.add(task)
-            task.add_done_callback(self._abandoned.discard)
-            msg = f"the {kind} did not end within {timeout_s:g} s, nor when cancelled"
-            return Failed(TimeoutError(msg))
-        if not await scope.settle(until_s - loop.time()):
-            msg = f"a statement that the {kind} has left to itself took longer than {timeout_s:g} s"
-            return Failed(TimeoutError(msg))
-        return None if task.cancelled() else task.result()
+    def call_round(self, count_max: int) -> MutationRound | None:
+        """Call the functions of the next ones at once, if they are known; of so many at most."""
+        jobs: list[Job] = []
+        queue = self._queue
+        while queue and len(jobs) < count_max:
+            job = queue[0]
+            if job.state is JOB_QUEUED:
+                if self.is_suspect(job) or not self.habits.is_known(job):
+                    break
+                jobs.append(job)
+            queue.popleft()
+        if not jobs:
+            return None
+        return MutationRound(jobs, self._journal.new_round(), self.calls.scopes)
 
     # --- mutations that the storage fails by ---------------------------------------------------
 
@@ -155,14 +152,16 @@ class Mutations:
         while len(self._suspects) > SUSPECTS_MAX:
             del self._suspects[next(iter(self._suspects))]
 
-    def clear_of_suspicion(self, job: Job) -> None:
-        """That mutation is committed, or has failed by itself."""
-        self._suspects.pop(job.id, None)
+    def clear_of_suspicion(self, jobs: Iterable[Job]) -> None:
+        """Those mutations are committed, or have failed by themselves."""
+        if self._suspects:
+            for job in jobs:
+                self._suspects.pop(job.id, None)
 
 
 @final
 class _Batch:
-    """The mutations of one transaction."""
+    """The mutations of one transaction, and of those that follow it at once."""
 
     def __init__(
         self, journal: Journal, queue: deque[Job], mutations: Mutations, host: MutationsHost
@@ -172,26 +171,20 @@ class _Batch:
         self._mutations = mutations
         self._host = host
         self._writing: Writing | None = None
-        self._done: list[tuple[Job, Change, Scope]] = []
+        self._done: list[tuple[Job, Scope]] = []
+        # What runs, if something does: a round that was called, or one mutation.
+        self._round: MutationRound | None = None
         self._running: list[Job] = []
-        """The one that runs, if one does."""
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + BATCH_S_MAX
-        is_alone = False
         try:
-            while self._queue and len(self._done) < MUTATIONS_MAX and loop.time() < until:
-                job = self._queue[0]
-                if self._done and (is_alone or self._mutations.is_suspect(job)):
+            while self._queue or self._round is not None:
+                await self._run_some()
+                await self._commit()
+                if self._round is None:
                     break
-                self._queue.popleft()
-                is_alone = self._mutations.is_suspect(job)
-                if job.state is JOB_QUEUED:
-                    await self._run(job)
-            await self._finish()
         except JournalError as exc:
-            self._mutations.suspect([*self._running, *(job for job, _, _ in self._done)], exc)
+            self._mutations.suspect([*self._running, *(job for job, _ in self._done)], exc)
             await self._abort()
             raise
         except BaseException:
@@ -199,97 +192,166 @@ class _Batch:
             raise
 
     async def _abort(self) -> None:
+        if self._round is not None:
+            self._round.give_up()
         if self._writing is not None:
             await self._writing.abort()
 
+    # --- running ---------------------------------------------------------------------------------
+
+    async def _run_some(self) -> None:
+        """Run as many as one transaction takes."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + BATCH_S_MAX
+        is_alone = False
+        while True:
+            room = MUTATIONS_MAX - len(self._done)
+            if self._round is None and not is_alone and room > 0 and loop.time() < until_s:
+                self._round = self._mutations.call_round(room)
+            if self._round is not None:
+                await self._run_round(self._round)
+                continue
+            if not self._queue or room <= 0 or loop.time() >= until_s:
+                return
+            is_suspect = self._mutations.is_suspect(self._queue[0])
+            if self._done and (is_alone or is_suspect):
+                return
+            is_alone = is_suspect
+            job = self._queue.popleft()
+            if job.state is JOB_QUEUED:
+                await self._run(job)
+
+    async def _run_round(self, together: MutationRound) -> None:
+        self._running = together.jobs
+        if await together.run(await self._begin()):
+            self._done += together.done
+            self._queue.extendleft(reversed(together.left))
+        else:
+            for culprit in together.culprits:
+                self._mutations.habits.distrust(culprit)
+            self._queue.extendleft(reversed(together.give_up()))
+            await self._begin_again()
+        self._running = []
+        self._round = None
+
     async def _run(self, job: Job) -> None:
         work: Any = job.work
-        scope = await self._admit(is_reading=work.is_reading)
+        scope = (await self._begin()).admit(is_reading=work.is_reading)
         self._running = [job]
-        verdict = self._mutations.verdict(job)
-        if verdict is None:
-            outcome = await self._mutations.run_in(scope, job)
+        outcome: Succeeded | Failed | None = self._mutations.verdict(job)
+        if outcome is None:
+            loop = asyncio.get_running_loop()
+            began_s = loop.time()
+            outcome = await self._mutations.calls.run(job, scope)
+            self._mutations.habits.note(job, scope, outcome, loop.time() - began_s)
         else:
-            job.state, outcome = JOB_RUNNING, verdict
+            job.state = JOB_RUNNING
         if scope.failure is not None:
             raise scope.failure
         if scope.is_lost and not isinstance(outcome, Failed):
             outcome = Failed(TransactionError(LOST))
-        change = None
-        if outcome is not None and job.state is JOB_RUNNING and job.owner is not None:
-            job.outcome = outcome
-            change = job.owner.outcome_change(job)
-        if change is None or isinstance(outcome, Failed):
+        is_done = is_wanted(job)
+        if outcome is None and is_done:
+            outcome = Failed(asyncio.CancelledError())  # It has cancelled its own task.
+        job.outcome = outcome
+        if not is_done or isinstance(outcome, Failed):
             assert self._writing is not None
             scope.after.clear()
             if not await self._writing.undo():
                 await self._begin_again()
         self._running = []
-        if change is not None:
-            self._done.append((job, change, scope))
+        if is_done:
+            self._done.append((job, scope))
 
-    async def _admit(self, *, is_reading: bool) -> Scope:
+    async def _begin(self) -> Writing:
         if self._writing is None:
             self._writing = await self._journal.begin()
-        return self._writing.admit(is_reading=is_reading)
+        return self._writing
 
     async def _begin_again(self) -> None:
         """The transaction is gone, and with it what was done before: do that once more."""
-        assert self._writing is not None
-        await self._writing.abort()
+        if self._writing is not None:
+            await self._writing.abort()
         self._writing = None
         done, self._done = self._done, []
-        for job, _, _ in reversed(done):
-            if job.state is JOB_RUNNING:
-                job.state = JOB_QUEUED
-                job.outcome = None
-                self._queue.appendleft(job)
+        self._queue.extendleft(reversed(put_back(job for job, _ in done)))
 
-    async def _finish(self) -> None:
-        if not self._done:
-            if self._writing is not None:
-                await self._writing.abort()
+    # --- committing ------------------------------------------------------------------------------
+
+    async def _commit(self) -> None:
+        """Hand the outcomes to the bodies, and commit them with what these do then."""
+        if not all(is_wanted(job) for job, _ in self._done):
+            # A body has gone on without one: its step is withdrawn, so it is to have done nothing.
+            await self._begin_again()
             return
-        if self._writing is None:
-            self._writing = await self._journal.begin()
-        self._writing.scope.close()
-        await self._host.commit(self._writing, [change for _, change, _ in self._done])
-        self._writing = None
-        for job, change, scope in self._done:
-            self._mutations.clear_of_suspicion(job)
-            run_effects(scope)
+        if not self._done:
+            writing, self._writing = self._writing, None
+            if writing is not None:
+                await writing.abort()
+            return
+        writing = await self._begin()
+        writing.scope.close()
+        outcomes = _Outcomes()
+        after: Effects = []
+        for job, scope in self._done:
+            after += scope.after
             job.state = JOB_ENDED
-            if job.owner is not None:
-                job.owner.on_recorded(job, change)
+            assert job.owner is not None
+            step = job.owner.on_outcome(job)
+            assert step is not None
+            outcomes.add(job, step)
+        joining = self._host.join(writing)
+        await self._settle_bodies(joining, outcomes)
+        # Once this is on its way to the disk, the next ones come as far as their statements.
+        ahead = asyncio.get_running_loop().call_soon(self._call_ahead)
+        try:
+            await joining.commit(outcomes.record_all_in(joining.take()), after)
+        finally:
+            ahead.cancel()
+        self._mutations.clear_of_suspicion(job for job, _ in self._done)
+        self._writing = None
+        self._done = []
+
+    async def _settle_bodies(self, joining: Joining, outcomes: _Outcomes) -> None:
+        """Let bodies take their outcomes, and have written meanwhile what they make of them."""
+        for _ in range(SETTLING_SLICES_MAX):
+            if self._host.are_bodies_settled:
+                return
+            await asyncio.sleep(0)
+            if self._host.pending_count >= WRITTEN_AHEAD_MIN:
+                joining.write(outcomes.record_in(joining.take()))
+
+    def _call_ahead(self) -> None:
+        if self._host.is_alone:
+            self._round = self._mutations.call_round(MUTATIONS_MAX)
 
 
 @final
-class _InScope:
-    """A mutation's work, with the transaction that it is called with."""
+class _Outcomes:
+    """The steps that a transaction is to record, as its mutations have ended.
 
-    def __init__(self, work: Any, scope: Scope, timeout_s: float) -> None:  # noqa: ANN401
-        self._work = work
-        self._scope = scope
-        self.timeout_s = timeout_s
-        self.encode_result = work.encode_result
+    A body that takes one has it in the change of its turn. One that has other outcomes to take
+    first may not come to it; and one that wants it no more says so too late: it is done.
+    """
 
-    def call(self, args: str) -> Any:  # noqa: ANN401
-        return self._work.call_in(self._scope, args)
+    def __init__(self) -> None:
+        self._missing: dict[tuple[str, int], StepRecord] = {}
 
+    def add(self, job: Job, step: StepRecord) -> None:
+        """A mutation has ended."""
+        self._missing[job.id] = step
 
-async def _attempt(job: Job, scope: Scope) -> Succeeded | Failed:
-    CURRENT_ATTEMPT.set(job.attempt)
-    OWN_SCOPE.set(scope)
-    work: Any = _InScope(job.work, scope, _bound_s(job))
-    return await call_async(work, job.args)
+    def record_in(self, changes: list[Change]) -> list[Change]:
+        """See to it that those changes are not against them."""
+        for change in changes:
+            for place, step in enumerate(change.updated):
+                ended = self._missing.pop((change.run_id, step.number), None)
+                if ended is not None and step.state is StepState.CANCELED:
+                    change.updated[place] = ended
+        return changes
 
-
-def _bound_s(job: Job) -> float:
-    """Return how long it may hold up all commits, in seconds."""
-    return TRANSACTION_S_MAX if job.work.timeout_s is None else job.work.timeout_s
-
-
-def run_effects(scope: Scope) -> None:
-    """Do what the commit of a scope allows."""
-    for act, subject in scope.after:
-        act(subject)
+    def record_all_in(self, changes: list[Change]) -> list[Change]:
+        """See to that, and add what is in none of the changes."""
+        self.record_in(changes)
+        rest = self._missing.items()
+        return [Change(run_id=run_id, updated=[step]) for (run_id, _), step in rest] + changes

@@ -15,6 +15,7 @@ import contextlib
 from typing import TYPE_CHECKING, Protocol, final
 
 from durable.core.errors import JournalError
+from durable.journal.base import OwnershipLostError
 
 if TYPE_CHECKING:
     from durable.journal.base import Journal
@@ -106,11 +107,7 @@ class Neighbours:
     async def _look(self) -> None:
         host = self._host
         if host.is_owner:
-            wake_at_ms = await self._journal.next_wake_at_ms()
-            if wake_at_ms is not None and wake_at_ms <= host.clock.now_ms():
-                host.writer.ask_claim()
-            elif wake_at_ms is not None:
-                host.wake.set(wake_at_ms)
+            await self._look_for_what_is_due()
         run_ids = [run_id for run_id in host.ends.waited_for() if not host.is_here(run_id)]
         if run_ids:
             for run_id in await self._journal.find_over(run_ids):
@@ -118,3 +115,14 @@ class Neighbours:
         host.watching.look_again(host.is_here)
         looked, self._looked = self._looked, asyncio.Event()
         looked.set()
+
+    async def _look_for_what_is_due(self) -> None:
+        host = self._host
+        try:
+            wake_at_ms = await self._journal.next_wake_at_ms()
+        except OwnershipLostError:
+            wake_at_ms = 0  # The claim comes to the same, and ends the engine.
+        if wake_at_ms is not None and wake_at_ms <= host.clock.now_ms():
+            host.writer.ask_claim()
+        elif wake_at_ms is not None:
+            host.wake.set(wake_at_ms)

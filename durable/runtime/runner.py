@@ -86,8 +86,8 @@ class Runner:
         self.drop = self.pool.drop
         self.watching = Watching(journal, self)
         self.writer = Writer(journal, self)
-        self.transactions = Transactions(journal, self.writer, self.pool)
         self.pump = Pump(log, self._on_void_turn)
+        self.transactions = Transactions(journal, self.writer, self.pool, self.pump)
         self.schedule = self.pump.schedule
         self._journal = journal
         self._catalog = catalog

@@ -27,16 +27,18 @@ from durable.runtime.job import (
     JOB_RESERVED,
     ActionWork,
 )
-from durable.runtime.mutations import Mutations, run_effects
+from durable.runtime.mutations import Mutations
+from durable.runtime.writer import Joining
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from durable.journal.base import Change, Journal
+    from durable.journal.base import Journal
     from durable.journal.connections import Writing
     from durable.journal.scopes import Scope
     from durable.runtime.job import Job
+    from durable.runtime.pump import Pump
     from durable.runtime.workpool import Workpool
     from durable.runtime.writer import Writer
 
@@ -73,13 +75,14 @@ class _Turn:
 class Transactions:
     """Who writes between the commits of one engine's writer."""
 
-    def __init__(self, journal: Journal, writer: Writer, pool: Workpool) -> None:
+    def __init__(self, journal: Journal, writer: Writer, pool: Workpool, pump: Pump) -> None:
         self._journal = journal
         self._writer = writer
         self._pool = pool
+        self._pump = pump
         self.mutations = Mutations(journal, self)
         self._turns: deque[_Turn] = deque()
-        self.current: Scope | None = None
+        self._held: Scope | None = None
         self._restored = asyncio.Event()
         self._restored.set()
         self.is_paused = False
@@ -107,16 +110,19 @@ class Transactions:
     def refuse_inside(self) -> None:
         """Raise ``TransactionError`` in code whose transaction would wait for what it asks."""
         scope = OWN_SCOPE.get()
-        if scope is not None and scope is self.current:
+        if scope is not None and self._is_own(scope):
             scope.refuse_waiting()
 
     def check_own(self, scope: Scope) -> None:
         """Raise ``TransactionError`` unless a scope is the one that this engine has open."""
         scope.check_open()
-        if scope.is_reading or scope is not self.current:
+        if scope.is_reading or not self._is_own(scope):
             why = "only reads" if scope.is_reading else "is another engine's"
             msg = f"this `tx` {why}: nothing of this engine can be written in it"
             raise TransactionError(msg)
+
+    def _is_own(self, scope: Scope) -> bool:
+        return scope is self._held or scope in self.mutations.calls.scopes
 
     @asynccontextmanager
     async def hold(self, timeout_s: float) -> AsyncGenerator[Scope]:
@@ -181,10 +187,10 @@ class Transactions:
             await writing.abort()
             raise
         finally:
-            self.current = None
+            self._held = None
 
     async def _grant(self, turn: _Turn, writing: Writing) -> None:
-        scope = self.current = writing.scope
+        scope = self._held = writing.scope
         loop = asyncio.get_running_loop()
         until_s = loop.time() + turn.timeout_s
         if not turn.granted.done():
@@ -209,14 +215,26 @@ class Transactions:
                 raise scope.failure
             turn.fail(TransactionError(LOST))  # Who has raised does not look.
         else:
-            await self.commit(writing, [])
-            run_effects(scope)
+            joining = self.join(writing)
+            await joining.commit(joining.take(), scope.after)
             turn.done.set_result(None)
 
-    async def commit(self, writing: Writing, changes: list[Change]) -> None:
-        """Commit a transaction, with ``changes``."""
-        await self._journal.commit_writing(writing, changes)
-        self._writer.commits_count += 1
+    # --- for the mutations -----------------------------------------------------------------------
+
+    @property
+    def is_alone(self) -> bool:
+        return not self._turns and not self._writer.is_claim_asked
+
+    @property
+    def are_bodies_settled(self) -> bool:
+        return self._pump.is_idle
+
+    @property
+    def pending_count(self) -> int:
+        return self._writer.pending_count
+
+    def join(self, writing: Writing) -> Joining:
+        return Joining(self._writer, self._journal, writing)
 
     # --- outages and the end ---------------------------------------------------------------------
 

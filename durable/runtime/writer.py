@@ -5,6 +5,7 @@ Rules:
 - One task talks to the journal's writing side. While a commit is under way, what comes meanwhile
   waits for the next: the commit in flight is the batching window, there is no timer.
 - What follows from a change happens after its commit, in the order of submission.
+- Others write between the commits, mutations and callers: what is pending joins their transactions.
 - When a commit raises, its outcome is unknown. Nothing is acknowledged; whoever holds state made
   from it is told to drop it; the journal is opened again, with back-off, and read again.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from durable.core.records import RunRecord
     from durable.journal.base import Change, Claim, Journal
+    from durable.journal.connections import Writing
     from durable.runtime.watching import Watching
 
 BATCH_BYTES_MAX = 32 * 1024 * 1024
@@ -92,19 +94,24 @@ class OtherWriting(Protocol):
         ...
 
 
+Submitted: TypeAlias = "tuple[Change, Submitter, Effects]"
+"""A change that is to be committed, who is told, and what follows from it."""
+
+
 @final
 class Writer:
     """The one that commits.
 
     Attributes:
         others: Who else writes, if anybody.
+        is_claim_asked: Whether due runs are to be claimed.
     """
 
     def __init__(self, journal: Journal, host: WriterHost) -> None:
         self._journal = journal
         self._host = host
-        self._pending: list[tuple[Change, Submitter, Effects]] = []
-        self._is_claim_asked = False
+        self._pending: list[Submitted] = []
+        self.is_claim_asked = False
         self._previous_count = 0
         self._is_busy = False
         self._is_stopping = False
@@ -125,7 +132,7 @@ class Writer:
 
     def ask_claim(self) -> None:
         """Have the runs claimed that are due."""
-        self._is_claim_asked = True
+        self.is_claim_asked = True
         self._wake.set()
 
     def wake(self) -> None:
@@ -139,12 +146,17 @@ class Writer:
             self._wake.set()
 
     @property
+    def pending_count(self) -> int:
+        """How many changes wait for the next commit."""
+        return len(self._pending)
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is pending, asked for, or under way."""
         return not (
             self._is_busy
             or self._pending
-            or self._is_claim_asked
+            or self.is_claim_asked
             or self._failure
             or self._is_other_waiting
         )
@@ -168,7 +180,7 @@ class Writer:
         """Commit and claim until stopped."""
         while True:
             if not (
-                self._pending or self._is_claim_asked or self._failure or self._is_other_waiting
+                self._pending or self.is_claim_asked or self._failure or self._is_other_waiting
             ):
                 self._idle.set()
                 self._previous_count = 0
@@ -194,20 +206,29 @@ class Writer:
         if self._pending:
             batch = self._take_batch()
             taken = await self._journal.commit([change for change, _, _ in batch])
-            self.commits_count += 1
-            for change, submitter, after in batch:
-                taken_by = taken.get(change.run_id) if change.is_start else None
-                submitter.on_committed(change, after, taken_by)
-            self._host.watching.on_committed(batch)
-        if self._is_claim_asked:
-            self._is_claim_asked = False
+            self.on_committed(batch, taken)
+        if self.is_claim_asked:
+            self.is_claim_asked = False
             limit = self._host.reserve_claim()
             if limit is not None and not self._is_stopping:
                 self._host.on_claimed(await self._journal.claim(self._host.now_ms(), limit))
         if self.others is not None and self.others.is_waiting:
             await self.others.take_turn()
 
-    def _take_batch(self) -> list[tuple[Change, Submitter, Effects]]:
+    def take_pending(self) -> list[Submitted]:
+        """Take all that is pending: it joins a transaction of others."""
+        batch, self._pending = self._pending, []
+        return batch
+
+    def on_committed(self, batch: list[Submitted], taken: dict[str, RunRecord]) -> None:
+        """Tell whose changes are in the journal now, and whose ids were taken."""
+        self.commits_count += 1
+        for change, submitter, after in batch:
+            taken_by = taken.get(change.run_id) if change.is_start else None
+            submitter.on_committed(change, after, taken_by)
+        self._host.watching.on_committed(batch)
+
+    def _take_batch(self) -> list[Submitted]:
         pending = self._pending
         count = len(pending)
         if count > BATCH_WHOLE_MAX and 0 < self._previous_count < count:
@@ -241,7 +262,7 @@ class Writer:
                 self.outage = again
                 continue
             self.outage = None
-            self._is_claim_asked = True
+            self.is_claim_asked = True
             self._host.on_restored()
             return
 
@@ -249,3 +270,41 @@ class Writer:
         while not self._is_stopping:
             self._wake.clear()
             await self._wake.wait()
+
+
+@final
+class Joining:
+    """What is pending, on its way into a transaction of others, in whose turn all of it happens."""
+
+    def __init__(self, writer: Writer, journal: Journal, writing: Writing) -> None:
+        self._writer = writer
+        self._journal = journal
+        self._writing = writing
+        self._batch: list[Submitted] = []
+        self._written: list[Change] = []
+
+    def take(self) -> list[Change]:
+        """Take what is pending now; all of it is to be written, in the order in which it came."""
+        batch = self._writer.take_pending()
+        self._batch += batch
+        return [change for change, _, _ in batch]
+
+    def write(self, changes: list[Change]) -> None:
+        """Have the first changes written, while others are made.
+
+        Raises:
+            JournalError: The journal was closed.
+        """
+        self._writing.write(changes)
+        self._written += changes
+
+    async def commit(self, changes: list[Change], after: Effects) -> None:
+        """Write the last changes, and commit the transaction; then do what it allows.
+
+        Raises:
+            JournalError: The outcome is unknown.
+        """
+        taken = await self._journal.commit_writing(self._writing, self._written + changes)
+        for act, subject in after:
+            act(subject)
+        self._writer.on_committed(self._batch, taken)

@@ -198,9 +198,19 @@ class Disk:
             "aiosqlite.connect": self.connect,
             "anyio.to_thread.run_sync": machine.run_sync,
             "durable.journal.sqlite.FileLocks": partial(SimulatedLocks, self),
-            "durable.journal.sqlite.HAND_OVER_S_MAX": 0,
+            "durable.journal.handover.HAND_OVER_S_MAX": 0,
             "durable.runtime.clock.time": clocks,
             "durable.runtime.pump.time": clocks,
+            "durable.runtime.rounds.time": clocks,
+            "durable.journal.rounds.time": clocks,
+            # What mutations do is known early, and soon forgotten when it is not so.
+            "durable.runtime.rounds.TRUSTED_AFTER": 1,
+            "durable.runtime.rounds.TRUSTED_AFTER_MAX": 3,
+            "durable.runtime.mutations.WRITTEN_AHEAD_MIN": 2,
+            # Bodies take the outcomes of mutations before these are committed, or after that.
+            "durable.runtime.mutations.SETTLING_SLICES_MAX": 20 if slices > 0 else 0,
+            # None of them is what the disk fails by, however often it fails.
+            "durable.runtime.mutations.FAILURES_MAX": 1_000,
             "durable.runtime.pump.SLICE_S_MAX": slices,
             "durable.runtime.ids.os": SimpleNamespace(urandom=machine.random.randbytes),
             "durable.runtime.attempts.random": machine.random,

@@ -35,7 +35,7 @@ HORIZON_S: Final = 40.0
 """How long callers ask, and things fail."""
 ROUND_S: Final = 60.0
 """How long runs are given to end, each time that they were sent what they wait for."""
-ROUNDS_MAX: Final = 80
+ROUNDS_MAX: Final = 240
 RUNS_MAX: Final = 4
 
 LOOK_S: Final = 5.0
