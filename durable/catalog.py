@@ -116,12 +116,6 @@ def find_workflow(name: str, version: int) -> WorkflowSpec | None:
     return _any_engines().find(name, version)
 
 
-def no_workflow(run: RunRecord) -> str:
-    """Return that the code does not have a run's workflow."""
-    version = f" version {run.version}" if run.version else ""
-    return f"the code has no workflow {run.name!r}{version}, which run {run.run_id!r} is of"
-
-
 def outcome_of(record: RunRecord) -> Any:  # noqa: ANN401
     """Return the value of a run that has ended, or raise its failure.
 

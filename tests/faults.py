@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from durable import Call, JournalError
+    from durable import Call, JournalError, Run
     from durable.core.records import EventRecord, RunRecord, StepRecord
     from durable.journal.base import Change, Claim, RunQuery, RunTree, StepQuery
     from durable.journal.connections import Writing
@@ -248,6 +248,23 @@ def each_to_fail(monkeypatch: pytest.MonkeyPatch, least: int) -> Iterator[tuple[
         if not disk.outages:
             break
     assert number >= least
+
+
+async def cancel_while_claiming(
+    engine: Engine, clock: ManualClock, disk: Disk, run: Run[Any]
+) -> bool:
+    """Ask for a run's cancel while what is due in a month is being claimed; return the answer."""
+    claims = disk.calls["claim"]
+    disk.answers.clear()
+    clock.advance(MONTH_S)
+    await until(lambda: disk.calls["claim"] > claims)
+    asking = asyncio.create_task(run.cancel())
+    assert engine._runner is not None
+    writer = engine._runner.writer
+    await until(lambda: writer.pending_count)
+    disk.answers.set()
+    async with asyncio.timeout(WAIT_S_MAX):
+        return await asking
 
 
 # --- stopping ------------------------------------------------------------------------------------

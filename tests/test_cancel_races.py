@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from clock import ManualClock
 from cycles import at_cycle
-from faults import MONTH_S, Disk, opened
+from faults import MONTH_S, Disk, cancel_while_claiming, opened
 from waiting import WAIT_S_MAX, until, until_open, until_parked, until_state, until_step
 from world import echo, gated, new_world, world
 
@@ -241,17 +241,7 @@ async def test_a_cancel_that_meets_a_claim_is_told_to_the_body_or_ends_it(
             await until_parked(engine)
         else:
             run = await engine.start(working(), id="it", run_after=MONTH_S, on_complete=owed)
-        claims = disk.calls["claim"]
-        disk.answers.clear()
-        clock.advance(MONTH_S)
-        await until(lambda: disk.calls["claim"] > claims)
-        asking = asyncio.create_task(run.cancel())
-        assert engine._runner is not None
-        pending = engine._runner.writer._pending
-        await until(lambda: pending or (engine._runner and engine._runner.writer._pending))
-        disk.answers.set()
-        async with asyncio.timeout(WAIT_S_MAX):
-            asked = await asking
+        asked = await cancel_while_claiming(engine, clock, disk, run)
         await check_one_outcome(engine, "it", asked)
         assert "more" not in world.begun
         if kind == "delayed":

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from clock import ManualClock
 from families import check_families, check_nothing_is_left, children_of, steps_of, the_child
-from faults import MONTH_S, Disk, crashing, opened
+from faults import MONTH_S, Disk, cancel_while_claiming, crashing, opened
 from waiting import WAIT_S_MAX, until, until_parked, until_state, until_step
 from world import echo, gated, held, world
 
 import durable
-from durable import Engine, Run, RunCanceled, RunState, Step, StepKind, StepState
+from durable import Engine, RunCanceled, RunState, Step, StepKind, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,22 +184,6 @@ async def test_a_childs_clean_up_goes_on_in_the_next_life(
         await check_families(engine)
 
 
-async def cancel_while_claiming(
-    engine: Engine, clock: ManualClock, disk: Disk, run: Run[None]
-) -> None:
-    """Ask for a run's cancel while what is due in a month is being claimed."""
-    claims = disk.calls["claim"]
-    disk.answers.clear()
-    clock.advance(MONTH_S)
-    await until(lambda: disk.calls["claim"] > claims)
-    asking = asyncio.create_task(run.cancel())
-    assert engine._runner is not None
-    writer = engine._runner.writer
-    await until(lambda: writer._pending)
-    disk.answers.set()
-    assert await asking is True
-
-
 async def test_a_cancel_that_meets_a_claim_is_told_once(
     path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +203,7 @@ async def test_a_cancel_that_meets_a_claim_is_told_once(
         run = await engine.start(sleeping_and_cleaning(), id="it")
         await until_step(run, "sleep", StepState.RUNNING)
         await until_parked(engine)
-        await cancel_while_claiming(engine, clock, disk, run)
+        assert await cancel_while_claiming(engine, clock, disk, run)
         await until_parked(engine)
         assert (await run.status()).state is RunState.CANCELING
     async with opened(path, clock) as engine:
@@ -245,7 +229,7 @@ async def test_a_child_that_is_claimed_while_its_parent_is_cancelled_begins_noth
     async with opened(path, clock) as engine:
         run = await engine.start(calling_late(), id="it")
         await until(lambda: world.begun["it"] and engine.statistics().live_runs == 2)
-        await cancel_while_claiming(engine, clock, disk, run)
+        assert await cancel_while_claiming(engine, clock, disk, run)
         world.may_end.set()
         await until_parked(engine)
         children = [status.id async for status in engine.iter_runs(parent="it")]

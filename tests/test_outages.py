@@ -262,12 +262,16 @@ async def test_a_journal_whose_file_was_removed_acknowledges_nothing(
     assert found == ["before", "when it is back"]
 
 
+@pytest.mark.parametrize("is_empty", [True, False])
 async def test_a_journal_that_another_was_put_in_place_of_is_waited_for(
-    path: Path, disk: Disk
+    path: Path, disk: Disk, *, is_empty: bool
 ) -> None:
     other, moved = path.with_name("other.db"), path.with_name("moved.db")
-    async with Engine(other) as engine:
-        await engine.run(program.measure_it("a"), id="of the other")
+    if is_empty:
+        await asyncio.to_thread(other.touch)
+    else:
+        async with Engine(other) as engine:
+            await engine.run(program.measure_it("a"), id="of the other")
     async with Engine(path) as engine:
         await engine.run(program.measure_it("a"), id="before")
         await asyncio.to_thread(_rename_journal, path, moved)
@@ -290,6 +294,9 @@ async def test_a_journal_that_another_was_put_in_place_of_is_waited_for(
         assert await once_available(disk, again) == 1
         found = [run.id async for run in engine.iter_runs()]
     assert found == ["before", "when it is back"]
+    if is_empty:
+        assert not (await asyncio.to_thread(other.stat)).st_size
+        return
     async with Engine(other) as engine:
         assert [run.id async for run in engine.iter_runs()] == ["of the other"]
 

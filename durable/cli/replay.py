@@ -6,12 +6,12 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, final
 
-from durable.catalog import find_workflow, no_workflow
+from durable.catalog import find_workflow
 from durable.cli.debugging import BodyDebugger, DebuggerLeft
 from durable.cli.loading import UsageError, import_code, journal_path
 from durable.core.codec import DecodeError, safe_text
 from durable.core.commands import Raised, Stuck
-from durable.core.diff import WAYS_OUT, message_of, shorten
+from durable.core.diff import WAYS_OUT, message_of, no_workflow, shorten
 from durable.core.failures import decode_error
 from durable.core.places import place_of, place_of_error
 from durable.core.records import StepKind, StepState

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from durable.core.commands import Command, Stuck
     from durable.core.loop import WorkflowLoop
     from durable.core.places import Place
-    from durable.core.records import StepRecord
+    from durable.core.records import RunRecord, StepRecord
 
 NEIGHBOURS = 2
 """How many steps are shown before and after the one that differs."""
@@ -39,6 +39,12 @@ WAYS_OUT = (
 
 SAME, RECORDED, NOW, LATER = " ", "-", "+", "."
 LEGEND = '"-" is recorded, "+" is what the code does now, "." is recorded, and not reached by it.'
+
+
+def no_workflow(run: RunRecord) -> str:
+    """Return that the code does not have a run's workflow."""
+    version = f" version {run.version}" if run.version else ""
+    return f"the code has no workflow {run.name!r}{version}, which run {run.run_id!r} is of"
 
 
 @final

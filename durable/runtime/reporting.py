@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from durable.core.codec import safe_text
 from durable.core.commands import Stuck
-from durable.core.diff import message_of
+from durable.core.diff import message_of, no_workflow
 from durable.core.errors import DurableError, NonDeterminismError
 
 if TYPE_CHECKING:
@@ -68,10 +68,8 @@ def _unexpected(exc: Exception) -> DurableError:
 def report_undefined(log: EngineLog, record: RunRecord) -> BaseException:
     """Log that the code does not have a run's workflow; return the error that its row gets."""
     log.error("durable.workflow_undefined", run_id=record.run_id, workflow=record.name)
-    version = f" version {record.version}" if record.version else ""
     return NonDeterminismError(
-        f"the code has no workflow {record.name!r}{version}, which run {record.run_id!r} "
-        "belongs to. Import the module that defines it; the run then goes on."
+        f"{no_workflow(record)}. Import the module that defines it; the run then goes on."
     )
 
 

@@ -9,9 +9,9 @@ from typing import final
 
 import msgspec
 
-from durable.catalog import find_workflow, no_workflow
+from durable.catalog import find_workflow
 from durable.core.commands import Stuck
-from durable.core.diff import WAYS_OUT, message_of
+from durable.core.diff import WAYS_OUT, message_of, no_workflow
 from durable.core.errors import NonDeterminismError
 from durable.core.histories import decode_history
 from durable.core.replaying import replay_run
