@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 from durable.journal.scopes import Scope
 
@@ -49,9 +49,16 @@ class Part:
         self._result: Any = None
         self.is_over = self.is_made = self.is_void = False
 
-    def __await__(self) -> Generator[Part, None, Any]:
-        yield self
-        return self._result
+    def __await__(self) -> Generator[Any, None, Any]:
+        return cast("Generator[Any, None, Any]", self)
+
+    def __iter__(self) -> Part:
+        return self
+
+    def __next__(self) -> Part:
+        if self.is_over and not self.is_void:
+            raise StopIteration(self._result)
+        return self
 
     # --- for its scope ---------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextvars import ContextVar
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, final
 
 from durable.core.errors import (
@@ -156,18 +155,18 @@ class Scope:
 
     def execute(self, statement: str, params: Params) -> Coroutine[Any, Any, int]:
         """Return how many rows a statement has changed."""
-        return self._ask(partial(_execute, statement, params))
+        return self._ask(_execute, statement, params)
 
     def execute_many(self, statement: str, params: Iterable[Params]) -> Coroutine[Any, Any, int]:
         """Run a statement once for each of ``params``; return how many rows were changed."""
         rows = list(params)  # Here, not in the connection's thread: it is the caller's.
-        return self._ask(partial(_execute_many, statement, rows))
+        return self._ask(_execute_many, statement, rows)
 
     def fetch(
         self, statement: str, params: Params, limit: int | None
     ) -> Coroutine[Any, Any, list[Row]]:
         """Return the rows of a statement, the first ones up to ``limit``."""
-        return self._ask(partial(_fetch, statement, params, limit))
+        return self._ask(_fetch, statement, params, limit)
 
     async def write(self, change: Change, epoch: int | None) -> RunRecord | None:
         """Write a change of the journal as a part of the transaction; return who has the id."""
@@ -182,17 +181,14 @@ class Scope:
         """Do what the application's own statements may not, on its connection: use the journal's
         tables, as the transaction sees them."""
 
-        def own(db: sqlite3.Connection, guard: Guard) -> T:
-            with guard.own():
-                return work(db)
+        return await self._ask(_own, work)
 
-        return await self._ask(own)
-
-    async def _ask(self, work: Callable[[sqlite3.Connection, Guard], T]) -> T:
+    async def _ask(self, work: Callable[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Have ``work`` done on the connection's thread, given that, its guard, and ``args``."""
         self.check_open()
         self._asked_count += 1
         try:
-            return await self._app.run(_Asked(self, work))
+            return await self._app.run(_Asked(self, work, args))
         except JournalCorruptError:
             raise  # Opening the journal again would not mend the application's table.
         except JournalError as exc:
@@ -201,7 +197,8 @@ class Scope:
 
     def do(
         self,
-        work: Callable[[sqlite3.Connection, Guard], T],
+        work: Callable[..., T],
+        args: tuple[Any, ...],
         db: sqlite3.Connection,
         guard: Guard,
     ) -> T:
@@ -213,7 +210,7 @@ class Scope:
                 raise TransactionError(LOST)
             if self._opening is not None:
                 self._open(db, guard)
-            return work(db, guard)
+            return work(db, guard, *args)
         except sqlite3.Error as exc:
             self._check_void()  # It was interrupted, then.
             if guard.refusal is not None and isinstance(exc, sqlite3.DatabaseError):
@@ -268,14 +265,15 @@ class Scope:
 class _Asked:
     """Something that a scope asks for, to be called on the connection's thread."""
 
-    __slots__ = ("_scope", "_work")
+    __slots__ = ("_args", "_scope", "_work")
 
-    def __init__(self, scope: Scope, work: Callable[[sqlite3.Connection, Guard], Any]) -> None:
+    def __init__(self, scope: Scope, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._scope = scope
         self._work = work
+        self._args = args
 
     def __call__(self, db: sqlite3.Connection, guard: Guard) -> Any:  # noqa: ANN401
-        return self._scope.do(self._work, db, guard)
+        return self._scope.do(self._work, self._args, db, guard)
 
 
 CLOSED = (
@@ -301,16 +299,21 @@ def _forget(ended: asyncio.Future[None]) -> None:
         ended.exception()  # What has failed, has failed elsewhere.
 
 
-def _execute(statement: str, params: Params, db: sqlite3.Connection, _guard: Guard) -> int:
+def _own(db: sqlite3.Connection, guard: Guard, work: Callable[[sqlite3.Connection], T]) -> T:
+    with guard.own():
+        return work(db)
+
+
+def _execute(db: sqlite3.Connection, _guard: Guard, statement: str, params: Params) -> int:
     return _changed(db.execute(statement, params))
 
 
-def _execute_many(statement: str, rows: list[Params], db: sqlite3.Connection, _guard: Guard) -> int:
+def _execute_many(db: sqlite3.Connection, _guard: Guard, statement: str, rows: list[Params]) -> int:
     return _changed(db.executemany(statement, rows))
 
 
 def _fetch(
-    statement: str, params: Params, limit: int | None, db: sqlite3.Connection, _guard: Guard
+    db: sqlite3.Connection, _guard: Guard, statement: str, params: Params, limit: int | None
 ) -> list[Row]:
     cursor = db.execute(statement, params)
     cursor.row_factory = None  # Whatever the application has set.
