@@ -11,11 +11,13 @@ import anyio
 import bank
 import pytest
 from bank import INSERT, opened, texts, world
+from interpreters import run_python
 from waiting import WAIT_S_MAX, until
 
 import durable
-from durable import Engine, RunFailed, Step, StepState, Transaction
+from durable import Engine, EngineClosedError, RunFailed, Step, StepState, Transaction
 from durable.journal.connections import Writing
+from durable.journal.sqlite import SqliteJournal
 from durable.runtime.rounds import MutationRound
 
 if TYPE_CHECKING:
@@ -408,17 +410,19 @@ async def test_what_takes_long_is_left_for_the_next_transaction(
         assert rounds.whole == [4, 3, 2, 1]
 
 
+FOREVER = (
+    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+    "INSERT INTO entry (text) SELECT i FROM n WHERE i < 0"
+)
+
+
 async def test_a_statement_without_end_is_cut_short(
     path: Path, monkeypatch: pytest.MonkeyPatch, rounds: Rounds
 ) -> None:
     monkeypatch.setattr("durable.runtime.rounds.STATEMENTS_S_MAX", 0.05)
-    forever = (
-        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
-        "INSERT INTO entry (text) SELECT i FROM n WHERE i < 0"
-    )
 
     async def hook(tx: Transaction, text: str) -> int:
-        return await tx.execute(forever if len(world.begun) == 1 else INSERT, text)
+        return await (tx.execute(FOREVER) if len(world.begun) == 1 else tx.execute(INSERT, text))
 
     world.hook = hook
     async with opened(path) as engine:
@@ -426,3 +430,150 @@ async def test_a_statement_without_end_is_cut_short(
         assert results[::2] == [1, 1]
         assert (await texts(engine))[0] == "a"
         assert rounds.broken == [3]
+
+
+async def test_a_time_out_of_one_s_own_cuts_a_statement_short(path: Path, rounds: Rounds) -> None:
+    async def hook(tx: Transaction, text: str) -> str | int:
+        if len(world.begun) > 1:
+            return await tx.execute(INSERT, text)
+        async with asyncio.timeout(0.05):
+            await tx.execute(FOREVER)
+        return "not cut short"
+
+    world.hook = hook
+    async with opened(path) as engine, asyncio.timeout(WAIT_S_MAX):
+        assert await engine.run(putting(["a", "x1", "b"])) == [1, 1, 1]
+        assert rounds.broken == [3]
+
+
+async def test_an_engine_closes_in_the_middle_of_a_statement(path: Path, rounds: Rounds) -> None:
+    async def hook(tx: Transaction, text: str) -> int:
+        return await tx.execute(FOREVER)
+
+    world.hook = hook
+    async with asyncio.timeout(WAIT_S_MAX / 2):
+        async with opened(path, drain_timeout=0.01) as engine:
+            run = await engine.start(putting(["a", "x1"]), id="it")
+            await until(lambda: world.begun)
+        with pytest.raises(EngineClosedError):
+            await run.result()
+        world.hook = lambda tx, text: tx.execute(INSERT, text)
+        async with Engine(path) as engine:
+            assert await engine.get("it").result() == [1, 1]
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_a_time_out_while_the_transaction_is_waited_for_is_its_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch, rounds: Rounds, *, has_begun: bool
+) -> None:
+    """Its time goes on, while another process writes; then it is called again, by itself."""
+    begin = SqliteJournal.begin
+
+    async def begin_late(journal: SqliteJournal) -> Writing:
+        await until(lambda: "late" in world.begun)
+        return await begin(journal)
+
+    async def hook(tx: Transaction, text: str) -> int:
+        if world.begun.count(text) > 1:
+            return await tx.execute(INSERT, text)
+        task = asyncio.current_task()
+        assert task is not None
+        if has_begun:
+            asyncio.get_running_loop().call_soon(task.cancel)
+            asyncio.get_running_loop().call_soon(world.begun.append, "late")
+        else:
+            task.cancel()
+            world.begun.append("late")
+        return await tx.execute(INSERT, text)
+
+    world.hook = hook
+    async with opened(path) as engine:
+        monkeypatch.setattr(SqliteJournal, "begin", begin_late)
+        assert await engine.run(putting(["a", "x1", "b"])) == [1, 1, 1]
+        assert rounds.broken == [3]
+
+
+async def test_what_the_application_waits_for_too_is_not_cancelled(
+    path: Path, rounds: Rounds
+) -> None:
+    loaded = asyncio.create_task(world.may_end.wait())
+    promised: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def hook(tx: Transaction, text: str) -> str:
+        if len(world.begun) > 1:
+            world.may_end.set()
+        await loaded
+        if not promised.done():
+            asyncio.get_running_loop().call_soon(promised.set_result, "promised")
+        await tx.execute(INSERT, text)
+        return await promised
+
+    world.hook = hook
+    async with opened(path) as engine:
+        assert await engine.run(putting(["a", "x1", "b"])) == [1, "promised", 1]
+        assert loaded.result()
+
+
+@pytest.mark.parametrize("doing", [_waits_in_a_task, _does_two_at_once])
+async def test_who_has_its_statements_made_by_tasks_is_never_known(
+    path: Path, monkeypatch: pytest.MonkeyPatch, rounds: Rounds, doing: Doing
+) -> None:
+    """They would go on when it is called off, and what becomes of them is nobody's."""
+    monkeypatch.setattr(HOW, 1)
+    world.hook = doing
+
+    async def by_a_task(tx: Transaction, text: str) -> int:
+        return await asyncio.create_task(tx.execute(INSERT, text))
+
+    async with opened(path) as engine:
+        for number in range(3):
+            await engine.run(putting([f"x{number}"]))
+        world.hook = by_a_task
+        for number in range(3, 6):
+            await engine.run(putting([f"x{number}"]))
+        assert rounds.broken == rounds.whole == []
+
+
+async def test_ctrl_c_in_one_is_the_host_s(path: Path) -> None:
+    ended = await asyncio.to_thread(run_python, "-W", "error", "-c", CTRL_C, path)
+    assert (ended.returncode, ended.stdout) == (0, "Ctrl-C\nCtrl-C\n"), ended.stderr
+    assert "RuntimeError" not in ended.stderr
+    async with Engine(path, worker=False) as client, client.transaction() as tx:
+        assert await tx.fetch_value("SELECT count(*) FROM entry") == 1
+
+
+CTRL_C = """
+import asyncio, os, signal, sys
+from pathlib import Path
+import durable
+import durable.runtime.rounds
+from durable import Engine, Step, Transaction
+
+durable.runtime.rounds.TRUSTED_AFTER = 1
+
+@durable.mutation(name="put")
+async def put(tx: Transaction, is_interrupted: bool) -> None:
+    await tx.execute("INSERT INTO entry (x) VALUES (1)")
+    if is_interrupted:
+        signal.raise_signal(signal.SIGINT)
+
+@durable.workflow(name="putting")
+async def putting(step: Step) -> None:
+    await put(False)
+    await asyncio.gather(put(False), put(True), put(False))
+
+async def main() -> None:
+    async with Engine(Path(sys.argv[1])) as engine:
+        async with engine.transaction() as tx:
+            await tx.execute("CREATE TABLE entry (x)")
+        await engine.run(putting())
+
+loop = asyncio.new_event_loop()
+task = loop.create_task(main())
+for _ in range(2):
+    try:
+        loop.run_until_complete(task)
+    except KeyboardInterrupt:
+        print("Ctrl-C", flush=True)
+os._exit(0)  # Not by the end of the loop: anyio's threads would wait for that.
+"""

@@ -41,6 +41,10 @@ QUERIES_MAX = 4
 """How many queries run at once: each has a connection, and so a thread."""
 
 
+CUT_AGAIN_S = 0.01
+"""How often a statement is interrupted until it ends."""
+
+
 class AppConnectionsHost(Protocol):
     """What the application's connections need from the journal."""
 
@@ -254,18 +258,30 @@ class Writing:
             guard.admit(Mode.WRITING)
             statements.do_all(db, guard)
 
-        late = asyncio.get_running_loop().call_later(s_max, self._app.interrupt)
+        work = asyncio.ensure_future(self._app.run(do))
         try:
-            await self._app.run(do)
+            await asyncio.wait({work}, timeout=s_max)
+        finally:
+            if not work.done():
+                await to_its_end(self._cut_short(statements, work))
+        try:
+            work.result()
         except JournalCorruptError:
             return False  # Of the application's own table: its own doing.
         except JournalError:
             raise
         except Exception:  # noqa: BLE001  what is bound to a statement may raise anything
             return False
-        finally:
-            late.cancel()
         return True
+
+    async def _cut_short(self, statements: StatementRound, work: asyncio.Future[None]) -> None:
+        """End a round that takes too long, or that nobody wants."""
+        statements.stop()
+        while not work.done():
+            self._app.interrupt()  # It may have come between two statements.
+            await asyncio.wait({work}, timeout=CUT_AGAIN_S)
+        if not work.cancelled():
+            work.exception()  # Nobody else asks.
 
     async def undo(self) -> bool:
         """Undo what was written in the part that is open; whether the rest is still there."""

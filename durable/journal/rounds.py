@@ -110,6 +110,7 @@ class StatementRound:
 
     def __init__(self, owner: object) -> None:
         self._owner = owner
+        self._is_stopped = False
         self.parts: list[Part] = []
 
     def admit(self) -> tuple[Scope, Part]:
@@ -126,9 +127,15 @@ class StatementRound:
         """
         until_s = time.perf_counter() + ROUND_S_MAX
         for part in self.parts:
+            if self._is_stopped:
+                return
             part.do(db, guard)
             if time.perf_counter() > until_s:
                 return
+
+    def stop(self) -> None:
+        """Do no more of them."""
+        self._is_stopped = True
 
     def over_count(self) -> int:
         """Return how many of them are over: the first ones."""

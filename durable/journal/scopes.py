@@ -88,6 +88,7 @@ class Scope:
         failure: How the storage failed; nothing of the transaction counts then.
         is_lost: A statement has ended the transaction; nothing of it counts either.
         after: What is to be called once the transaction is committed.
+        task: Whose it is, if that is one task's.
 
     Args:
         opening: What is done on the connection's thread before its first statement, if it has one.
@@ -106,17 +107,18 @@ class Scope:
         self._opening = opening
         self._posted: object = None
         self._end: str | None = None
-        self._is_void = self._is_connection_given = False
+        self._is_void = self._is_shared = False
         self._asked_count = self._done_count = 0
         self.is_reading = is_reading
         self.failure: JournalError | None = None
         self.is_lost = False
         self.after: list[tuple[Callable[[Any], None], Any]] = []
+        self.task: asyncio.Task[Any] | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether one statement, at most, is all that was asked for in it."""
-        return self._asked_count <= 1 and not self._is_connection_given
+        """Whether one statement, at most, is all that was asked for in it, by its own task."""
+        return self._asked_count <= 1 and not self._is_shared
 
     @property
     def is_cut_off(self) -> bool:
@@ -129,7 +131,7 @@ class Scope:
     def connection(self) -> aiosqlite.Connection:
         """The driver's own connection, which shows only what the scope may do."""
         self.check_open()
-        self._is_connection_given = True
+        self._is_shared = True
         if self._opening is not None and self._posted is None:
             self._posted = self._app.post(self._open)
         return self._app.connection
@@ -187,6 +189,8 @@ class Scope:
         """Have ``work`` done on the connection's thread, given that, its guard, and ``args``."""
         self.check_open()
         self._asked_count += 1
+        if self.task is not None and self.task is not asyncio.current_task():
+            self._is_shared = True
         try:
             return await self._app.run(_Asked(self, work, args))
         except JournalCorruptError:

@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, final
 
 import anyio
 
@@ -20,12 +20,10 @@ from durable.runtime.job import JOB_QUEUED, JOB_RUNNING, Failed
 from durable.runtime.settings import TRANSACTION_S_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Iterable
 
     from durable.journal.scopes import Scope
     from durable.runtime.job import Job, Succeeded
-
-T = TypeVar("T")
 
 ABANDON_AFTER_S = 1.0
 """How much longer than its bound a mutation may take to end. Then it is left to itself: its ``tx``
@@ -47,19 +45,6 @@ class MutationCalls:
         self._abandoned: set[asyncio.Task[Any]] = set()
         self.scopes: set[Scope] = set()
 
-    def call(self, job: Job, scope: Scope, attempt: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Have a mutation attempted, in its part of a transaction, soon."""
-        self.scopes.add(scope)
-        job.state = JOB_RUNNING
-        job.task = asyncio.get_running_loop().create_task(attempt, name=job.work.name)
-        return job.task
-
-    def end(self, job: Job, scope: Scope) -> None:
-        """Its part is over: it can do no more."""
-        scope.close()
-        self.scopes.discard(scope)
-        job.task = None
-
     async def run(self, job: Job, scope: Scope) -> Succeeded | Failed | None:
         """Run a mutation to its end; ``None`` when it was cancelled.
 
@@ -67,8 +52,11 @@ class MutationCalls:
             BaseException: Ctrl-C, which is the host's.
         """
         timeout_s = bound_s(job)
-        task = self.call(job, scope, _attempt(job, scope, timeout_s))
         loop = asyncio.get_running_loop()
+        job.state = JOB_RUNNING
+        self.scopes.add(scope)
+        task = loop.create_task(_attempt(job, scope, timeout_s), name=job.work.name)
+        job.task = scope.task = task
         until_s = loop.time() + timeout_s + ABANDON_AFTER_S
         try:
             await asyncio.wait({task}, timeout=until_s - loop.time())
@@ -76,7 +64,9 @@ class MutationCalls:
             await self.cancel([task], CLEAN_UP_S_MAX)
             raise
         finally:
-            self.end(job, scope)
+            scope.close()
+            self.scopes.discard(scope)
+            job.task = scope.task = None
         kind = "query" if scope.is_reading else "mutation"
         if not task.done():
             self._abandon(task)

@@ -54,7 +54,8 @@ WRITTEN_AHEAD_MIN = 32
 """How many changes are written while more are made: to hand them over costs some, too."""
 
 BATCH_S_MAX = 0.05
-"""A transaction takes no more mutations once it has held up the other commits for so long."""
+"""A transaction takes no more mutations once it has held up the other commits for so long, and
+waits no longer for what bodies make of their outcomes."""
 
 
 class MutationsHost(Protocol):
@@ -227,8 +228,7 @@ class _Batch:
             self._done += together.done
             self._queue.extendleft(reversed(together.left))
         else:
-            for culprit in together.culprits:
-                self._mutations.habits.distrust(culprit)
+            self._mutations.habits.distrust(together.culprits)
             self._queue.extendleft(reversed(together.give_up()))
             await self._begin_again()
         self._running = []
@@ -314,8 +314,10 @@ class _Batch:
 
     async def _settle_bodies(self, joining: Joining, outcomes: _Outcomes) -> None:
         """Let bodies take their outcomes, and have written meanwhile what they make of them."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + BATCH_S_MAX
         for _ in range(SETTLING_SLICES_MAX):
-            if self._host.are_bodies_settled:
+            if self._host.are_bodies_settled or loop.time() > until_s:
                 return
             await asyncio.sleep(0)
             if self._host.pending_count >= WRITTEN_AHEAD_MIN:

@@ -27,7 +27,7 @@ from durable.runtime.job import JOB_RUNNING, Succeeded
 from durable.runtime.mutation import bound_s, enter, is_wanted, put_back
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
 
     from durable.journal.connections import Writing
     from durable.journal.rounds import Part, StatementRound
@@ -78,11 +78,12 @@ class Habits:
         is_usual = isinstance(outcome, Succeeded) and scope.is_plain and not scope.is_reading
         habit.streak = habit.streak + 1 if is_usual and took_s <= QUICK_S_MAX else 0
 
-    def distrust(self, job: Job) -> None:
-        """A mutation has not done in a round what was expected of it."""
-        habit = self._habits[job.work.name]
-        habit.streak = 0
-        habit.needed = min(max(habit.needed, 1) * 2, TRUSTED_AFTER_MAX)
+    def distrust(self, jobs: Iterable[Job]) -> None:
+        """Those have not done in a round what was expected of them."""
+        for name in {job.work.name for job in jobs}:
+            habit = self._habits[name]
+            habit.streak = 0
+            habit.needed = min(max(habit.needed, 1) * 2, TRUSTED_AFTER_MAX)
 
 
 @final
@@ -126,18 +127,18 @@ class _Member:
         if awaited is not self.part or self.part.is_void:
             self.has_strayed = True
             self.scope.close()
-            if isinstance(awaited, asyncio.Future):
-                awaited.cancel()
+            if asyncio.isfuture(awaited):
+                _let_go(awaited)
 
     def cancel(self) -> None:
         """End the function, if it has not ended: it may clean up, without waiting for anything."""
         self.scope.close()
         if self.outcome is not None:
             return
-        with contextlib.suppress(asyncio.CancelledError, StopIteration):
+        # It raises RuntimeError where Ctrl-C has ended it, and where it goes on and on.
+        with contextlib.suppress(asyncio.CancelledError, StopIteration, RuntimeError):
             self._context.run(self._running.throw, asyncio.CancelledError())
-            with contextlib.suppress(RuntimeError):  # It waits again, and again.
-                self._context.run(self._running.close)
+            self._context.run(self._running.close)
 
 
 @final
@@ -173,13 +174,14 @@ class MutationRound:
             JournalError: The storage failed.
             BaseException: Ctrl-C, which is the host's.
         """
-        self._writing.set_result(writing)
+        if not self._writing.done():  # One may have cancelled it, as a time-out does.
+            self._writing.set_result(writing)
         try:
             await asyncio.wait({self._task})
         finally:
             self._task.cancel()
         if self._task.cancelled():
-            self.culprits = self.jobs  # One has cancelled the task, as a time-out does.
+            self.culprits = self.jobs
             return False
         return self._task.result()
 
@@ -238,3 +240,14 @@ class MutationRound:
             member.cancel()
             self._scopes.discard(member.scope)
         return put_back(member.job for member in members)
+
+
+def _let_go(awaited: asyncio.Future[Any]) -> None:
+    """Wait for a future no more. It is not cancelled: it may be the application's."""
+    awaited._asyncio_future_blocking = False  # noqa: SLF001  as the task that awaits one does
+    awaited.add_done_callback(_retrieve)
+
+
+def _retrieve(ended: asyncio.Future[Any]) -> None:
+    if not ended.cancelled():
+        ended.exception()  # Nobody else may ask.
