@@ -514,22 +514,18 @@ async def test_what_the_application_waits_for_too_is_not_cancelled(
         assert loaded.result()
 
 
-@pytest.mark.parametrize("doing", [_waits_in_a_task, _does_two_at_once])
-async def test_who_has_its_statements_made_by_tasks_is_never_known(
-    path: Path, monkeypatch: pytest.MonkeyPatch, rounds: Rounds, doing: Doing
+async def test_who_has_its_statement_made_by_a_task_is_never_known(
+    path: Path, monkeypatch: pytest.MonkeyPatch, rounds: Rounds
 ) -> None:
-    """They would go on when it is called off, and what becomes of them is nobody's."""
+    """It would go on when it is called off, and what becomes of it is nobody's."""
     monkeypatch.setattr(HOW, 1)
-    world.hook = doing
 
     async def by_a_task(tx: Transaction, text: str) -> int:
         return await asyncio.create_task(tx.execute(INSERT, text))
 
+    world.hook = by_a_task
     async with opened(path) as engine:
-        for number in range(3):
-            await engine.run(putting([f"x{number}"]))
-        world.hook = by_a_task
-        for number in range(3, 6):
+        for number in range(4):
             await engine.run(putting([f"x{number}"]))
         assert rounds.broken == rounds.whole == []
 
