@@ -281,7 +281,7 @@ FLOWS: Final[dict[str, tuple[Callable[[Path], Flow], int]]] = {
     "approval": (Approval, 10),
     "nested": (Nested, 9),
     "nested, cancelled": (NestedCanceled, 9),
-    "cancel with cleanup": (Order, 9),
+    "cancel with cleanup": (Order, 7),
 }
 """Each with the least number of its commits: how many changes share one is a matter of time."""
 
