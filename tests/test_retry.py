@@ -41,6 +41,7 @@ def test_the_wait_stays_in_its_bounds(retry: Retry, attempt: int, draw: float) -
 
 
 @given(RETRIES, st.integers(1, 5_000), DRAWS)
+@example(Retry(max_attempts=4, initial_backoff=1.0, base=2.0**512), 2, 0.0)
 @settings(deadline=None)
 def test_the_wait_never_shrinks_from_one_attempt_to_the_next(
     retry: Retry, attempt: int, draw: float

@@ -94,7 +94,7 @@ class Retry(msgspec.Struct, frozen=True):
         try:
             wait_s = self.initial_backoff * self.base ** (attempt - 1)
         except OverflowError:
-            wait_s = float(DELAY_S_MAX)
+            wait_s = math.inf  # The bound is what it comes to.
         if self.jitter:
             wait_s *= 0.5 + draw
         bound_s = DELAY_S_MAX if self.max_backoff is None else min(self.max_backoff, DELAY_S_MAX)
