@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 QUERIES_MAX = 4
 """How many queries run at once: each has a connection, and so a thread."""
 
-
 CUT_AGAIN_S = 0.01
 """How often a statement is interrupted until it ends."""
 

@@ -85,7 +85,8 @@ class Part:
         return self
 
     def post(self, work: Callable[[sqlite3.Connection, Guard], object]) -> object:
-        raise NotImplementedError  # There is nothing to be done before its statement.
+        self.is_void = True
+        return work
 
     def interrupt(self) -> None:
         pass  # What runs is not its own alone.

@@ -61,7 +61,7 @@ class MutationCalls:
         try:
             await asyncio.wait({task}, timeout=until_s - loop.time())
         except asyncio.CancelledError:
-            await self.cancel([task], CLEAN_UP_S_MAX)
+            await self._cancel(task)
             raise
         finally:
             scope.close()
@@ -77,21 +77,15 @@ class MutationCalls:
             return Failed(TimeoutError(msg))
         return None if task.cancelled() else task.result()
 
-    async def cancel(self, tasks: Iterable[asyncio.Task[Any]], s_max: float) -> None:
-        """End tasks whose outcomes nobody wants, whoever cancels; leave to itself what does not
-        end in time.
-        """
-        running = [task for task in tasks if not task.done()]
-        for task in running:
-            task.cancel()
+    async def _cancel(self, task: asyncio.Task[Any]) -> None:
+        """End a function with its engine; leave it to itself when it does not end in time."""
+        task.cancel()
         with anyio.CancelScope(shield=True):
-            if running:
-                await asyncio.wait(running, timeout=s_max)
-        for task in running:
-            if not task.done():
-                self._abandon(task)
-            elif not task.cancelled():
-                task.exception()  # Nobody else asks.
+            await asyncio.wait({task}, timeout=CLEAN_UP_S_MAX)
+        if not task.done():
+            self._abandon(task)
+        elif not task.cancelled():
+            task.exception()  # Nobody else asks.
 
     def _abandon(self, task: asyncio.Task[Any]) -> None:
         self._abandoned.add(task)
