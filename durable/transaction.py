@@ -44,7 +44,9 @@ class Transaction:
     def connection(self) -> aiosqlite.Connection:
         """The driver's own connection, an ``aiosqlite.Connection``, for what else it offers.
 
-        It may do what the transaction may. Use it only while that is open.
+        It may do what the transaction may. Use it only while that is open. ``backup`` works in a
+        query, of a journal in a file; elsewhere it would wait for the transaction's own end, and
+        raises ``sqlite3.OperationalError``.
         """
         return self._scope.connection
 

@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import aiosqlite
 import bank
 import pytest
 from bank import adding, opened, querying, texts, world
@@ -31,6 +32,24 @@ if TYPE_CHECKING:
 
 INSERT = "INSERT INTO entry (text) VALUES ('a')"
 COUNT = "SELECT count(*) FROM entry"
+
+
+async def test_a_backup_can_be_made_in_it_of_a_journal_in_a_file(store: Path | str) -> None:
+    async with opened(store) as engine, aiosqlite.connect(":memory:") as target:
+
+        async def hook(tx: Transaction) -> None:
+            await tx.connection.backup(target)
+
+        world.hook = hook
+        await engine.run(adding("there"))
+        run = await engine.start(querying())
+        if store == "sqlite://":
+            with pytest.raises(RunFailed, match="nor of a journal in memory"):
+                await run.result(timeout=WAIT_S_MAX)
+        else:
+            await run.result(timeout=WAIT_S_MAX)
+            async with target.execute(COUNT) as cursor:
+                assert list(await cursor.fetchall()) == [(1,)]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sqlite3
 from contextvars import Context
 from typing import TYPE_CHECKING
 
+import aiosqlite
 import bank
 import pytest
 from bank import INSERT, adding, create, opened, texts
@@ -102,6 +103,17 @@ async def test_the_driver_s_connection_is_there(store: Path | str) -> None:
                     await end()
         with pytest.raises(TransactionError, match="over"):
             _ = tx.connection
+        assert await texts(engine) == ["a"]
+
+
+async def test_a_backup_that_would_wait_for_its_own_transaction_is_refused(
+    store: Path | str,
+) -> None:
+    async with opened(store) as engine, aiosqlite.connect(":memory:") as target:
+        async with engine.transaction() as tx:
+            with pytest.raises(sqlite3.OperationalError, match="make it in a query"):
+                await tx.connection.backup(target)
+            await tx.execute(INSERT, "a")
         assert await texts(engine) == ["a"]
 
 

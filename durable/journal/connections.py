@@ -22,7 +22,7 @@ from durable.core.errors import JournalCorruptError, JournalError
 from durable.journal import commits, fence, writes
 from durable.journal import guard as sql
 from durable.journal.appconnection import AppConnection, roll_back
-from durable.journal.guard import Guard, Mode
+from durable.journal.guard import Guard, GuardedConnection, Mode
 from durable.journal.handover import HandOver
 from durable.journal.scopes import Scope
 from durable.journal.whole import to_its_end
@@ -67,7 +67,7 @@ class AppConnectionsHost(Protocol):
         ...
 
     async def connect_app(
-        self, set_up: Callable[[sqlite3.Connection], Guard]
+        self, set_up: Callable[[GuardedConnection], Guard]
     ) -> tuple[aiosqlite.Connection, Guard]:
         """Open a connection; of a journal in memory, return the only one."""
         ...
@@ -360,7 +360,7 @@ class Writing:
             self._quiet.set()
 
 
-def _set_up(db: sqlite3.Connection, idle: Mode) -> Guard:
+def _set_up(db: GuardedConnection, idle: Mode) -> Guard:
     # What the commit of a batch would fail by, is to fail its statement.
     db.execute("PRAGMA foreign_keys = OFF")
     if idle is Mode.CLOSED:

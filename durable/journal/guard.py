@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import contextmanager
 from enum import Enum, auto
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -77,6 +77,27 @@ class Mode(Enum):
 
 
 @final
+class GuardedConnection(sqlite3.Connection):
+    """A connection that may have a guard.
+
+    Attributes:
+        guard: Who is asked what users may do on it, if they may do anything.
+    """
+
+    guard: Guard | None = None
+
+    def backup(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  as sqlite3 has them
+        if self.guard is not None and self.guard.has_lock:
+            # SQLite would wait for the end of the transaction that asks for it.
+            msg = (
+                "a backup cannot be made in a transaction that may write, nor of a journal in "
+                "memory: make it in a query, or on a connection of your own"
+            )
+            raise sqlite3.OperationalError(msg)
+        super().backup(*args, **options)
+
+
+@final
 class Guard:
     """The authorizer of one connection. It is used on the connection's thread alone.
 
@@ -84,12 +105,18 @@ class Guard:
         refusal: Why the latest statement was refused, if it was.
     """
 
-    def __init__(self, db: sqlite3.Connection, idle: Mode) -> None:
+    def __init__(self, db: GuardedConnection, idle: Mode) -> None:
         self._db = db
         self._idle = idle
         self._mode = idle
         self.refusal: str | None = None
         db.set_authorizer(self._judge)
+        db.guard = self
+
+    @property
+    def has_lock(self) -> bool:
+        """Whether users act in a transaction that SQLite takes for one that writes."""
+        return self._mode is Mode.WRITING or self._idle is Mode.OWN
 
     @contextmanager
     def own(self) -> Generator[None]:

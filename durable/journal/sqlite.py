@@ -29,7 +29,7 @@ from durable.journal import claims, commits, fence, reads, writes
 from durable.journal import guard as sql
 from durable.journal.connections import AppConnections
 from durable.journal.file import JournalFile
-from durable.journal.guard import Guard, Mode
+from durable.journal.guard import Guard, GuardedConnection, Mode
 from durable.journal.handover import HandOver
 from durable.journal.locks import Alone, FileLocks, Locks
 from durable.journal.rounds import StatementRound
@@ -202,6 +202,7 @@ class SqliteJournal:
             isolation_level=None,
             timeout=BUSY_TIMEOUT_S,
             cached_statements=STATEMENTS_CACHED,
+            factory=GuardedConnection,
         )
         # An engine that is never closed must not keep the interpreter from ending.
         connection._thread.daemon = True  # noqa: SLF001
@@ -377,7 +378,7 @@ class SqliteJournal:
         return self._apps.reading(self)
 
     async def connect_app(
-        self, set_up: Callable[[sqlite3.Connection], Guard]
+        self, set_up: Callable[[GuardedConnection], Guard]
     ) -> tuple[aiosqlite.Connection, Guard]:
         if self.path is None:
             connection = self._check_connected(self._writer)
@@ -393,7 +394,7 @@ class SqliteJournal:
     # --- the one way to the connection -----------------------------------------------------------
 
     async def _call(
-        self, connection: aiosqlite.Connection | None, function: Callable[[sqlite3.Connection], T]
+        self, connection: aiosqlite.Connection | None, function: Callable[[GuardedConnection], T]
     ) -> T:
         """Run ``function`` whole, on the connection's thread."""
         connection = self._check_connected(connection)
