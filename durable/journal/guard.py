@@ -76,7 +76,6 @@ class Mode(Enum):
     """Nobody's: no transaction is open."""
 
 
-@final
 class GuardedConnection(sqlite3.Connection):
     """A connection that may have a guard.
 

@@ -23,6 +23,8 @@ from simulation.planted import hunt_all  # noqa: E402
 CHUNK: Final = 20
 LINES_SHOWN: Final = 60
 """How much is shown of what led to a failure; ``--seed`` shows all."""
+FAILED_SHOWN: Final = 20
+"""How many seeds are named that failed."""
 
 
 def main() -> int:
@@ -72,7 +74,7 @@ def _play_all(seeds: list[int], jobs: int) -> int:
     took_s = time.monotonic() - began_s
     print(f"{count} seeds, {commits} commits, {took_s:.0f} s: {len(failed)} failed")  # noqa: T201
     if failed:
-        again = ", ".join(str(outcome.seed) for outcome in failed)
+        again = ", ".join(str(outcome.seed) for outcome in failed[:FAILED_SHOWN])
         print(f"again: --seed N, of {again}. Keep them in tests/simulation/seeds.txt.")  # noqa: T201
     return bool(failed)
 

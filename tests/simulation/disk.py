@@ -26,6 +26,7 @@ from unittest import mock
 import aiosqlite
 
 from durable import JournalLockedError
+from durable.journal.guard import GuardedConnection
 from durable.journal.lookout import TELL_S_MAX
 from simulation.loop import Killed, Machine, Process, WouldBlock, stream
 
@@ -60,7 +61,7 @@ class Faults:
         self.__init__()
 
 
-class Connection(sqlite3.Connection):
+class Connection(GuardedConnection):
     """A connection of one process to the disk."""
 
     disk: Disk
@@ -138,7 +139,8 @@ class Disk:
         process = self.machine.running
         assert process is not None
         options["timeout"] = 0  # Who would wait here, would wait for ever.
-        connection = CONNECT(database, factory=partial(self._open, process), **options)
+        options["factory"] = partial(self._open, process)
+        connection = CONNECT(database, **options)
         this: Any = connection
         this._tx = this._thread = process.thread()
         process.on_death.append(partial(self._drop, connection))

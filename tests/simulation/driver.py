@@ -276,7 +276,9 @@ class Driver:
         self.fleet.after(LOOK_S, partial(self._look_at_waits, available))
 
     def _is_over(self) -> bool:
-        return all(run.is_final for run in self.oracle.rows.runs.values())
+        # What was asked of a frozen process, such as a restart, is still to come.
+        is_answered = not any(host.asked for host in self.fleet.hosts)
+        return is_answered and all(run.is_final for run in self.oracle.rows.runs.values())
 
     def _send_what_is_awaited(self) -> None:
         for step in list(self.oracle.rows.steps.values()):

@@ -145,10 +145,9 @@ def check_step(old: StepRow, step: StepRow) -> Iterator[str]:
     if old.is_final:
         is_late = old.position is None and step.position is not None
         is_kept = old._replace(position=step.position) == step
-        if step.kind == "cancel":
-            is_kept = (
-                old._replace(position=step.position, result=step.result, args=step.args) == step
-            )
+        if step.kind == "cancel":  # Another one may have asked, which the body was told first.
+            told = old._replace(result=step.result, args=step.args, position=step.position)
+            is_kept = told._replace(finished_at_ms=step.finished_at_ms) == step
         if not (is_late and is_kept):
             yield f"I4: it was settled: {old}"
     if step.kind in ("sleep", "event") and old.due_at_ms != step.due_at_ms:
