@@ -29,6 +29,10 @@ class Controlling(Opened):
         waits, and may run further steps to clean up; a body that does not is over at once, and one
         that has not begun, or is stuck, without being asked. Cancelling it again does nothing.
 
+        In the process that works on the runs it returns once the body was told, so that the run is
+        ``canceling`` or over; when that takes longer than a second, as with a long history to
+        replay, and in any other process, once it is recorded that the body is to be.
+
         Its children are cancelled with it, and theirs: that is in the journal by the same commit.
         It does not wait for them. A child that is cancelled alone is a ``RunCanceled`` of its
         parent's await.

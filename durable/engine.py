@@ -485,7 +485,7 @@ class Engine(Observing, Controlling, Sending):
 
     # --- settings --------------------------------------------------------------------------------
 
-    def set_max_parallelism(self, count: int) -> None:
+    def set_max_parallelism(self, n: int) -> None:
         """Change how many actions run at once; 0 pauses new ones.
 
         Raising it wakes waiting ones at once; lowering it ends none.
@@ -494,7 +494,7 @@ class Engine(Observing, Controlling, Sending):
             ValueError: It is negative.
         """
         refuse_in_body("engine.set_max_parallelism()")
-        count = check_count(count, "max_parallelism")
+        count = check_count(n, "max_parallelism")
         if self._runner is not None:
             self._check_loop("engine.set_max_parallelism()")
             self._runner.pool.set_max_parallelism(count)

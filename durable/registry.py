@@ -63,6 +63,11 @@ def find(kind: StepKind, name: str, version: int = 0) -> Any:  # noqa: ANN401
     return _definitions.get((str(kind), name, version))
 
 
+def definitions() -> list[Any]:
+    """Return all that there are."""
+    return list(_definitions.values())
+
+
 def listen(listener: Callable[[str, str, int], None]) -> Callable[[], None]:
     """Call ``listener(kind, name, version)`` for each new definition; return what ends that.
 

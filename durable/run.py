@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, final, overload
 
 from durable.current import check_asyncio, find_current, own_engine, refuse_in_body
 
@@ -120,9 +120,9 @@ class Run(Generic[T]):
         """Iterate over what becomes of the run, to its end: see ``Engine.watch``."""
         return self._engine.watch(self.id)
 
-    def steps(self) -> AsyncIterator[StepInfo]:
-        """Iterate over the run's steps, in order of issue. Raises what ``list_steps`` raises."""
-        return self._engine.iter_steps(self.id)
+    def steps(self, *, order: Literal["asc", "desc"] = "asc") -> AsyncIterator[StepInfo]:
+        """Iterate over the run's steps, in order of issue: see ``Engine.iter_steps``."""
+        return self._engine.iter_steps(self.id, order=order)
 
 
 async def run(call: Call[T], *, id: str | None = None, url: str | Path | None = None) -> T:  # noqa: A002

@@ -9,7 +9,7 @@ import pytest
 from clock import ManualClock
 from faults import MONTH_S, Disk, crashing, opened
 from waiting import WAIT_S_MAX, until, until_open, until_parked, until_state, until_step
-from world import echo, gated, world
+from world import echo, gated, held, world
 
 import durable
 from durable import Engine, RunCanceled, RunState, Step, StepState, registry
@@ -149,14 +149,48 @@ async def sleeping_for_long(step: Step) -> None:
         await echo("undo")
 
 
+@durable.workflow
+async def sleeping_only(step: Step) -> None:
+    await step.sleep(MONTH_S)
+
+
 async def test_a_parked_run_is_woken_to_be_cancelled(path: Path, clock: ManualClock) -> None:
     async with opened(path, clock) as engine:
         run = await engine.start(sleeping_for_long(), id="it")
         await until_open(run)
         await until_parked(engine)
         assert await run.cancel() is True
+        assert (await run.status()).state in (RunState.CANCELING, RunState.CANCELED)
         await canceled(engine)
         assert world.begun == {"undo": 1}
+
+
+async def test_a_parked_run_that_does_not_clean_up_is_over_when_its_cancel_is_acknowledged(
+    path: Path, clock: ManualClock
+) -> None:
+    async with opened(path, clock) as engine:
+        run = await engine.start(sleeping_only(), id="it")
+        await until_open(run)
+        await until_parked(engine)
+        assert await run.cancel() is True
+        assert (await run.status()).state is RunState.CANCELED
+        assert await run.cleanup() is True
+
+
+async def test_a_cancel_of_a_parked_run_is_acknowledged_where_there_is_no_room_for_it(
+    path: Path, clock: ManualClock
+) -> None:
+    async with opened(path, clock, live_runs_max=1) as engine:
+        run = await engine.start(sleeping_only(), id="it")
+        await until_open(run)
+        await until_parked(engine)
+        other = await engine.start(held("other"))
+        await world.reached.wait()
+        assert await run.cancel() is True
+        assert (await run.status()).state is RunState.RUNNING
+        world.may_end.set()
+        assert await other.result(timeout=WAIT_S_MAX) == "other"
+        await canceled(engine)
 
 
 async def test_nothing_begins_of_a_run_that_comes_back_to_be_cancelled(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from clock import START_MS, ManualClock
+from corpus import actions
 from odd import unawaited
 from waiting import until, until_open
 
@@ -335,6 +336,20 @@ async def test_a_failed_run_tells_how_to_every_reader(path: Path) -> None:
         assert isinstance(cause, OutOfStock)
         assert (cause.args, cause.left) == (("a", 0), 0)
     assert (status.state, status.error) == (RunState.FAILED, first.value.error)
+
+
+@durable.workflow
+async def letting_pass(_step: Step) -> None:
+    await actions.boom("corpus")
+
+
+async def test_what_fails_an_action_and_then_its_run_is_rebuilt_as_the_action_s_module_has_it(
+    path: Path,
+) -> None:
+    async with Engine(path) as engine:
+        with pytest.raises(RunFailed) as failed:
+            await engine.run(letting_pass())
+    assert isinstance(failed.value.__cause__, actions.CorpusError)
 
 
 async def test_a_run_that_is_not_there(path: Path) -> None:

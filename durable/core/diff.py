@@ -43,8 +43,8 @@ LEGEND = '"-" is recorded, "+" is what the code does now, "." is recorded, and n
 
 def no_workflow(run: RunRecord) -> str:
     """Return that the code does not have a run's workflow."""
-    version = f" version {run.version}" if run.version else ""
-    return f"the code has no workflow {run.name!r}{version}, which run {run.run_id!r} is of"
+    wanted = f"{run.name!r} version {run.version}"  # It may have others.
+    return f"the code has no workflow {wanted}, which run {run.run_id!r} is of"
 
 
 @final

@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     from durable.runtime.writer import Effects, Writer
 
 
+TOLD_S_MAX = 1.0
+"""How long who cancels a run that is not in memory waits until its body was told, once it is
+recorded: the run may have a long history to replay."""
+
+
 class ControlHost(Protocol):
     """What controlling runs asks of the runner."""
 
@@ -49,6 +54,11 @@ class ControlHost(Protocol):
     @property
     def is_owner(self) -> bool:
         """Whether the runs are worked on here."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """How many more runs there may be in memory."""
         ...
 
     def check_open(self) -> None:
@@ -123,7 +133,7 @@ class Control:
                 live = host.live(run_id)
                 if live is None:
                     is_asked = True
-                    await self._ask_in_journal(record, steps, interrupt=interrupt)
+                    await self._ask_and_wait(record, steps, interrupt=interrupt)
                     live = host.live(run_id)
                     if live is None:
                         return True
@@ -283,9 +293,25 @@ class Control:
         self._submitted.setdefault(change.run_id, []).append(change)
         self._host.writer.submit(change, self, after)
 
-    async def _ask_in_journal(
+    async def _ask_and_wait(
         self, record: RunRecord, open_steps: list[StepRecord], *, interrupt: bool
     ) -> None:
+        """Record that a run is to end that is not in memory; let it come there and hear of it.
+
+        What its callers look at next is to be what follows from their cancel.
+        """
+        told = self._told.join(record.run_id)
+        try:
+            is_over = await self._ask_in_journal(record, open_steps, interrupt=interrupt)
+            if not is_over and self._host.room > 0:
+                await asyncio.wait({told}, timeout=TOLD_S_MAX)
+        finally:
+            self._told.leave(record.run_id, told)
+
+    async def _ask_in_journal(
+        self, record: RunRecord, open_steps: list[StepRecord], *, interrupt: bool
+    ) -> bool:
+        """Record that a run is to end that is not in memory; return whether it is over by that."""
         asked = cancel_record(self._host.clock.now_ms(), interrupt=interrupt)
         change = Change(run_id=record.run_id, asked=asked, parked=Parked(0))
         after: Effects = []
@@ -298,6 +324,7 @@ class Control:
             left = [withdraw(step, asked.finished_at_ms or 0) for step in open_steps]
             self._host.children.cancel(left, asked, change, after)
         await self.submit(change, after)
+        return change.run is not None or change.parked is None
 
     def _end(
         self,
@@ -365,7 +392,7 @@ class Control:
         if left:
             self._submitted[change.run_id] = left
         if change.run is not None:
-            self._gone.tell(change.run_id, None)  # What was read of it before is old.
+            self.on_gone(change.run_id)  # What was read of it before is old.
             self._host.on_over(change.run)
         elif not change.is_removal:
             self._host.on_committed(change, after, taken_by)
