@@ -106,8 +106,10 @@ async def approve_late(env: Environment, run_id: str) -> None:
 async def test_a_right_workflow_comes_to_the_same_whatever_crashes(
     script: Callable[[Environment, str], Awaitable[None]] | None, outcome: str
 ) -> None:
-    def check(env: Environment) -> None:
+    async def check(env: Environment) -> None:
         assert set(world) == {"charge o-1"}
+        async with env.engine.transaction() as tx:  # No crash is meant for that.
+            assert await tx.fetch_value("SELECT count(*) FROM booking") == 1
 
     crashes = await testing.crash_everywhere(
         order("o-1"), script=script, setup=make_table, check=check, ignore=["booking.at"]

@@ -86,6 +86,7 @@ class Play:
             await env.run_until_idle()
             await env.ask(lambda engine: check_replay(engine, RUN_ID))
             tables = await env.ask(_read_tables)
+            env.arm(None)  # What a check asks for, is not the run's.
             if self.check is not None:
                 await _done(self.check(env))
         return outcome, tables
