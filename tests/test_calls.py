@@ -70,6 +70,14 @@ def test_arguments_that_do_not_fit_are_refused_where_the_call_is_written(
         charge(*args, **kwargs)  # type: ignore[arg-type]
 
 
+def test_a_parameter_may_have_any_name() -> None:
+    @durable.action(name="oddly named")
+    async def oddly_named(self: int, args: int, **kwargs: int) -> None: ...
+
+    call = oddly_named(self=1, args=2, kwargs=3)
+    assert call.arguments == {"self": 1, "args": 2, "kwargs": {"kwargs": 3}}
+
+
 def test_a_workflows_step_is_not_the_callers_to_give() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument '_step'"):
         checkout("o", _step=1)  # type: ignore[call-arg]

@@ -128,7 +128,8 @@ async def ending_late(_step: Step) -> str:
 @durable.workflow
 async def raising_a_cancellation(_step: Step) -> None:
     await note("before")
-    raise asyncio.CancelledError
+    msg = "of its own"
+    raise asyncio.CancelledError(msg)
 
 
 @durable.workflow
@@ -260,7 +261,10 @@ async def test_a_cancellation_of_the_bodys_own_is_a_failure(
         run = await engine.start(workflow())
         with pytest.raises(RunFailed) as caught:
             await run.result(timeout=WAIT_S_MAX)
-        assert caught.value.error.type_name.endswith("CancelledError")
+        error = caught.value.error
+        assert error.type_name.endswith("CancelledError")
+        assert workflow.__name__ in error.traceback
+        assert error.message == ("of its own" if workflow is raising_a_cancellation else "")
         assert (await run.status()).state is RunState.FAILED
 
 

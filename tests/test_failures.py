@@ -3,7 +3,8 @@
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -58,6 +59,34 @@ class BrokenArgs(Exception):
     def args(self, value: object) -> None: ...
 
 
+@dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+    def __str__(self) -> str:
+        return str(self.code)
+
+
+class FixedCause(Exception):
+    __cause__ = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    __slots__ = ()
+
+
+class OnceOnly(Exception):
+    """Its constructor has enough of it the second time."""
+
+    kinds: ClassVar[list[type[BaseException]]] = [
+        *(SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
+    ]
+    made: ClassVar[set[int]] = set()
+
+    def __init__(self, kind: int) -> None:
+        super().__init__(kind)
+        if kind in self.made:
+            raise self.kinds[kind]
+        self.made.add(kind)
+
+
 class BrokenIdentity(Exception):
     def __eq__(self, other: object) -> bool:
         raise RuntimeError
@@ -77,7 +106,10 @@ OddModule.__module__ = "\ud800"
 
 KNOWN: dict[str, object] = {
     type_name_of(cls): cls
-    for cls in (Known, OddInit, BrokenStr, NoText, BrokenDict, BrokenArgs, BrokenIdentity)
+    for cls in (
+        *(Known, OddInit, BrokenStr, NoText, BrokenDict, BrokenArgs, BrokenIdentity),
+        *(Frozen, FixedCause, OnceOnly),
+    )
 } | {"a": 5, "b": object()}
 
 
@@ -90,6 +122,8 @@ def _through_the_journal(exc: BaseException) -> Exception:
     [
         ValueError("a", 1, None),
         KeyError("k"),
+        KeyError(("k", (1, None))),
+        ValueError([1, 2]),
         ZeroDivisionError(),
         TimeoutError("late"),
         ValueError("a\0b"),
@@ -97,6 +131,8 @@ def _through_the_journal(exc: BaseException) -> Exception:
         OSError(18, "cross-device", "a", None, "b"),
         Known("text", 7),
         OddInit(1, b=2),
+        Frozen(3),
+        FixedCause("text"),
         StepFailed("app.Error", "text"),
     ],
     ids=repr,
@@ -124,6 +160,13 @@ def test_durables_own_errors_arrive_as_themselves(cls: type[Exception]) -> None:
     assert rebuilt.__dict__ == exc.__dict__
 
 
+@pytest.mark.parametrize("kind", range(len(OnceOnly.kinds)))
+def test_whatever_a_constructor_raises_the_next_way_is_tried(kind: int) -> None:
+    rebuilt = _through_the_journal(OnceOnly(kind))
+    assert isinstance(rebuilt, OnceOnly)
+    assert rebuilt.args == (kind,)
+
+
 def test_the_traceback_of_the_original_is_the_cause() -> None:
     try:
         msg = "inner"
@@ -148,7 +191,8 @@ def test_the_traceback_of_the_original_is_the_cause() -> None:
         (ValueError(math.nan), "ValueError", "nan"),
         (ValueError(object), "ValueError", "<class 'object'>"),
         (ValueError("\ud800"), "ValueError", "\\ud800"),
-        (ValueError((1, 2)), "ValueError", "(1, 2)"),
+        (ValueError(((1,), [2])), "ValueError", "((1,), [2])"),
+        (KeyError(b"k"), "KeyError", "b'k'"),
         (UnicodeDecodeError("u", b"a", 0, 1, "r"), "UnicodeDecodeError", None),
     ],
     ids=lambda value: repr(value)[:40],

@@ -228,12 +228,30 @@ async def busy(how: str) -> None:
             yield number
     globals()[how](numbers())
 
+@durable.action
+async def waits(how: str) -> str:
+    begun.set()
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        if how == "spinning":
+            raise
+    return "what it says when it is cut off"
+
 @durable.workflow
 async def working(step, how: str) -> None:
     await busy(how)
 
+@durable.workflow
+async def waiting(step, how: str) -> None:
+    await waits(how)
+
 async def main():
+    global begun
+    begun = asyncio.Event()
     async with durable.Engine("sqlite:///" + sys.argv[1], drain_timeout=0) as engine:
+        await engine.start(waiting(sys.argv[2]), id="other")
+        await begun.wait()
         await engine.run(working(sys.argv[2]), id="r")
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
@@ -256,12 +274,15 @@ finally:
 def test_a_signal_while_an_action_computes_is_the_programs(
     number: int, code: int, how: str, path: Path
 ) -> None:
-    """Also in a generator; and what a handler of the program's own raises."""
+    """Also in a generator; and what a handler of the program's own raises.
+
+    It is nothing to other attempts that run then: they are made again in the next life.
+    """
     ended = run_python("-c", PROGRAM, path, how, str(int(number)))
     assert ended.returncode == code, ended.stderr
 
-    async def look() -> str:
+    async def look() -> list[str]:
         async with Engine(path, worker=False) as engine:
-            return str((await engine.status("r")).state)
+            return [f"{run.state} {run.running[0].state}" async for run in engine.iter_runs()]
 
-    assert asyncio.run(look()) == "running"
+    assert asyncio.run(look()) == ["running running"] * 2

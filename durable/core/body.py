@@ -118,6 +118,16 @@ class Body:
 
 def _outcome_of(task: asyncio.Task[Any]) -> Returned | Raised:
     if task.cancelled():
-        return Raised(asyncio.CancelledError())
+        return Raised(_cancellation_of(task))
     error = task.exception()
     return Returned(task.result()) if error is None else Raised(error)
+
+
+def _cancellation_of(task: asyncio.Task[Any]) -> BaseException:
+    """Return what a cancelled task has raised, with its text, and where it did."""
+    try:
+        task.result()
+    except asyncio.CancelledError as exc:
+        own = exc.__traceback__
+        return exc if own is None else exc.with_traceback(own.tb_next)
+    raise AssertionError

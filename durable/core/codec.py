@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, TypeVar, final
 
 import msgspec
 
+from durable.core.interrupts import is_from_signal
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -329,7 +331,9 @@ class Shape(Generic[T]):
             return self._decoder.decode(text)
         except DecodeError:
             raise
-        except Exception as exc:
+        except BaseException as exc:  # A user's __post_init__ may raise anything.
+            if is_from_signal(exc):
+                raise
             raise DecodeError(one_line(exc)) from exc
 
     def round_trip(self, value: object, *, canonical: bool = False) -> tuple[str, T]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import builtins
 import traceback
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,6 +29,7 @@ from durable.core.codec import (
     safe_text,
     safe_utf8,
 )
+from durable.core.interrupts import is_from_signal
 from durable.core.naming import importable
 from durable.core.records import ErrorInfo, StoredError
 
@@ -43,6 +46,13 @@ ERROR_CHARS_MAX = 262_144
 # Read past the class's own metaclass, whose properties may raise anything.
 _module_of: Callable[[type], object] = type.__dict__["__module__"].__get__
 _qualname_of: Callable[[type], str] = type.__dict__["__qualname__"].__get__
+
+
+# Past its own __setattr__: a frozen dataclass refuses everything.
+set_args: Callable[[BaseException, tuple[object, ...]], None]
+set_args = BaseException.__dict__["args"].__set__
+_set_cause: Callable[[BaseException, BaseException], None]
+_set_cause = BaseException.__dict__["__cause__"].__set__
 
 
 def type_name_of(cls: type) -> str:
@@ -176,7 +186,7 @@ def rebuild_error(stored: StoredError, known: Mapping[str, object]) -> Exception
     if rebuilt is None:
         rebuilt = errors.StepFailed(stored.type_name, stored.message)
     if stored.traceback:
-        rebuilt.__cause__ = RemoteTraceback(stored.traceback)
+        _set_cause(rebuilt, RemoteTraceback(stored.traceback))
     return rebuilt
 
 
@@ -187,24 +197,30 @@ def _instantiate(stored: StoredError, known: Mapping[str, object]) -> Exception 
     if cls is errors.RunFailed:
         of_the_run = msgspec.convert(stored.attributes.get("error"), ErrorInfo)
         return errors.RunFailed(str(stored.attributes.get("run_id")), of_the_run)
-    ways: tuple[Callable[[], Exception], ...] = (
-        lambda: cls(*stored.args or ()),
-        lambda: _bare(cls, stored.args or []),
-    )
-    for make in ways:
+    makers: tuple[Callable[..., Exception], ...] = (cls, partial(_bare, cls))
+    # JSON has no tuples: what was one comes as a list.
+    for args, make in product((stored.args, _as_tuples(stored.args)), makers):
         try:
-            exc = make()
+            exc = make(*args)
             if type(exc) is not cls:
                 continue
             exc.__dict__.update(stored.attributes)
             if safe_text(exc) == stored.message:
                 return exc
-        except Exception:  # noqa: BLE001, S112  a user's __init__ may raise anything: try the next way
-            continue
+        except BaseException as failure:
+            if is_from_signal(failure):
+                raise
     return None
 
 
-def _bare(cls: type[Exception], args: list[object]) -> Exception:
+def _bare(cls: type[Exception], *args: object) -> Exception:
     exc = cls.__new__(cls, *args)
-    exc.args = tuple(args)
+    set_args(exc, args)
     return exc
+
+
+def _as_tuples(value: Any) -> Any:  # noqa: ANN401  JSON of any shape
+    if not isinstance(value, list):
+        return value
+    items: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
+    return tuple(map(_as_tuples, items))

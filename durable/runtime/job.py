@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 from durable.core.codec import safe_text
 from durable.core.commands import Work
 from durable.core.errors import NonRetryable, PayloadTooLarge, ReturnTypeError
-from durable.core.failures import encode_exception
+from durable.core.failures import encode_exception, set_args
 
 if TYPE_CHECKING:
     import asyncio
@@ -65,7 +65,9 @@ class Failed:
         # Not isinstance: that asks the exception, whose __getattribute__ may raise anything.
         self.is_final = issubclass(type(exc), FINAL_ERRORS)
         if issubclass(type(exc), NonRetryable) and exc.__cause__ is not None and not exc.args:
-            exc.args = (safe_text(exc.__cause__),)  # ``raise NonRetryable from exc`` says no more.
+            set_args(
+                exc, (safe_text(exc.__cause__),)
+            )  # ``raise NonRetryable from exc`` says no more.
         self.error = encode_exception(exc)
 
 

@@ -209,6 +209,12 @@ class Workpool:
         if job.state is JOB_RUNNING:
             job.state = JOB_DROPPED
 
+    @property
+    def _has_crashed(self) -> bool:
+        """Whether all attempts are cut off, because of one that has crashed, or by the end."""
+        assert self._crashed is not None
+        return self._crashed.done()
+
     def _forget(self, job: Job) -> None:
         if self._begun.get(job.id) is job:
             del self._begun[job.id]
@@ -239,7 +245,7 @@ class Workpool:
                 self._report(job, outcome)
         except asyncio.CancelledError as exc:
             assert self._group is not None
-            if self._group.cancel_scope.cancel_called:
+            if self._group.cancel_scope.cancel_called or self._has_crashed:
                 raise
             self._report(job, Failed(exc))  # Not withdrawn? Then it has cancelled its own task.
         except BaseException as exc:  # noqa: BLE001  Ctrl-C, which is the host's
@@ -255,7 +261,8 @@ class Workpool:
             self._give_back(job)
 
     def _report(self, job: Job, outcome: Succeeded | Failed) -> None:
-        if job.outcome is None and self._begun.get(job.id) is job:
+        # After a crash, what they come to is of their cancellation.
+        if job.outcome is None and self._begun.get(job.id) is job and not self._has_crashed:
             job.outcome = outcome
             if job.owner is not None:
                 job.owner.on_outcome(job)
