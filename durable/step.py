@@ -123,11 +123,16 @@ class Step:
 
     @property
     def log(self) -> Any:  # noqa: ANN401  structlog's own type is a proxy
-        """A structlog logger bound to ``run_id`` and ``workflow``; silent during replay."""
+        """A structlog logger bound to ``run_id`` and ``workflow``; silent during replay.
+
+        And while the body is closed, because its run leaves memory: it goes on later.
+        """
         if self._log is None:
             execution = self._execution
             self._log = body_logger(
-                lambda: execution.is_replaying, run_id=self.run_id, workflow=self.workflow
+                lambda: execution.is_replaying or execution.loop.is_closed(),
+                run_id=self.run_id,
+                workflow=self.workflow,
             )
         return self._log
 

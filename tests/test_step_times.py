@@ -305,8 +305,10 @@ async def logging(step: Step) -> None:
     log.info("first", value=1)
     await note(1)
     step.log.warning("second")
-    await step.sleep(MONTH_S)
-    log.info("third")
+    try:
+        await step.sleep(MONTH_S)
+    finally:
+        log.info("third")
 
 
 async def test_a_body_logs_each_event_once_however_often_it_is_replayed(
