@@ -278,6 +278,7 @@ def known_errors(*definitions: Definition[Any, Any]) -> dict[str, object]:
         if isinstance(definition, Action):
             named += definition.raises
         for value in named:
-            if isinstance(value, type) and issubclass(value, BaseException):
+            # Not isinstance: that asks the value, which may be a proxy that raises anything.
+            if issubclass(type(value), type) and issubclass(value, BaseException):
                 known[type_name_of(value)] = value
     return known

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import re
 from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, cast, final
@@ -242,9 +243,13 @@ def _run_to_its_end(coroutine: Any) -> object:  # noqa: ANN401
     raise AssertionError(msg)
 
 
+ADDRESS = re.compile(r"cancel scope [0-9a-f]+")
+"""How anyio says whose cancellation it is."""
+
+
 def describe_error(error: BaseException) -> str:
     """Return an exception's type and text, and those of the exceptions in it."""
-    text = f"{type(error).__qualname__}({error})"
+    text = f"{type(error).__qualname__}({ADDRESS.sub('cancel scope', str(error))})"
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
         text += f"[{', '.join(describe_error(each) for each in group.exceptions)}]"

@@ -385,7 +385,8 @@ def test_a_workflow_that_is_not_there_is_named(
 ) -> None:
     forget(flow)
     assert replay(journal, "r") == 2
-    assert "no workflow 'test_replay_command:flow', which run 'r' is of" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no workflow 'test_replay_command:flow' version 0, which run 'r' is of" in said
 
 
 def test_a_journal_that_is_not_there_is_said(

@@ -76,6 +76,7 @@ AS_ITSELF: dict[str, Callable[[], BaseException]] = {
     "builtin": lambda: ValueError("wrong", 1),
     "no arguments": KeyError,
     "key": lambda: KeyError("key"),
+    "a tuple as a key": lambda: KeyError(("a", (1, 2))),
     "module": lambda: PlainError("plain"),
     "odd init": lambda: CodedError(7, hint="look there"),
     "two parts": lambda: TwoPartError("first", [1, 2]),
@@ -91,7 +92,7 @@ AS_ITSELF: dict[str, Callable[[], BaseException]] = {
 AS_STEP_FAILED: dict[str, Callable[[], BaseException]] = {
     "local class": local_error,
     "unencodable": lambda: ValueError(OddArgument()),
-    "a tuple, which would come back as a list": lambda: ValueError((1, 2)),
+    "a tuple and a list in it": lambda: ValueError((1, [2])),
     "broken text": broken_error,
     "group": lambda: ExceptionGroup("some", [ValueError("one"), PlainError("two")]),
     "elsewhere": lambda: decimal.DivisionByZero("not declared"),
