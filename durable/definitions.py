@@ -215,6 +215,8 @@ def _callee(fn: Callable[..., Any]) -> Any:  # noqa: ANN401
     """Return the function that decides whether calling ``fn`` gives a coroutine."""
     if isinstance(fn, partial):
         return _callee(fn.func)
+    if isinstance(fn, staticmethod):
+        return _callee(fn.__func__)
     if inspect.isroutine(fn):
         return fn
     return type(fn).__call__

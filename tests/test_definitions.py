@@ -322,6 +322,11 @@ class Adder:
         return number + 2
 
     @durable.action
+    @staticmethod
+    async def add_eight(number: int) -> int:
+        return number + 8
+
+    @durable.action
     async def add_more(self, number: int) -> int:
         return number + self._more
 
@@ -360,13 +365,14 @@ async def odd(_step: Step) -> list[int]:
         await decorated(0),
         await by_partial(0),
         await by_builtin("1234567"),
+        await Adder.add_eight(0),
     ]
 
 
 async def test_callables_of_all_kinds_are_actions(path: Path) -> None:
     async with Engine(path) as engine:
         run = await engine.start(odd())
-        assert await run.result(timeout=5) == [1, 2, 3, 4, 5, 6, 7]
+        assert await run.result(timeout=5) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert (by_object.name, by_object.is_async) == ("by object", True)
     assert (by_partial.is_async, by_method.is_async, by_builtin.is_async) == (True, False, False)
 
