@@ -57,11 +57,12 @@ import durable
 async def main():
     async with durable.Engine(Path(sys.argv[1])):
         if os.fork() == 0:
-            # The child, which lives on until the pipe is closed.
+            # The child, which lives on until the pipe is closed. It is the one that says so: until
+            # it has run, it has what it was forked with.
+            print("open", flush=True)
             sys.stdin.read()
             print("the child ends", flush=True)
             os._exit(0)
-        print("open", flush=True)
         await asyncio.Event().wait()
 
 asyncio.run(main())
