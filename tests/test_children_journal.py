@@ -334,4 +334,5 @@ async def test_a_damaged_outcome_of_a_child_makes_its_parent_stuck(path: Path, e
     async with Engine(path) as engine:
         status = await until_state(engine.get("it"), RunState.STUCK)
         assert status.error is not None
+        assert status.error.type_name == "durable.JournalCorruptError"
         assert "damaged" in status.error.message

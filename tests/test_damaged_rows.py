@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from waiting import WAIT_S_MAX
+from waiting import WAIT_S_MAX, until_open, until_state, until_step
 
 import durable
-from durable import Engine, JournalCorruptError, RunFailed, RunState, Step
+from durable import Engine, JournalCorruptError, RunFailed, RunState, Step, StepState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -91,6 +91,41 @@ def test_a_finished_run_that_is_due_is_left_as_it_is(statement: str, journal: Pa
     with closing(sqlite3.connect(journal)) as db:
         due = "SELECT run_id FROM durable_run WHERE wake_at_ms IS NOT NULL"
         assert db.execute(due).fetchall() == [], "else each opening would stumble over it again"
+
+
+# --- outcomes of steps ---------------------------------------------------------------------------
+
+
+@durable.workflow
+async def echoing_and_waiting(step: Step, text: str) -> str:
+    return await echo(text) + str(await step.wait_event("more"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "result = '{\"no end'",
+        "result = 'nothing'",
+        "state = 'failed', error = 'no JSON'",
+        "state = 'failed', error = NULL",
+    ],
+)
+async def test_a_damaged_outcome_of_a_step_is_told_as_one(change: str, path: Path) -> None:
+    async with Engine(path) as engine:
+        for run_id in "ab":
+            run = await engine.start(echoing_and_waiting(run_id), id=run_id)
+            await until_open(run)
+            await until_step(run, echo.name, StepState.COMPLETED)
+    statement = f"UPDATE durable_step SET {change} WHERE run_id = 'a' AND number = 0"  # noqa: S608
+    await asyncio.to_thread(damage, path, statement)
+    async with Engine(path) as engine:
+        status = await until_state(engine.get("a"), RunState.STUCK)
+        assert status.error is not None
+        assert status.error.type_name == "durable.JournalCorruptError"
+        assert "run 'a'" in status.error.message
+        assert "Restore the file from a backup" in status.error.message
+        await engine.send_event("b", "more", 1)
+        assert await engine.get("b").result(timeout=WAIT_S_MAX) == "b1"
 
 
 # --- an end without its outcome ------------------------------------------------------------------

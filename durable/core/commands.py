@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, final
 
+from durable.core.errors import damaged
 from durable.core.tasks import WorkflowFuture
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ DUE_MS_MAX = 253_402_300_799_000
 """The end of the year 9999: no timer is due later."""
 
 
-@final
 class Stuck(Exception):
     """The body cannot go on with the code as it is. The message has both sides, in a sentence.
 
@@ -48,6 +48,14 @@ class Stuck(Exception):
         self.now = now
         self.way = way
         self.diff = ""
+
+
+@final
+class Damaged(Stuck):
+    """What the journal has of a run cannot be what was written: it is not for the code to mend."""
+
+    def __init__(self, run_id: str, why: str) -> None:
+        super().__init__(damaged(f"run {run_id!r}", why))
 
 
 class Work(Protocol):

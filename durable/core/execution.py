@@ -382,7 +382,7 @@ class Execution:
             if value is UNSET:
                 value = None
                 if work is not None:
-                    value = decode_result(record, work)
+                    value = decode_result(record, work, self.run.run_id)
             future.set_result(value)
         else:
             assert work is not None

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, final
 
 from durable.core.codec import safe_text
-from durable.core.commands import Raised, Stuck
+from durable.core.commands import Damaged, Raised, Stuck
 from durable.core.diff import describe, shorten, shorten_pair, way_of
-from durable.core.errors import damaged
 from durable.core.failures import type_name_of
 from durable.core.records import RunState, StepKind, StepState
 
@@ -170,7 +169,7 @@ class History:
                 why = (
                     f"the recorded timer {describe(command.record)} is damaged: it has no due time"
                 )
-                raise Stuck(damaged(f"run {self._run_id!r}", why))
+                raise Damaged(self._run_id, why)
         if self._has_ended and not is_over:
             msg = "the journal says that the body ended here, where the code now goes on."
             raise Stuck(msg, now="the body waits", way=("not ended",))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from durable.core.commands import Stuck
+from durable.core.codec import DecodeError, decode_plain
+from durable.core.commands import Damaged, Stuck
 from durable.core.diff import describe, shorten, way_of
-from durable.core.errors import damaged
 from durable.core.failures import type_name_of
 from durable.core.records import StepState
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from durable.core.records import StepRecord
 
 
-def decode_result(record: StepRecord, work: Work) -> object:
-    """Return what a step's recorded result is to the code."""
+def decode_result(record: StepRecord, work: Work, run_id: str) -> object:
+    """Return what the recorded result of a step of that run is to the code."""
     try:
         return work.decode(record.result or "null")
     except Exception as exc:  # noqa: BLE001  a user's decoding hook may raise anything
+        _check_json(record, run_id)
         msg = (
             f"the recorded result of {describe(record)} does not fit the code's annotation "
             f"any more: {exc}. Annotate it so that both fit, or give the workflow a new "
@@ -40,4 +41,13 @@ def rebuild_error(record: StepRecord, work: Work, run_id: str) -> BaseException:
             f"the recorded outcome of {describe(record)} is damaged: it is {record.state}, "
             f"with the error {error!r}"
         )
-        raise Stuck(damaged(f"run {run_id!r}", why)) from exc
+        raise Damaged(run_id, why) from exc
+
+
+def _check_json(record: StepRecord, run_id: str) -> None:
+    """Raise ``Damaged`` when a step's recorded result is no result of any code."""
+    try:
+        decode_plain(record.result or "null")
+    except DecodeError as exc:
+        why = f"the recorded result of {describe(record)} is damaged: {exc}"
+        raise Damaged(run_id, why) from None

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from durable.core.codec import safe_text
-from durable.core.commands import Stuck
+from durable.core.commands import Damaged, Stuck
 from durable.core.diff import message_of, no_workflow
-from durable.core.errors import DurableError, NonDeterminismError
+from durable.core.errors import DurableError, JournalCorruptError, NonDeterminismError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,6 +48,8 @@ def _explain(
 ) -> tuple[BaseException, dict[str, object]]:
     if not isinstance(exc, Stuck):
         return _unexpected(exc), {"exc_info": exc}
+    if isinstance(exc, Damaged):
+        return JournalCorruptError(str(exc)), {}
     explained = versions.explain(record.begun_with)
     fields: dict[str, object] = {"diff": exc.diff} if exc.diff else {}
     if explained:
