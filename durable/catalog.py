@@ -12,7 +12,7 @@ from durable.core.callbacks import ON_COMPLETE
 from durable.core.codec import DecodeError, decode_plain, safe_text
 from durable.core.commands import Stuck
 from durable.core.errors import JournalCorruptError, RunCanceled, RunFailed
-from durable.core.failures import decode_error, rebuild_error, type_name_of
+from durable.core.failures import decode_error, is_known, rebuild_error, type_name_of
 from durable.core.records import RunState, StepKind
 from durable.core.retry import Retry
 from durable.issue import MAX_PAYLOAD, Defaults, Environment, known_errors
@@ -141,6 +141,6 @@ def outcome_of(record: RunRecord) -> Any:  # noqa: ANN401
         )
         raise JournalCorruptError(msg) from exc
     known = {} if workflow is None else known_errors(workflow)
-    if stored.info.type_name not in known:  # It may be an action's, that the body let pass.
+    if not is_known(stored, known):  # It may be an action's, that the body let pass.
         known = known_errors(*registry.definitions())
     raise RunFailed(record.run_id, stored.info) from rebuild_error(stored, known)

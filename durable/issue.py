@@ -273,12 +273,11 @@ def recorded_arguments(
 def known_errors(*definitions: Definition[Any, Any]) -> dict[str, object]:
     """Return the exception classes that may be rebuilt, by the name they are stored under."""
     known: dict[str, object] = {}
-    for definition in definitions:
-        named = list(globals_of(definition.fn).values())
-        if isinstance(definition, Action):
-            named += definition.raises
-        for value in named:
-            # Not isinstance: that asks the value, which may be a proxy that raises anything.
-            if issubclass(type(value), type) and issubclass(value, BaseException):
-                known[type_name_of(value)] = value
+    modules = {id(names): names for names in (globals_of(each.fn) for each in definitions)}
+    named = [value for names in modules.values() for value in list(names.values())]
+    named += (cls for each in definitions if isinstance(each, Action) for cls in each.raises)
+    for value in named:
+        # Not isinstance: that asks the value, which may be a proxy that raises anything.
+        if issubclass(type(value), type) and issubclass(value, BaseException):
+            known[type_name_of(value)] = value
     return known

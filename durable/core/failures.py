@@ -175,6 +175,11 @@ def _find_class(name: str, known: Mapping[str, object]) -> type[Exception] | Non
     return None
 
 
+def is_known(stored: StoredError, known: Mapping[str, object]) -> bool:
+    """Whether its class is there to rebuild it: see ``rebuild_error``."""
+    return _find_class(stored.type_name, known) is not None
+
+
 def rebuild_error(stored: StoredError, known: Mapping[str, object]) -> Exception:
     """Make the exception that a body gets for ``stored``.
 
