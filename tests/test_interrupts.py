@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from interpreters import run_python
+from waiting import until_step
 
 import durable
-from durable import Engine, Step, StepFailed
+from durable import Engine, Run, Step, StepFailed, StepState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
@@ -206,6 +207,66 @@ def test_ctrl_c_in_an_action_is_the_programs(path: Path) -> None:
             asyncio.run(life())
     finally:
         signal.signal(signal.SIGINT, outer)
+
+
+class Crash:
+    """What the attempts of a crash know of each other."""
+
+    def __init__(self) -> None:
+        self.held = asyncio.Event()
+        self.run: Run[None] | None = None
+        self.begun_late = 0
+
+
+crash: Crash
+
+
+@durable.action
+async def pressing_while_another_runs() -> None:
+    await crash.held.wait()
+    signal.raise_signal(signal.SIGINT)
+
+
+@durable.action
+async def holding_the_end_up() -> None:
+    crash.held.set()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        assert crash.run is not None
+        # It has got the slot of the one that has crashed; it would begin soon after that commit.
+        await until_step(crash.run, too_late.name, StepState.RUNNING)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+@durable.action
+async def too_late() -> None:
+    crash.begun_late += 1
+
+
+@durable.workflow
+async def crashing_together(step: Step) -> None:
+    await asyncio.gather(holding_the_end_up(), pressing_while_another_runs(), too_late())
+
+
+def test_after_ctrl_c_in_an_action_no_other_begins(path: Path) -> None:
+    global crash  # noqa: PLW0603  of one test
+    crash = Crash()
+
+    async def life() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        async with Engine(path, max_parallelism=2, drain_timeout=0) as engine:
+            crash.run = await engine.start(crashing_together())
+            await crash.run.result()
+
+    outer = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(life())
+    finally:
+        signal.signal(signal.SIGINT, outer)
+    assert crash.begun_late == 0
 
 
 PROGRAM = """

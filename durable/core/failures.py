@@ -203,8 +203,8 @@ def _instantiate(stored: StoredError, known: Mapping[str, object]) -> Exception 
         of_the_run = msgspec.convert(stored.attributes.get("error"), ErrorInfo)
         return errors.RunFailed(str(stored.attributes.get("run_id")), of_the_run)
     makers: tuple[Callable[..., Exception], ...] = (cls, partial(_bare, cls))
-    # JSON has no tuples: what was one comes as a list.
-    for args, make in product((stored.args, _as_tuples(stored.args)), makers):
+    given, in_tuples = tuple(stored.args), _as_tuples(stored.args)  # JSON has no tuples, but lists.
+    for args, make in product((given,) if in_tuples == given else (given, in_tuples), makers):
         try:
             exc = make(*args)
             if type(exc) is not cls:

@@ -302,8 +302,8 @@ class Control:
         """
         told = self._told.join(record.run_id)
         try:
-            is_over = await self._ask_in_journal(record, open_steps, interrupt=interrupt)
-            if not is_over and self._host.room > 0:
+            is_to_be_told = await self._ask_in_journal(record, open_steps, interrupt=interrupt)
+            if is_to_be_told and self._host.room > 0:
                 await asyncio.wait({told}, timeout=TOLD_S_MAX)
         finally:
             self._told.leave(record.run_id, told)
@@ -311,7 +311,11 @@ class Control:
     async def _ask_in_journal(
         self, record: RunRecord, open_steps: list[StepRecord], *, interrupt: bool
     ) -> bool:
-        """Record that a run is to end that is not in memory; return whether it is over by that."""
+        """Record that a run is to end that is not in memory.
+
+        Returns:
+            Whether it is claimed to hear of it: it is neither over by that, nor in memory by now.
+        """
         asked = cancel_record(self._host.clock.now_ms(), interrupt=interrupt)
         change = Change(run_id=record.run_id, asked=asked, parked=Parked(0))
         after: Effects = []
@@ -324,7 +328,7 @@ class Control:
             left = [withdraw(step, asked.finished_at_ms or 0) for step in open_steps]
             self._host.children.cancel(left, asked, change, after)
         await self.submit(change, after)
-        return change.run is not None or change.parked is None
+        return change.run is None and change.parked is not None
 
     def _end(
         self,

@@ -65,9 +65,8 @@ class Failed:
         # Not isinstance: that asks the exception, whose __getattribute__ may raise anything.
         self.is_final = issubclass(type(exc), FINAL_ERRORS)
         if issubclass(type(exc), NonRetryable) and exc.__cause__ is not None and not exc.args:
-            set_args(
-                exc, (safe_text(exc.__cause__),)
-            )  # ``raise NonRetryable from exc`` says no more.
+            # ``raise NonRetryable from exc`` says no more.
+            set_args(exc, (safe_text(exc.__cause__),))
         self.error = encode_exception(exc)
 
 

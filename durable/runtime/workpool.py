@@ -49,7 +49,6 @@ class Workpool:
         self._queue: deque[Job] = deque()
         self._begun: dict[tuple[str, int], Job] = {}
         self._launched: list[Job] = []
-        self._group: TaskGroup | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._crashed: asyncio.Future[BaseException] | None = None
@@ -61,7 +60,6 @@ class Workpool:
 
     def open(self, group: TaskGroup) -> None:
         """Run attempts in ``group``: until it is cancelled, or one of them crashes."""
-        self._group = group
         self._loop = asyncio.get_running_loop()
         self._crashed = self._loop.create_future()
         group.start_soon(self._hold_tasks, self._crashed)
@@ -169,8 +167,7 @@ class Workpool:
     def _start_launched(self) -> None:
         launched, self._launched = self._launched, []
         assert self._loop is not None
-        assert self._group is not None
-        if self._group.cancel_scope.cancel_called:
+        if self._is_cut_off:
             return
         for job in launched:
             # Not tasks of the group, which cost more than all else that is done for a step.
@@ -210,8 +207,8 @@ class Workpool:
             job.state = JOB_DROPPED
 
     @property
-    def _has_crashed(self) -> bool:
-        """Whether all attempts are cut off, because of one that has crashed, or by the end."""
+    def _is_cut_off(self) -> bool:
+        """Whether all attempts end now: one has crashed, or the group is cancelled."""
         assert self._crashed is not None
         return self._crashed.done()
 
@@ -244,8 +241,7 @@ class Workpool:
                     outcome = await call_sync(work, job.args, self._threads, late)
                 self._report(job, outcome)
         except asyncio.CancelledError as exc:
-            assert self._group is not None
-            if self._group.cancel_scope.cancel_called or self._has_crashed:
+            if self._is_cut_off:
                 raise
             self._report(job, Failed(exc))  # Not withdrawn? Then it has cancelled its own task.
         except BaseException as exc:  # noqa: BLE001  Ctrl-C, which is the host's
@@ -261,8 +257,8 @@ class Workpool:
             self._give_back(job)
 
     def _report(self, job: Job, outcome: Succeeded | Failed) -> None:
-        # After a crash, what they come to is of their cancellation.
-        if job.outcome is None and self._begun.get(job.id) is job and not self._has_crashed:
+        # What they come to when they are cut off, is of their cancellation.
+        if job.outcome is None and self._begun.get(job.id) is job and not self._is_cut_off:
             job.outcome = outcome
             if job.owner is not None:
                 job.owner.on_outcome(job)
